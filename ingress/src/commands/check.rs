@@ -1,0 +1,82 @@
+//! `check`: the effective settings, and whether what they name can be used. Changes nothing.
+
+use std::fmt::Display;
+use std::net::TcpListener;
+use std::path::Path;
+
+use anyhow::Context as _;
+use serde::Serialize;
+use turnflow_models::verify;
+use turnflow_pipeline::Config;
+use turnflow_state::Store;
+
+use super::Context;
+use crate::cli::StoreArgs;
+use crate::failure::Failure;
+
+/// What was found out about one thing.
+#[derive(Serialize)]
+struct Finding {
+    what: &'static str,
+    subject: String,
+    usable: bool,
+    detail: String,
+}
+
+#[derive(Serialize)]
+struct Findings<'a> {
+    usable: bool,
+    findings: &'a [Finding],
+    config: &'a Config,
+}
+
+pub(super) fn run(context: &Context, args: &StoreArgs) -> Result<(), Failure> {
+    let config = &context.config;
+    let (data, home) = (context.data_dir(args.data.as_ref())?, context.home()?);
+    let findings = [
+        finding("data folder", &data.display(), check_data(&data)),
+        finding("weights", &home.model_dir().display(), check_weights(&home)),
+        finding("port", &config.server.listen, check_port(config)),
+    ];
+    let usable = findings.iter().all(|finding| finding.usable);
+    let mut text = toml::to_string(config).context("cannot print the settings as TOML")?;
+    text += "\n";
+    for finding in &findings {
+        let mark = if finding.usable { "ok " } else { "BAD" };
+        text += &format!("{mark} {:<12} {}: {}\n", finding.what, finding.subject, finding.detail);
+    }
+    context.print(&Findings { usable, findings: &findings, config }, text)?;
+    if usable {
+        return Ok(());
+    }
+    let bad: Vec<_> = findings.iter().filter(|finding| !finding.usable).map(|finding| finding.what).collect();
+    Err(Failure::usage(anyhow::anyhow!("not usable: {}", bad.join(", "))))
+}
+
+fn finding(what: &'static str, subject: &dyn Display, found: anyhow::Result<String>) -> Finding {
+    let usable = found.is_ok();
+    Finding { what, subject: subject.to_string(), usable, detail: found.unwrap_or_else(|error| format!("{error:#}")) }
+}
+
+/// A store that is there must open; one that is not must have a folder that it can be made in.
+fn check_data(dir: &Path) -> anyhow::Result<String> {
+    if dir.join("CURRENT").exists() {
+        let store = Store::open(dir)?;
+        let entries = store.entry_ids(None)?.len();
+        return Ok(format!("opens, {entries} cached answers"));
+    }
+    let existing = dir.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));
+    anyhow::ensure!(existing.is_dir(), "{} is not a folder", existing.display());
+    tempfile::tempfile_in(existing).with_context(|| format!("cannot write to {}", existing.display()))?;
+    Ok("can be made".to_owned())
+}
+
+fn check_weights(home: &turnflow_models::ModelHome) -> anyhow::Result<String> {
+    verify(home).context("missing or damaged, get them with: turnflow models pull")?;
+    Ok("intact".to_owned())
+}
+
+fn check_port(config: &Config) -> anyhow::Result<String> {
+    TcpListener::bind(config.server.listen).context("cannot listen")?;
+    Ok("free".to_owned())
+}

@@ -1,0 +1,90 @@
+//! What each command does. A command gets checked arguments and settings, and prints its result to stdout.
+
+mod check;
+mod demo;
+mod kb;
+mod models;
+mod open;
+mod replay;
+mod serve;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use serde::Serialize;
+use turnflow_models::{ModelHome, default_home};
+use turnflow_pipeline::Config;
+
+use crate::chat;
+use crate::cli::{Cli, Command, KbCommand, ModelsCommand};
+use crate::failure::Failure;
+
+/// What every command has in hand.
+pub struct Context {
+    /// The effective settings.
+    pub config: Config,
+    /// The file they come from, where one was named.
+    pub config_file: Option<PathBuf>,
+    /// Print JSON.
+    pub json: bool,
+}
+
+impl Context {
+    /// Turnflow's own folder.
+    ///
+    /// # Errors
+    /// When the user has no home folder and names none.
+    pub fn home(&self) -> Result<ModelHome, Failure> {
+        let home = default_home().map_err(Failure::usage)?;
+        Ok(ModelHome::new(home))
+    }
+
+    /// The store's folder: named by the user, or in Turnflow's own folder.
+    ///
+    /// # Errors
+    /// As [`Context::home`].
+    pub fn data_dir(&self, named: Option<&PathBuf>) -> Result<PathBuf, Failure> {
+        match named {
+            Some(dir) => Ok(dir.clone()),
+            None => Ok(self.home()?.root().join("data")),
+        }
+    }
+
+    /// Prints a result: as text, or as one line of JSON.
+    ///
+    /// # Errors
+    /// When stdout is closed.
+    pub fn print(&self, json: &impl Serialize, text: impl std::fmt::Display) -> Result<(), Failure> {
+        let mut out = std::io::stdout().lock();
+        if self.json {
+            serde_json::to_writer(&mut out, json)?;
+            writeln!(out)?;
+        } else {
+            write!(out, "{text}")?;
+        }
+        Ok(out.flush()?)
+    }
+}
+
+/// Does what the command line asks for.
+///
+/// # Errors
+/// Why it was not done.
+pub fn run(cli: Cli) -> Result<(), Failure> {
+    let config = Config::load(cli.config.as_deref()).map_err(Failure::usage)?;
+    let context = Context { config, config_file: cli.config, json: cli.json };
+    match cli.command {
+        Command::Serve(args) => serve::run(&context, &args),
+        Command::Demo(args) => demo::run(&context, &args),
+        Command::Replay(args) => replay::run_command(&context, &args),
+        Command::Kb(KbCommand::Import(args)) => kb::import(&context, &args),
+        Command::Kb(KbCommand::Search(args)) => kb::search(&context, &args),
+        Command::Models(ModelsCommand::Pull { from }) => models::pull(&context, from),
+        Command::Models(ModelsCommand::List) => models::list(&context),
+        Command::Chat(args) => {
+            let endpoint = args.endpoint.unwrap_or_else(|| context.config.server.listen.to_string());
+            Ok(open::runtime()?.block_on(chat::chat(endpoint, args.conversation))?)
+        }
+        Command::Check(args) => check::run(&context, &args),
+    }
+}

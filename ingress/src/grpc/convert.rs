@@ -1,0 +1,207 @@
+//! Requests to turns and events to responses.
+//!
+//! A turn is checked here field by field, so that a client hears which field is at fault; past this module a turn is
+//! valid by type. Enums are matched, not cast, so that a new value on either side has to be handled here.
+
+use turnflow_state::{
+    CacheControl, CacheLevel, Channel, Completion, ConversationId, IdError, Limits, Source, Stage, StageLatencies,
+    TenantId, Tier, Turn, TurnEvent, TurnId, TurnKey, Verdict,
+};
+
+use super::proto::{self, ask_response, converse_response};
+use super::refusal::Refusal;
+
+/// Checks a request's turn.
+pub(super) fn turn(tenant: TenantId, turn: Option<proto::Turn>, limits: &Limits) -> Result<Turn, Refusal> {
+    let Some(turn) = turn else {
+        return Err(Refusal::Invalid { field: Some("turn".to_owned()), message: "missing".to_owned() });
+    };
+    let bad_id = |field: &'static str| move |error: IdError| Refusal::invalid(field, error.to_string());
+    Ok(Turn {
+        tenant,
+        conversation: ConversationId::new(&turn.conversation_id).map_err(bad_id("conversation_id"))?,
+        id: TurnId::new(&turn.turn_id).map_err(bad_id("turn_id"))?,
+        channel: channel(turn.channel)?,
+        cache_control: cache_control(turn.cache_control)?,
+        text: text(turn.text, limits.text_bytes_max)?,
+    })
+}
+
+fn channel(value: i32) -> Result<Channel, Refusal> {
+    use proto::Channel as Wire;
+    Ok(match Wire::try_from(value) {
+        Ok(Wire::Web) => Channel::Web,
+        Ok(Wire::MobileApp) => Channel::MobileApp,
+        Ok(Wire::Whatsapp) => Channel::Whatsapp,
+        Ok(Wire::Email) => Channel::Email,
+        Ok(Wire::Voice) => Channel::Voice,
+        Ok(Wire::Sms) => Channel::Sms,
+        Ok(Wire::Api) => Channel::Api,
+        Ok(Wire::Unspecified) => return Err(Refusal::invalid("channel", "unspecified")),
+        Err(error) => return Err(Refusal::invalid("channel", error.to_string())),
+    })
+}
+
+fn cache_control(value: Option<i32>) -> Result<CacheControl, Refusal> {
+    use proto::CacheControl as Wire;
+    let Some(value) = value else {
+        return Ok(CacheControl::Default);
+    };
+    Ok(match Wire::try_from(value) {
+        Ok(Wire::Default) => CacheControl::Default,
+        Ok(Wire::Bypass) => CacheControl::Bypass,
+        Ok(Wire::ReadOnly) => CacheControl::ReadOnly,
+        Ok(Wire::Unspecified) => return Err(Refusal::invalid("cache_control", "unspecified")),
+        Err(error) => return Err(Refusal::invalid("cache_control", error.to_string())),
+    })
+}
+
+fn text(text: String, bytes_max: usize) -> Result<String, Refusal> {
+    if text.len() > bytes_max {
+        return Err(Refusal::invalid("text", format!("{} bytes, at most {bytes_max} are allowed", text.len())));
+    }
+    if text.trim().is_empty() {
+        return Err(Refusal::invalid("text", "empty"));
+    }
+    // White space counts as text, though line feeds and tabs are control characters by Unicode.
+    if let Some(at) = text.find(|c: char| c.is_control() && !c.is_whitespace()) {
+        return Err(Refusal::invalid("text", format!("contains a control character at byte {at}")));
+    }
+    Ok(text)
+}
+
+/// An event of an admitted turn on a stream of many.
+pub(super) fn converse_event(key: &TurnKey, event: TurnEvent) -> proto::ConverseResponse {
+    use converse_response::Event;
+    let event = match event {
+        TurnEvent::Accepted => Event::Accepted(proto::Accepted {}),
+        TurnEvent::Delta(text) => Event::Delta(proto::Delta { text }),
+        TurnEvent::Done(completion) => Event::Done(done(*completion)),
+        TurnEvent::Error(error) => Event::Error(Refusal::of_turn(error, key).into_event()),
+    };
+    proto::ConverseResponse {
+        conversation_id: key.conversation.to_string(),
+        turn_id: key.turn.to_string(),
+        event: Some(event),
+    }
+}
+
+/// An event of a turn on its own, or the refusal that ends the call.
+pub(super) fn ask_event(key: &TurnKey, event: TurnEvent) -> Result<proto::AskResponse, Refusal> {
+    use ask_response::Event;
+    let event = match event {
+        TurnEvent::Accepted => Event::Accepted(proto::Accepted {}),
+        TurnEvent::Delta(text) => Event::Delta(proto::Delta { text }),
+        TurnEvent::Done(completion) => Event::Done(done(*completion)),
+        TurnEvent::Error(error) => return Err(Refusal::of_turn(error, key)),
+    };
+    Ok(proto::AskResponse { event: Some(event) })
+}
+
+fn done(completion: Completion) -> proto::Done {
+    proto::Done {
+        text: completion.text,
+        tier: tier(completion.tier).into(),
+        grounded: completion.grounded,
+        sources: completion.sources.iter().map(source).collect(),
+        usage: Some(proto::Usage {
+            input_tokens: completion.usage.input_tokens,
+            output_tokens: completion.usage.output_tokens,
+        }),
+        cost_micros: completion.cost_micros,
+        latency: Some(latency(&completion.latency, completion.total_us)),
+        verdict: Some(verdict(completion.verdict)),
+    }
+}
+
+fn tier(tier: Tier) -> proto::Tier {
+    match tier {
+        Tier::Extractive => proto::Tier::Extractive,
+    }
+}
+
+fn source(source: &Source) -> proto::Source {
+    proto::Source { article_id: source.article_id.to_string(), version: source.version, chunk: source.chunk }
+}
+
+fn latency(stages: &StageLatencies, total_us: u64) -> proto::Latency {
+    let mut latency = proto::Latency { total_us, ..proto::Latency::default() };
+    for (stage, elapsed_us) in stages.iter() {
+        let field = match stage {
+            Stage::Recall => &mut latency.recall_us,
+            Stage::Dedupe => &mut latency.dedupe_us,
+            Stage::Embed => &mut latency.embed_us,
+            Stage::Lookup => &mut latency.lookup_us,
+            Stage::Retrieve => &mut latency.retrieve_us,
+            Stage::Prioritise => &mut latency.prioritise_us,
+            Stage::Generate => &mut latency.generate_us,
+            Stage::Commit => &mut latency.commit_us,
+        };
+        *field = elapsed_us;
+    }
+    latency
+}
+
+fn verdict(verdict: Verdict) -> proto::Verdict {
+    let level = match verdict.level {
+        CacheLevel::Exact => proto::CacheLevel::Exact,
+        CacheLevel::Semantic => proto::CacheLevel::Semantic,
+        CacheLevel::Joined => proto::CacheLevel::Joined,
+        CacheLevel::Miss => proto::CacheLevel::Miss,
+        CacheLevel::Bypass => proto::CacheLevel::Bypass,
+    };
+    proto::Verdict {
+        level: level.into(),
+        entry: verdict.entry.map(|entry| entry.0),
+        similarity: verdict.similarity,
+        question: verdict.question,
+        origin: verdict.origin.map(|origin| proto::TurnName {
+            conversation_id: origin.conversation.to_string(),
+            turn_id: origin.turn.to_string(),
+        }),
+        reason: verdict.reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_stage_has_a_field_of_its_own() {
+        let mut stages = StageLatencies::default();
+        for (position, &stage) in Stage::ALL.iter().enumerate() {
+            stages.add(stage, 1 << position);
+        }
+        let wire = latency(&stages, 7);
+        let mut found = [
+            wire.recall_us,
+            wire.dedupe_us,
+            wire.embed_us,
+            wire.lookup_us,
+            wire.retrieve_us,
+            wire.prioritise_us,
+            wire.generate_us,
+            wire.commit_us,
+        ];
+        found.sort_unstable();
+        assert_eq!(found.to_vec(), (0..Stage::ALL.len()).map(|position| 1 << position).collect::<Vec<u32>>());
+        assert_eq!(wire.total_us, 7);
+    }
+
+    #[test]
+    fn text_is_checked() {
+        let check = |input: &str, expected: Option<&str>| {
+            let refused = text(input.to_owned(), 16).err().map(|refusal| refusal.into_event().message);
+            assert_eq!(refused.as_deref(), expected, "{input:?}");
+        };
+        check("hi", None);
+        check("a\tb\r\nc\u{85}", None);
+        check("sixteen bytes ok", None);
+        check("seventeen bytes !", Some("turn.text: 17 bytes, at most 16 are allowed"));
+        check("", Some("turn.text: empty"));
+        check(" \n\u{3000}", Some("turn.text: empty"));
+        check("ab\u{0}", Some("turn.text: contains a control character at byte 2"));
+        check("\u{9b}x", Some("turn.text: contains a control character at byte 0"));
+    }
+}

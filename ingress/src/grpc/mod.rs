@@ -1,0 +1,148 @@
+//! The gRPC server: conversations, health and reflection on one port.
+//!
+//! [`serve`] owns the connections and nothing else: the pipeline is started before it and shut down after it. Every
+//! bound on what a connection may hold is set here or in `incoming`, and comes from the configured limits or from a
+//! named constant; none is left to a library's default.
+
+pub mod codec;
+mod converse;
+mod convert;
+mod incoming;
+pub mod proto;
+mod refusal;
+mod service;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::transport::Server;
+use tonic_health::ServingStatus;
+use tonic_health::server::{HealthReporter, health_reporter};
+use turnflow_pipeline::{Config, Pipeline, ServerConfig};
+use turnflow_state::Limits;
+
+use self::proto::conversations_server::ConversationsServer;
+pub use self::service::DEFAULT_TENANT;
+use self::service::Service;
+
+/// Full name of the service, for health checks.
+pub const SERVICE_NAME: &str = "turnflow.v1.Conversations";
+/// The whole server's name, for health checks.
+const WHOLE_SERVER: &str = "";
+
+/// How long a call may take to its first response, on top of the wait for admission.
+const RESPONSE_HEAD_MAX: Duration = Duration::from_secs(10);
+/// Bytes a stream may send before the server reads them. Turns are small; the rest waits at the client.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+/// Bytes a connection may send before the server reads them.
+const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// Streams that a client may open and reset before the server has seen them (the rapid reset attack).
+const PENDING_RESETS_MAX: usize = 20;
+/// Streams of a connection that the server may reset for the client's errors before it closes the connection.
+const LOCAL_RESETS_MAX: usize = 256;
+/// Largest response, in bytes: what clients of every gRPC library accept by default, unless requests may be larger.
+const RESPONSE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Why the server could not serve.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The descriptors that reflection serves are broken.
+    #[error("preparing gRPC reflection")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The transport failed.
+    #[error("serving gRPC")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// Serves gRPC on `listener` until `shutdown` resolves, then ends what is open.
+///
+/// After `shutdown` the health service says NOT_SERVING, no connection and no turn is taken, the turns that were
+/// taken are answered, and their streams end with UNAVAILABLE. Streams that are still open after the configured grace,
+/// such as those of a reader that does not read, are left to the end of the process. The pipeline is left running: shut it
+/// down next, so that turns without a listener are answered and stored as well.
+///
+/// Not cancel-safe: a dropped future stops accepting, and leaves open connections without an end.
+///
+/// # Errors
+/// [`ServeError`] when the server cannot start. What goes wrong on one connection stays there.
+pub async fn serve(
+    pipeline: Pipeline,
+    config: &Config,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let limits = &config.limits;
+    let (stop, stopping) = watch::channel(false);
+    let (health, health_service) = health_reporter();
+    set_health(&health, ServingStatus::Serving).await;
+
+    let response_bytes_max = RESPONSE_BYTES_MAX.max(limits.message_bytes_max.saturating_mul(2));
+    let conversations = ConversationsServer::new(Service::new(pipeline, Arc::new(limits.clone()), stopping.clone()))
+        .max_decoding_message_size(limits.message_bytes_max)
+        .max_encoding_message_size(response_bytes_max);
+    let router = settings(&config.server, limits)
+        .add_service(health_service.max_decoding_message_size(limits.message_bytes_max))
+        .add_service(reflection().build_v1()?.max_decoding_message_size(limits.message_bytes_max))
+        .add_service(reflection().build_v1alpha()?.max_decoding_message_size(limits.message_bytes_max))
+        .add_service(conversations);
+
+    let told_to_stop = async {
+        shutdown.await;
+        set_health(&health, ServingStatus::NotServing).await;
+        stop.send_replace(true);
+    };
+    let grace = Duration::from_secs(config.server.shutdown_grace_s);
+    tokio::select! {
+        served = router.serve_with_incoming_shutdown(incoming::accept(listener), told_to_stop) => served?,
+        () = overdue(stopping, grace) => tracing::warn!("streams were still open {grace:?} after shutdown began"),
+    }
+    Ok(())
+}
+
+/// Resolves when streams have had their time to end.
+async fn overdue(mut stopping: watch::Receiver<bool>, grace: Duration) {
+    // An error means that the server ended first, and then nobody looks at this future again.
+    let _ = stopping.wait_for(|&stopping| stopping).await;
+    tokio::time::sleep(grace).await;
+}
+
+fn settings(server: &ServerConfig, limits: &Limits) -> Server {
+    Server::builder()
+        .timeout(RESPONSE_HEAD_MAX + Duration::from_millis(limits.admission_wait_ms))
+        .max_concurrent_streams(limits.streams_per_connection_max)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        // Also bounds a flood of CONTINUATION frames.
+        .http2_max_header_list_size(server.header_bytes_max)
+        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
+        .http2_max_local_error_reset_streams(Some(LOCAL_RESETS_MAX))
+        .http2_keepalive_interval(Some(Duration::from_secs(server.keepalive_interval_s)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(server.keepalive_timeout_s)))
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}
+
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    for name in [WHOLE_SERVER, SERVICE_NAME] {
+        health.set_service_status(name, status).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::server::NamedService;
+
+    use super::*;
+
+    #[test]
+    fn health_is_reported_under_the_services_name() {
+        assert_eq!(<ConversationsServer<Service> as NamedService>::NAME, SERVICE_NAME);
+    }
+}

@@ -1,0 +1,8 @@
+//! Messages, client and server of `turnflow.v1`, generated from `proto/turnflow/v1/conversations.proto`.
+
+#![expect(clippy::allow_attributes, clippy::allow_attributes_without_reason, reason = "generated code")]
+
+tonic::include_proto!("turnflow.v1");
+
+/// The descriptors of `turnflow.v1`, encoded, with the comments of the protocol.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/turnflow.v1.bin"));

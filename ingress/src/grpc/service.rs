@@ -1,0 +1,105 @@
+//! The two calls of the `Conversations` service, and how the events of a turn get to a client.
+//!
+//! A turn belongs to the pipeline from its admission on. A client that goes away ends the tasks here, at once and
+//! without a trace; its turn is answered and stored all the same, and the same turn again gets that answer.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, Streaming};
+use turnflow_pipeline::{Pipeline, TurnStream};
+use turnflow_state::{Limits, TenantId, TurnError, TurnErrorKind, TurnEvent, TurnKey};
+
+use super::converse::Session;
+use super::convert;
+use super::proto::conversations_server::Conversations;
+use super::proto::{AskRequest, AskResponse, ConverseRequest, ConverseResponse};
+use super::refusal::Refusal;
+
+/// The tenant of every client, as long as clients do not say who they are.
+pub const DEFAULT_TENANT: &str = "default";
+
+/// Responses of one call that wait for a slow reader. HTTP/2 buffers more below.
+const RESPONSES_QUEUED_MAX: usize = 32;
+
+/// Where the responses of one call go.
+pub(super) type Responses<R> = mpsc::Sender<Result<R, Status>>;
+
+/// The `Conversations` service.
+pub(super) struct Service {
+    pipeline: Pipeline,
+    limits: Arc<Limits>,
+    /// Turns true once, when the server is told to stop.
+    stopping: watch::Receiver<bool>,
+}
+
+impl Service {
+    pub(super) fn new(pipeline: Pipeline, limits: Arc<Limits>, stopping: watch::Receiver<bool>) -> Self {
+        Self { pipeline, limits, stopping }
+    }
+
+    fn refuse_when_stopping(&self) -> Result<(), Refusal> {
+        if *self.stopping.borrow() { Err(Refusal::Unavailable) } else { Ok(()) }
+    }
+}
+
+#[tonic::async_trait]
+impl Conversations for Service {
+    type ConverseStream = ReceiverStream<Result<ConverseResponse, Status>>;
+    type AskStream = ReceiverStream<Result<AskResponse, Status>>;
+
+    async fn converse(
+        &self,
+        request: Request<Streaming<ConverseRequest>>,
+    ) -> Result<Response<Self::ConverseStream>, Status> {
+        self.refuse_when_stopping()?;
+        let tenant = tenant_of(request.metadata())?;
+        let (out, responses) = mpsc::channel(RESPONSES_QUEUED_MAX);
+        let session = Session::new(self.pipeline.clone(), Arc::clone(&self.limits), tenant, out);
+        tokio::spawn(session.run(request.into_inner(), self.stopping.clone()));
+        Ok(Response::new(ReceiverStream::new(responses)))
+    }
+
+    async fn ask(&self, request: Request<AskRequest>) -> Result<Response<Self::AskStream>, Status> {
+        self.refuse_when_stopping()?;
+        let tenant = tenant_of(request.metadata())?;
+        let turn = convert::turn(tenant, request.into_inner().turn, &self.limits)?;
+        let key = turn.key();
+        let events = self.pipeline.submit(turn).await.map_err(Refusal::from)?;
+        let (out, responses) = mpsc::channel(RESPONSES_QUEUED_MAX);
+        tokio::spawn(forward(key, events, out));
+        Ok(Response::new(ReceiverStream::new(responses)))
+    }
+}
+
+/// Whose turns these are. Authentication belongs here.
+fn tenant_of(_metadata: &MetadataMap) -> Result<TenantId, Refusal> {
+    TenantId::new(DEFAULT_TENANT).map_err(|_| Refusal::Internal)
+}
+
+/// Passes the events of a turn on, up to its terminal event.
+async fn forward(key: TurnKey, mut events: TurnStream, out: Responses<AskResponse>) {
+    while let Some(event) = next_event(&mut events, &out).await {
+        let ended = event.is_terminal();
+        let response = convert::ask_event(&key, event).map_err(Status::from);
+        if out.send(response).await.is_err() || ended {
+            return;
+        }
+    }
+}
+
+/// A turn's next event, or `None` when nobody listens any more. Cancel-safe.
+pub(super) async fn next_event<R>(events: &mut TurnStream, out: &Responses<R>) -> Option<TurnEvent> {
+    tokio::select! {
+        biased;
+        () = out.closed() => None,
+        // The pipeline promises a terminal event. Should it break its word, the client must not wait for ever.
+        event = events.next() => Some(event.unwrap_or_else(broken_off)),
+    }
+}
+
+fn broken_off() -> TurnEvent {
+    TurnEvent::Error(TurnError::new(TurnErrorKind::Internal, "its events ended without a terminal one"))
+}

@@ -1,0 +1,17 @@
+//! How conversations reach Turnflow: the gRPC server and the clients that the command line is made of.
+//!
+//! The only crate that knows gRPC. It holds no state of its own: a turn is checked, handed to the pipeline, and its
+//! events are passed on.
+
+pub mod chat;
+pub mod cli;
+pub mod commands;
+pub mod demo;
+pub mod failure;
+pub mod grpc;
+pub mod kb_file;
+pub mod lines;
+pub mod progress;
+pub mod replay;
+pub mod sample;
+pub mod telemetry;

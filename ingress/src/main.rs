@@ -1,0 +1,31 @@
+//! The `turnflow` binary: reads the command line, runs the command, and turns its end into an exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use turnflow::cli::Cli;
+use turnflow::failure::{EXIT_USAGE, Failure};
+use turnflow::{commands, telemetry};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; when even printing fails there is nobody left to tell.
+            let _ignored = error.print();
+            return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match telemetry::start(cli.verbose).and_then(|()| commands::run(cli)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => report(&failure),
+    }
+}
+
+fn report(failure: &Failure) -> ExitCode {
+    eprintln!("turnflow: {failure}");
+    if let Some(hint) = failure.hint() {
+        eprintln!("  hint: {hint}");
+    }
+    ExitCode::from(failure.exit_code())
+}

@@ -1,0 +1,371 @@
+//! What a replay found, as a table for people and as JSON for programs.
+//!
+//! Where the log has gold labels, hits are judged by the rules of [`super::gold`]. `wrong_per_hit` counts a hit as right
+//! when the turn whose answer was served needed the same answer; `wrong_per_hit_kb_ignored` when it needed the same
+//! article, in whatever version. A hit whose origin has no label counts in neither.
+
+use std::fmt::{self, Write as _};
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use turnflow_state::{CacheLevel, Tier};
+
+use super::runner::{Ending, Stop};
+use super::tally::{Path, Score, Tally};
+
+/// Everything a replay found.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Turns that ended, well or badly.
+    pub turns: u64,
+    /// Of them, badly.
+    pub errors: u64,
+    /// Of them, answered by an earlier run and served again.
+    pub answered_before: u64,
+    /// Lines that were no turns and were passed over.
+    pub lines_skipped: u64,
+    /// Why the replay ended before its log did.
+    pub stopped_by: Option<String>,
+    /// Where the answers came from.
+    pub answered_by: AnsweredBy,
+    /// What the caches took off the models.
+    pub load_taken_off: LoadTakenOff,
+    /// Time that a caller waited, for each way that an answer can take.
+    pub latency: Vec<PathLatency>,
+    /// Duration of the replay.
+    pub seconds: f64,
+    /// Turns that ended per second.
+    pub turns_per_second: f64,
+    /// How right the answers were, where the log says what would be right.
+    pub scores: Option<Scores>,
+}
+
+/// Where answers came from.
+#[derive(Debug, Serialize)]
+pub struct AnsweredBy {
+    /// The same question, answered before.
+    pub exact: u64,
+    /// A similar question, answered before.
+    pub semantic: u64,
+    /// The same question, being answered at that time.
+    pub joined: u64,
+    /// A tier.
+    pub tier: u64,
+    /// Of those of tiers, the ones that were not allowed to ask the caches.
+    pub bypass: u64,
+    /// Those of tiers, by tier.
+    pub tiers: Vec<(Tier, u64)>,
+}
+
+/// What the caches took off the models.
+#[derive(Debug, Serialize)]
+pub struct LoadTakenOff {
+    /// Share of the answers that asked no tier.
+    pub turns_share: f64,
+    /// Share of the tokens that tiers would have read and written.
+    pub tokens_share: f64,
+    /// Tokens that tiers read and wrote.
+    pub tokens_spent: u64,
+    /// Tokens that the answers served again had taken.
+    pub tokens_saved: u64,
+    /// What the answers cost, in millionths of the configured currency.
+    pub cost_micros: u64,
+}
+
+/// Time that a caller waited.
+#[derive(Debug, Serialize)]
+pub struct PathLatency {
+    /// The way the answer took.
+    pub path: &'static str,
+    /// Answers that took it.
+    pub turns: u64,
+    /// Half of them were faster, in microseconds.
+    pub p50_us: u64,
+    /// 95 of 100 were faster, in microseconds.
+    pub p95_us: u64,
+    /// 99 of 100 were faster, in microseconds.
+    pub p99_us: u64,
+    /// The slowest, in microseconds.
+    pub max_us: u64,
+}
+
+/// How right the answers were.
+#[derive(Debug, Serialize)]
+pub struct Scores {
+    /// Whether versions of articles with different content were told apart.
+    pub versions_told_apart: bool,
+    /// The labels know of edits that neither the replay nor the scoring applied: all versions count as one.
+    pub edits_not_applied: bool,
+    /// All labelled turns first, then those of each source.
+    pub parts: Vec<PartScore>,
+}
+
+/// How right the answers to some of the turns were.
+#[derive(Debug, Serialize)]
+pub struct PartScore {
+    /// Where the labelled turns come from.
+    pub source: String,
+    /// Labelled turns.
+    pub turns: u64,
+    /// Of them, served from a cache.
+    pub hits: u64,
+    /// Hits per turn.
+    pub hit_rate: f64,
+    /// Wrong hits per hit.
+    pub wrong_per_hit: f64,
+    /// The same, whatever the article's version.
+    pub wrong_per_hit_kb_ignored: f64,
+    /// Hits that could not be judged.
+    pub hits_unjudged: u64,
+    /// Answers from the right article, per turn that an article answers; `null` without such turns.
+    pub right_article_on_kb_turns: Option<f64>,
+}
+
+impl Report {
+    /// Sums up a replay. `versions_told_apart` says whether scoring knew the edits.
+    #[must_use]
+    pub fn of(ending: &Ending, versions_told_apart: bool) -> Self {
+        let tally = &ending.tally;
+        let (hits, answers) = (tally.hits(), tally.turns - tally.errors);
+        let seconds = tally.elapsed.as_secs_f64();
+        Self {
+            turns: tally.turns,
+            errors: tally.errors,
+            answered_before: tally.answered_before,
+            lines_skipped: ending.lines_skipped,
+            stopped_by: ending.stop.as_ref().map(Stop::to_string),
+            answered_by: AnsweredBy::of(tally),
+            load_taken_off: LoadTakenOff {
+                turns_share: share(hits, answers),
+                tokens_share: share(tally.tokens_saved, tally.tokens_saved + tally.tokens_spent),
+                tokens_spent: tally.tokens_spent,
+                tokens_saved: tally.tokens_saved,
+                cost_micros: tally.cost_micros,
+            },
+            latency: Path::ALL.into_iter().filter_map(|path| PathLatency::of(path, tally.latency(path)?)).collect(),
+            seconds,
+            turns_per_second: if seconds > 0.0 { tally.turns as f64 / seconds } else { 0.0 },
+            scores: (tally.all.turns > 0).then(|| Scores::of(tally, versions_told_apart)),
+        }
+    }
+}
+
+impl AnsweredBy {
+    fn of(tally: &Tally) -> Self {
+        let bypass = tally.level(CacheLevel::Bypass);
+        Self {
+            exact: tally.level(CacheLevel::Exact),
+            semantic: tally.level(CacheLevel::Semantic),
+            joined: tally.level(CacheLevel::Joined),
+            tier: tally.level(CacheLevel::Miss) + bypass,
+            bypass,
+            tiers: Tier::ALL.iter().map(|&tier| (tier, tally.tier(tier))).filter(|&(_, turns)| turns > 0).collect(),
+        }
+    }
+}
+
+impl PathLatency {
+    fn of(path: Path, latencies: &Histogram<u64>) -> Option<Self> {
+        let at = |quantile| latencies.value_at_quantile(quantile);
+        (!latencies.is_empty()).then(|| Self {
+            path: path_name(path),
+            turns: latencies.len(),
+            p50_us: at(0.5),
+            p95_us: at(0.95),
+            p99_us: at(0.99),
+            max_us: latencies.max(),
+        })
+    }
+}
+
+impl Scores {
+    fn of(tally: &Tally, versions_told_apart: bool) -> Self {
+        let sources = tally.sources.iter().map(|(name, score)| PartScore::of(name, score));
+        Self {
+            versions_told_apart,
+            edits_not_applied: tally.edited && !versions_told_apart,
+            parts: std::iter::once(PartScore::of("all", &tally.all)).chain(sources).collect(),
+        }
+    }
+}
+
+impl PartScore {
+    fn of(source: &str, score: &Score) -> Self {
+        Self {
+            source: source.to_owned(),
+            turns: score.turns,
+            hits: score.hits,
+            hit_rate: share(score.hits, score.turns),
+            wrong_per_hit: share(score.wrong, score.hits),
+            wrong_per_hit_kb_ignored: share(score.wrong_article, score.hits),
+            hits_unjudged: score.unjudged,
+            right_article_on_kb_turns: (score.article_turns > 0)
+                .then(|| share(score.article_right, score.article_turns)),
+        }
+    }
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadLine(bad) => write!(f, "{bad}"),
+            Self::Interrupted => f.write_str("interrupted"),
+            Self::ShuttingDown => f.write_str("the pipeline shut down"),
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let answers = self.turns - self.errors;
+        let mut rows = Table::default();
+        rows.row(
+            "turns",
+            count(self.turns),
+            format!("in {:.1} s, {:.0} per second", self.seconds, self.turns_per_second),
+        );
+        rows.row_if(self.answered_before, "  answered before", "by an earlier run, served again");
+        rows.row_if(self.errors, "  failed", "");
+        rows.row_if(self.lines_skipped, "lines skipped", "");
+        let by = &self.answered_by;
+        for (name, turns) in
+            [("exact cache", by.exact), ("semantic cache", by.semantic), ("joined in flight", by.joined)]
+        {
+            rows.row(name, count(turns), percent(share(turns, answers)));
+        }
+        for &(tier, turns) in &by.tiers {
+            rows.row(&format!("{tier} tier"), count(turns), percent(share(turns, answers)));
+        }
+        let load = &self.load_taken_off;
+        rows.row("load taken off", percent(load.turns_share), "of the answers asked no tier".to_owned());
+        let detail =
+            format!("of the tier tokens: {} saved, {} spent", count(load.tokens_saved), count(load.tokens_spent));
+        rows.row("", percent(load.tokens_share), detail);
+        write!(f, "{}", rows.text)?;
+        self.write_latency(f)?;
+        if let Some(scores) = &self.scores {
+            write!(f, "\n{scores}")?;
+        }
+        match &self.stopped_by {
+            Some(reason) => writeln!(f, "\nstopped before the end of the log: {reason}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Report {
+    fn write_latency(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.latency.is_empty() {
+            return Ok(());
+        }
+        writeln!(f, "\n{:<18}{:>9}{:>11}{:>11}{:>11}", "latency", "turns", "p50", "p95", "p99")?;
+        for path in &self.latency {
+            let [p50, p95, p99] = [path.p50_us, path.p95_us, path.p99_us].map(millis);
+            writeln!(f, "{:<18}{:>9}{p50:>11}{p95:>11}{p99:>11}", path.path, count(path.turns))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Scores {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let head = ["turns", "hits", "hit rate", "wrong/hit", "right article"];
+        writeln!(f, "{:<18}{:>9}{:>9}{:>11}{:>11}{:>15}", "gold labels", head[0], head[1], head[2], head[3], head[4])?;
+        for part in &self.parts {
+            let article = part.right_article_on_kb_turns.map_or_else(|| "–".to_owned(), percent);
+            let [rate, wrong] = [part.hit_rate, part.wrong_per_hit].map(percent);
+            let (turns, hits) = (count(part.turns), count(part.hits));
+            writeln!(f, "{:<18}{turns:>9}{hits:>9}{rate:>11}{wrong:>11}{article:>15}", part.source)?;
+        }
+        let unjudged = self.parts.first().map_or(0, |all| all.hits_unjudged);
+        if unjudged > 0 {
+            writeln!(f, "{} hits were served from turns without a label and are not judged", count(unjudged))?;
+        }
+        if self.edits_not_applied {
+            writeln!(
+                f,
+                "the labels know of edits to the knowledge base; none were replayed, so all versions of an article count as one"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Rows of a name, a number and a remark.
+#[derive(Default)]
+struct Table {
+    text: String,
+}
+
+impl Table {
+    fn row(&mut self, name: &str, number: impl fmt::Display, remark: impl fmt::Display) {
+        let row = format!("{name:<18}{number:>9}  {remark}");
+        let _infallible = writeln!(self.text, "{}", row.trim_end());
+    }
+
+    fn row_if(&mut self, number: u64, name: &str, remark: &str) {
+        if number > 0 {
+            self.row(name, count(number), remark);
+        }
+    }
+}
+
+/// A path's name in reports.
+#[must_use]
+pub fn path_name(path: Path) -> &'static str {
+    match path {
+        Path::Level(CacheLevel::Miss) => "tier",
+        Path::Level(level) => level.as_str(),
+        Path::Again => "answered before",
+    }
+}
+
+/// `part` of `whole`; 0 of nothing is 0.
+#[must_use]
+pub fn share(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+/// A share as a percentage with one decimal; two below 1 %, where they matter.
+#[must_use]
+pub fn percent(share: f64) -> String {
+    let percent = share * 100.0;
+    if percent > 0.0 && percent < 1.0 { format!("{percent:.2} %") } else { format!("{percent:.1} %") }
+}
+
+/// A number with commas between its thousands.
+#[must_use]
+pub fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Microseconds as milliseconds or seconds, in three digits or so.
+#[must_use]
+pub fn millis(us: u64) -> String {
+    match us {
+        0..10_000 => format!("{:.2} ms", us as f64 / 1e3),
+        10_000..1_000_000 => format!("{:.0} ms", us as f64 / 1e3),
+        _ => format!("{:.1} s", us as f64 / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_readable() {
+        assert_eq!([0, 999, 1_000, 12_345_678].map(count), ["0", "999", "1,000", "12,345,678"]);
+        assert_eq!([0.0, 0.004, 0.01, 0.5].map(percent), ["0.0 %", "0.40 %", "1.0 %", "50.0 %"]);
+        assert_eq!([40, 9_999, 10_000, 1_500_000].map(millis), ["0.04 ms", "10.00 ms", "10 ms", "1.5 s"]);
+        assert_eq!((share(1, 4), share(3, 0)), (0.25, 0.0));
+    }
+}

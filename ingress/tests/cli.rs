@@ -1,0 +1,210 @@
+//! The command line as a user meets it: exit codes, messages that name file and line, JSON that parses.
+
+#![expect(clippy::expect_used, reason = "helpers of tests fail loudly too")]
+
+mod binary;
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use binary::{finish, sample, turnflow};
+
+const GOOD_TURN: &str =
+    r#"{"conversation_id":"c","turn":1,"ts":"2026-03-02T09:00:00Z","channel":"web","text":"how long do refunds take"}"#;
+
+fn folder() -> TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+fn write(dir: &Path, name: &str, text: impl AsRef<[u8]>) -> String {
+    let path = dir.join(name);
+    fs::write(&path, text).expect("a file");
+    path.display().to_string()
+}
+
+#[test]
+fn usage_errors_exit_64_and_help_exits_0() {
+    let check = |arguments: &[&str], expected: i32| {
+        let (code, ..) = finish(turnflow().args(arguments));
+        assert_eq!(code, expected, "{arguments:?}");
+    };
+    check(&["--help"], 0);
+    check(&["--version"], 0);
+    check(&["replay", "--help"], 0);
+    check(&[], 64);
+    check(&["fly"], 64);
+    check(&["replay", "log.jsonl"], 64);
+    check(&["replay", "log.jsonl", "--kb", "kb.jsonl", "--speed", "soon"], 64);
+    check(&["replay", "log.jsonl", "--kb", "kb.jsonl", "--in-flight", "0"], 64);
+    check(&["kb", "search"], 64);
+    check(&["kb", "import", "kb.jsonl", "--tenant", ""], 64);
+    check(&["serve", "--listen", "here"], 64);
+}
+
+#[test]
+fn configuration_errors_exit_64_and_name_the_line() {
+    let dir = folder();
+    let check = |text: &str, line: u32, expected: &str| {
+        let file = write(dir.path(), "turnflow.toml", text);
+        let (code, _, stderr) = finish(turnflow().args(["check", "--config", &file]));
+        assert_eq!(code, 64, "{text}");
+        assert!(stderr.starts_with("turnflow: ") && stderr.contains(&format!("{file}:{line}")), "{stderr}");
+        assert!(stderr.contains(expected), "{stderr}");
+    };
+    check("[server]\nlisten = \"127.0.0.1:0\"\nlisten-to = 3\n", 3, "listen-to");
+    check("[cache]\n\nsimilarity-min = 7.0\n", 3, "between 0 and 1");
+    check("[cache\n", 1, "");
+    check("[workers]\nthreads = \"many\"\n", 2, "threads");
+    let (code, _, stderr) = finish(turnflow().args(["check", "--config", "/no/such/file.toml"]));
+    assert_eq!(code, 64);
+    assert!(stderr.contains("/no/such/file.toml"), "{stderr}");
+}
+
+#[test]
+fn bad_knowledge_base_lines_are_named() {
+    let dir = folder();
+    let data = dir.path().join("data").display().to_string();
+    let check = |text: &[u8], expected: &str| {
+        let file = write(dir.path(), "kb.jsonl", text);
+        let (code, _, stderr) = finish(turnflow().args(["kb", "import", &file, "--data", &data]));
+        assert_eq!(code, 1);
+        assert!(stderr.starts_with(&format!("turnflow: {file}:{expected}")), "{stderr}");
+    };
+    check(b"{\"id\":\"a\",\"title\":\"T\"}\n{\"title\":\"U\"}\n", "2: missing field `id`");
+    check(b"{\"id\":\"a\"}\n", "1: article a has neither a title nor a body");
+    check(b"{\"id\":\"a\",\"title\":\"\xFF\"}\n", "1: not UTF-8");
+    let (code, _, stderr) = finish(turnflow().args(["kb", "import", "/no/such/kb.jsonl", "--data", &data]));
+    assert_eq!(code, 1);
+    assert!(stderr.contains("cannot open the knowledge base /no/such/kb.jsonl: "), "{stderr}");
+    assert!(!Path::new(&data).exists(), "a store was made for a file that is no knowledge base");
+}
+
+#[test]
+fn articles_are_imported_and_found() {
+    let dir = folder();
+    let data = dir.path().join("data").display().to_string();
+    let file = sample("articles.jsonl").display().to_string();
+    let (code, stdout, _) = finish(turnflow().args(["kb", "import", &file, "--data", &data, "--json"]));
+    assert_eq!(code, 0);
+    let summary: Value = serde_json::from_str(&stdout).expect("JSON");
+    assert!(
+        summary["articles"].as_u64() > Some(10) && summary["chunks"].as_u64() >= summary["articles"].as_u64(),
+        "{summary}"
+    );
+
+    let query = ["kb", "search", "when do I get my money back for a return", "-k", "3", "--data", &data];
+    let (code, stdout, _) = finish(turnflow().args(query).arg("--json"));
+    assert_eq!(code, 0);
+    let found: Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!(found.as_array().map(Vec::len), Some(3));
+    assert_eq!(found[0]["article_id"], "refund-timing");
+
+    let (_, stdout, _) = finish(turnflow().args(query));
+    assert!(stdout.contains("refund-timing"), "{stdout}");
+    let (code, stdout, stderr) = finish(turnflow().args(query).args(["--tenant", "stranger", "--json"]));
+    assert_eq!((code, stdout.trim()), (0, "[]"), "another tenant's knowledge base is not searched");
+    assert!(stderr.contains("nothing found"), "{stderr}");
+}
+
+#[test]
+fn a_replay_reports_what_it_did_before_a_bad_line() {
+    let dir = folder();
+    let out = dir.path().join("results.jsonl").display().to_string();
+    let kb = sample("articles.jsonl").display().to_string();
+    let second = GOOD_TURN.replace("\"turn\":1", "\"turn\":2");
+    let log = write(dir.path(), "log.jsonl", format!("{GOOD_TURN}\n{{\"turn\":\n{second}\n"));
+    let results = || fs::read_to_string(&out).expect("results").lines().count();
+
+    let (code, stdout, stderr) = finish(turnflow().args(["replay", &log, "--kb", &kb, "--out", &out, "--json"]));
+    assert_eq!(code, 1);
+    assert!(stderr.contains(&format!("turnflow: {log}:2: ")) && stderr.contains("--on-bad-line skip"), "{stderr}");
+    let report: Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!((&report["turns"], results()), (&Value::from(1), 1));
+
+    let skip = ["replay", &log, "--kb", &kb, "--out", &out, "--on-bad-line", "skip"];
+    let (code, stdout, stderr) = finish(turnflow().args(skip));
+    assert_eq!(code, 0);
+    assert!(stderr.contains(&format!("skipped {log}:2: ")), "{stderr}");
+    assert!(stdout.contains("lines skipped") && stdout.contains("exact cache"), "{stdout}");
+    assert_eq!(results(), 2);
+}
+
+#[test]
+fn missing_logs_and_folders_in_their_place_are_named() {
+    let dir = folder();
+    let kb = sample("articles.jsonl").display().to_string();
+    let (code, _, stderr) = finish(turnflow().args(["replay", "/no/such/log.jsonl", "--kb", &kb]));
+    assert_eq!(code, 1);
+    assert!(stderr.starts_with("turnflow: cannot open the log /no/such/log.jsonl: "), "{stderr}");
+    let place = dir.path().display().to_string();
+    let (code, _, stderr) = finish(turnflow().args(["replay", &place, "--kb", &kb]));
+    assert_eq!(code, 1);
+    assert!(stderr.contains("is a folder"), "{stderr}");
+}
+
+#[test]
+fn models_that_are_not_there_are_listed_as_such() {
+    let dir = folder();
+    let (code, stdout, _) = finish(turnflow().args(["models", "list", "--json"]).env("TURNFLOW_HOME", dir.path()));
+    assert_eq!(code, 0);
+    let models: Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!((&models[0]["intact"], &models[0]["bytes"]), (&Value::from(false), &Value::from(0)));
+    let pull = ["models", "pull", "--from", "/no/such/folder"];
+    let (code, _, stderr) = finish(turnflow().args(pull).env("TURNFLOW_HOME", dir.path()));
+    assert_eq!(code, 1);
+    assert!(stderr.contains("/no/such/folder"), "{stderr}");
+}
+
+#[test]
+fn check_prints_settings_and_what_is_not_usable() {
+    let dir = folder();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address");
+    let config = write(dir.path(), "turnflow.toml", format!("[server]\nlisten = \"{address}\"\n"));
+    let file = write(dir.path(), "occupied", "");
+    let check = ["check", "--config", &config, "--json"];
+    let (code, stdout, stderr) =
+        finish(turnflow().args(check).args(["--data", &file]).env("TURNFLOW_HOME", dir.path()));
+    assert_eq!(code, 64);
+    assert!(stderr.contains("not usable: data folder, weights, port"), "{stderr}");
+    let found: Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!(
+        (&found["usable"], &found["config"]["server"]["listen"]),
+        (&Value::from(false), &Value::from(address.to_string()))
+    );
+    assert!(found["config"]["limits"]["text-bytes-max"].as_u64() > Some(0), "{found}");
+
+    drop(taken);
+    let data = dir.path().join("data").display().to_string();
+    let (code, stdout, _) =
+        finish(turnflow().args(["check", "--config", &config, "--data", &data]).env("TURNFLOW_HOME", dir.path()));
+    assert_eq!(code, 64, "no weights");
+    assert!(stdout.contains("[limits]") && stdout.contains("ok  port") && stdout.contains("BAD weights"), "{stdout}");
+    assert!(!Path::new(&data).exists(), "check changes nothing");
+}
+
+#[test]
+fn chat_says_when_there_is_no_server() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let (code, _, stderr) = finish(turnflow().args(["chat", "--endpoint", &free.to_string()]));
+    assert_eq!(code, 1);
+    assert!(stderr.starts_with("turnflow: connecting to "), "{stderr}");
+}
+
+#[test]
+fn the_demo_tells_its_story() {
+    let (code, stdout, _) = finish(turnflow().arg("demo"));
+    assert_eq!(code, 0);
+    for expected in ["What happened", "from the cache", "asked", "why", "turnflow kb import"] {
+        assert!(stdout.contains(expected), "{expected:?} is missing");
+    }
+    let (code, stdout, _) = finish(turnflow().args(["demo", "--json"]));
+    assert_eq!(code, 0);
+    let demo: Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!(demo["report"]["errors"], 0);
+    let hits = ["exact", "semantic", "joined"].iter().filter_map(|level| demo["report"]["answered_by"][level].as_u64());
+    assert!(hits.sum::<u64>() > 100, "{demo}");
+}

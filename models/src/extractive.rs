@@ -1,0 +1,250 @@
+//! The tier that answers with the knowledge base's own sentences.
+//!
+//! Contract: an answer is made of sentences of one retrieved article, word for word, in reading order; its sources
+//! are the chunks that gave them, best first. When nothing retrieved is close enough to the question it says
+//! that it does not know, names no source and is not grounded. The same input gives the same answer.
+//!
+//! It writes nothing of its own, keeps no history, and reads at most [`SENTENCES_READ_MAX`] sentences.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use turnflow_state::{Answer, BoundedCache, Chunk, ContentHash, ScoredChunk, Source, Tier, Usage};
+
+use crate::cut::{is_list_item, sentences};
+use crate::engine::EncoderHandle;
+use crate::error::ModelError;
+use crate::select::{Bounds, Choice, ReadChunk, ReadSentence, Role, choose};
+use crate::vector::dot;
+
+/// Sentences looked at for one answer; those of the worst chunks are ignored beyond it.
+pub const SENTENCES_READ_MAX: usize = 256;
+/// What a remembered vector costs besides its numbers, in bytes.
+const MEMO_OVERHEAD_BYTES: usize = 96;
+
+/// How the extractive tier answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ExtractiveConfig {
+    /// Most passages of an answer: a sentence, or a list with the line that introduces it.
+    pub passages_max: usize,
+    /// Least confidence of an answer, from 0 to 1; below it the tier does not know.
+    pub confidence_min: f32,
+    /// A passage whose cosine to the question is this much below the article's best is left out.
+    pub similarity_margin: f32,
+    /// What the tier says when it does not know.
+    pub unknown_text: String,
+    /// Memory for sentences' vectors, in bytes.
+    pub memo_bytes_max: usize,
+}
+
+impl Default for ExtractiveConfig {
+    fn default() -> Self {
+        Self {
+            passages_max: 4,
+            confidence_min: 0.3,
+            similarity_margin: 0.25,
+            unknown_text: "I'm sorry, I don't know the answer to that. Could you put it in other words?".to_owned(),
+            memo_bytes_max: 64 * 1024 * 1024,
+        }
+    }
+}
+
+/// An answer and the pieces it is streamed in: joined, they are exactly `answer.text`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Written {
+    /// The whole answer.
+    pub answer: Answer,
+    /// One piece for each sentence.
+    pub pieces: Vec<String>,
+}
+
+/// The extractive tier. Shareable between threads.
+#[derive(Debug)]
+pub struct Extractive {
+    encoder: EncoderHandle,
+    config: ExtractiveConfig,
+    /// Vectors of sentences and titles. Holds no text: what is shown always comes from the chunk itself.
+    memo: Mutex<Memo>,
+}
+
+struct Memo(BoundedCache<ContentHash, Remembered>);
+
+impl std::fmt::Debug for Memo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Memo").field("vectors", &self.0.len()).finish()
+    }
+}
+
+#[derive(Clone)]
+struct Remembered {
+    vector: Arc<[f32]>,
+    tokens: u32,
+}
+
+/// A chunk's text taken apart.
+struct Parts<'a> {
+    found: &'a ScoredChunk,
+    sentences: Vec<String>,
+}
+
+impl Extractive {
+    /// A tier that encodes sentences with this encoder.
+    #[must_use]
+    pub fn new(encoder: EncoderHandle, config: ExtractiveConfig) -> Self {
+        let memo = Mutex::new(Memo(BoundedCache::new(config.memo_bytes_max)));
+        Self { encoder, config, memo }
+    }
+
+    /// Answers from the retrieved chunks, best first. Blocks while sentences that are new to it are encoded.
+    ///
+    /// # Errors
+    /// When the question's vector is not the encoder's, or the encoder fails.
+    pub fn answer(
+        &self,
+        question: &str,
+        question_vector: &[f32],
+        retrieved: &[ScoredChunk],
+    ) -> Result<Written, ModelError> {
+        let (expected, found) = (self.encoder.dimension(), question_vector.len());
+        if expected != found {
+            return Err(ModelError::Dimension { expected, found });
+        }
+        let parts = take_apart(retrieved);
+        let texts =
+            parts.iter().flat_map(|part| std::iter::once(title(part)).chain(part.sentences.iter().map(String::as_str)));
+        let remembered = self.remember(&texts.collect::<Vec<_>>())?;
+        let (chunks, input_tokens) = read(&parts, &remembered, question_vector);
+        let bounds = Bounds { passages_max: self.config.passages_max, margin: self.config.similarity_margin };
+        let usage = Usage { input_tokens: input_tokens.saturating_add(self.tokens_of(question)), output_tokens: 0 };
+        Ok(match choose(&chunks, bounds) {
+            Some(choice) if choice.score >= self.config.confidence_min => self.compose(&parts, &choice, usage),
+            _ => self.unknown(usage),
+        })
+    }
+
+    /// Vectors and sizes of texts, in order, encoding those that are new.
+    fn remember(&self, texts: &[&str]) -> Result<Vec<Remembered>, ModelError> {
+        let keys: Vec<ContentHash> = texts.iter().map(|text| ContentHash::of("", text)).collect();
+        let mut found: Vec<Option<Remembered>> = {
+            let mut memo = self.memo.lock().unwrap_or_else(PoisonError::into_inner);
+            keys.iter().map(|key| memo.0.get(key).cloned()).collect()
+        };
+        let new: Vec<usize> = (0..texts.len()).filter(|&index| found[index].is_none()).collect();
+        if !new.is_empty() {
+            // Not under the lock: other answers go on meanwhile, at worst encoding the same sentence twice.
+            let vectors = self.encoder.encode_blocking(new.iter().map(|&index| texts[index].to_owned()).collect());
+            let vectors = vectors
+                .map_err(|error| Arc::try_unwrap(error).unwrap_or_else(|error| ModelError::Shared { source: error }))?;
+            let mut memo = self.memo.lock().unwrap_or_else(PoisonError::into_inner);
+            for (index, vector) in new.into_iter().zip(vectors) {
+                let value = Remembered { tokens: self.tokens_of(texts[index]), vector };
+                memo.0.insert(keys[index], value.clone(), size_of_val(&*value.vector) + MEMO_OVERHEAD_BYTES);
+                found[index] = Some(value);
+            }
+        }
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    fn compose(&self, parts: &[Parts<'_>], choice: &Choice, mut usage: Usage) -> Written {
+        let mut pieces: Vec<String> = Vec::new();
+        let mut last = Role::Sentence;
+        for passage in &choice.passages {
+            for sentence in &parts[passage.chunk].sentences[passage.sentences.clone()] {
+                let role = role_of(sentence);
+                let separator = if pieces.is_empty() { "" } else { separator(last, role) };
+                usage.output_tokens = usage.output_tokens.saturating_add(self.tokens_of(sentence));
+                pieces.push(format!("{separator}{sentence}"));
+                last = role;
+            }
+        }
+        let mut by_score: Vec<_> = choice.passages.iter().collect();
+        by_score.sort_by(|a, b| b.score.total_cmp(&a.score));
+        let mut sources: Vec<Source> = Vec::new();
+        for source in by_score.into_iter().map(|passage| Source::of(&parts[passage.chunk].found.chunk)) {
+            if !sources.contains(&source) {
+                sources.push(source);
+            }
+        }
+        let answer = Answer { text: pieces.concat(), tier: Tier::Extractive, sources, usage, grounded: true };
+        Written { answer, pieces }
+    }
+
+    fn unknown(&self, mut usage: Usage) -> Written {
+        let text = self.config.unknown_text.clone();
+        usage.output_tokens = self.tokens_of(&text);
+        let pieces = vec![text.clone()];
+        Written { answer: Answer { text, tier: Tier::Extractive, sources: Vec::new(), usage, grounded: false }, pieces }
+    }
+
+    fn tokens_of(&self, text: &str) -> u32 {
+        u32::try_from(self.encoder.tokenizer().count(text)).unwrap_or(u32::MAX)
+    }
+}
+
+fn title<'a>(part: &Parts<'a>) -> &'a str {
+    let chunk: &'a Chunk = &part.found.chunk;
+    &chunk.title
+}
+
+fn take_apart(retrieved: &[ScoredChunk]) -> Vec<Parts<'_>> {
+    let mut left = SENTENCES_READ_MAX;
+    let parts = retrieved.iter().map_while(|found| {
+        let mut sentences = sentences(&found.chunk.text);
+        sentences.truncate(left);
+        left -= sentences.len();
+        (!sentences.is_empty() || left > 0).then_some(Parts { found, sentences })
+    });
+    parts.collect()
+}
+
+/// Puts similarities to everything that was read, and sums up its word pieces. `remembered` holds, for each part,
+/// its title and its sentences.
+fn read(parts: &[Parts<'_>], remembered: &[Remembered], question: &[f32]) -> (Vec<ReadChunk>, u32) {
+    let mut remembered = remembered.iter();
+    let mut tokens = 0_u32;
+    let mut next = || {
+        remembered.next().map_or(0.0, |memory| {
+            tokens = tokens.saturating_add(memory.tokens);
+            dot(question, &memory.vector)
+        })
+    };
+    let mut articles = Vec::new();
+    let mut chunks = Vec::with_capacity(parts.len());
+    for part in parts {
+        let id = &part.found.chunk.id;
+        let article = articles.iter().position(|known| *known == &id.article).unwrap_or_else(|| {
+            articles.push(&id.article);
+            articles.len() - 1
+        });
+        let title_similarity = next();
+        let sentence = |text: &String| ReadSentence { similarity: next(), role: role_of(text) };
+        let sentences = part.sentences.iter().map(sentence).collect();
+        let chunk_similarity = part.found.score;
+        chunks.push(ReadChunk { article, ordinal: id.ordinal, chunk_similarity, title_similarity, sentences });
+    }
+    (chunks, tokens)
+}
+
+fn role_of(sentence: &str) -> Role {
+    if is_list_item(sentence) {
+        Role::Item
+    } else if sentence.ends_with(':') {
+        Role::Introduction
+    } else {
+        Role::Sentence
+    }
+}
+
+/// What stands between two sentences: list items keep lines of their own.
+const fn separator(last: Role, next: Role) -> &'static str {
+    match (last, next) {
+        (_, Role::Item) => "\n",
+        (Role::Item, _) | (_, Role::Introduction) => "\n\n",
+        _ => " ",
+    }
+}
+
+#[cfg(test)]
+#[path = "extractive_tests.rs"]
+mod tests;

@@ -1,0 +1,41 @@
+//! Turnflow's models: the sentence encoder on Burn, its weights, its engine, and the extractive answerer.
+//!
+//! *Weights*: [`ensure`] pulls and verifies files. *Encoder*: [`Encoder`] makes vectors, [`TextTokenizer`] counts and
+//! cuts. *Engines*: [`EncoderEngine`] batches what waits, [`TierEngine`] answers; both are bounded, own their
+//! threads, and answer by callback. *Tiers*: [`Extractive`] answers with the knowledge base's own sentences.
+//!
+//! This is the only crate that knows Burn. It knows no dataflow, no store and no protocol: chunks and vectors come
+//! in as data.
+
+mod batch;
+mod bert;
+mod cut;
+mod encoder;
+mod engine;
+mod error;
+mod extractive;
+mod pull;
+mod queue;
+mod select;
+mod tier;
+mod tokenizer;
+mod vector;
+mod weights;
+
+pub use batch::{BatchBudget, plan_batches};
+pub use bert::BertConfig;
+pub use cut::{CHUNK_TOKENS_MAX_DEFAULT, sentences};
+pub use encoder::Encoder;
+pub use engine::{
+    EncodeDone, EncodeJob, EncoderEngine, EncoderEngineConfig, EncoderHandle, EncoderStats, JOB_TEXTS_MAX,
+};
+pub use error::ModelError;
+pub use extractive::{Extractive, ExtractiveConfig, SENTENCES_READ_MAX, Written};
+pub use pull::{Progress, WeightSource};
+pub use queue::Rejected;
+pub use tier::{
+    AnswerDone, Answerer, OnDelta, TierEngine, TierEngineConfig, TierHandle, TierJob, TierRequest, TierStats,
+};
+pub use tokenizer::{TOKENS_MAX, TextTokenizer};
+pub use vector::dot;
+pub use weights::{MODEL_NAME, ModelFiles, ModelHome, default_home, ensure, verify};

@@ -1,0 +1,199 @@
+//! Choosing the sentences of an answer, given how similar everything is to the question.
+//!
+//! Pure: numbers in, indices out. A list belongs together, with the line that introduces it: it is chosen or left as
+//! one passage. All chosen passages come from one article, in reading order.
+
+use std::ops::Range;
+
+/// What a passage's score is made of. Fitted on labelled questions to a shop's articles: the article's title says best
+/// what it is about, and neither sentence nor chunk alone finds the right article as often as all three.
+const SENTENCE_WEIGHT: f32 = 0.3;
+const CHUNK_WEIGHT: f32 = 0.3;
+const TITLE_WEIGHT: f32 = 0.4;
+
+/// A retrieved chunk, seen from the question. Similarities are cosines.
+#[derive(Clone, Debug)]
+pub(crate) struct ReadChunk {
+    /// Chunks of one article share this number.
+    pub(crate) article: usize,
+    /// Place in the article.
+    pub(crate) ordinal: u32,
+    /// Question and chunk.
+    pub(crate) chunk_similarity: f32,
+    /// Question and title.
+    pub(crate) title_similarity: f32,
+    /// The sentences, in reading order.
+    pub(crate) sentences: Vec<ReadSentence>,
+}
+
+/// A sentence, seen from the question.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReadSentence {
+    /// Question and sentence.
+    pub(crate) similarity: f32,
+    /// What the sentence is in its chunk.
+    pub(crate) role: Role,
+}
+
+/// What a sentence is in its chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Stands for itself.
+    Sentence,
+    /// Ends in a colon: introduces a list that follows.
+    Introduction,
+    /// An item of a list.
+    Item,
+}
+
+/// How much is chosen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Most passages.
+    pub(crate) passages_max: usize,
+    /// A passage this much less similar than the article's best is left out.
+    pub(crate) margin: f32,
+}
+
+/// Sentences of one chunk: `chunks[chunk].sentences[sentences]`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Passage {
+    pub(crate) chunk: usize,
+    pub(crate) sentences: Range<usize>,
+    /// Question and the passage's most similar sentence.
+    pub(crate) similarity: f32,
+    /// Combined with chunk and title.
+    pub(crate) score: f32,
+}
+
+/// The best-supported passages of the best article.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Choice {
+    /// Score of the best passage: the confidence of the answer.
+    pub(crate) score: f32,
+    /// In reading order; never empty.
+    pub(crate) passages: Vec<Passage>,
+}
+
+/// Chooses; none when no chunk has a sentence. Equal scores go to what was retrieved first.
+pub(crate) fn choose(chunks: &[ReadChunk], bounds: Bounds) -> Option<Choice> {
+    let passages: Vec<Passage> =
+        chunks.iter().enumerate().flat_map(|(index, chunk)| passages_of(index, chunk)).collect();
+    let best = passages.iter().reduce(|best, next| if next.score > best.score { next } else { best })?;
+    let (score, article) = (best.score, chunks[best.chunk].article);
+    let mut chosen: Vec<Passage> =
+        passages.iter().filter(|passage| chunks[passage.chunk].article == article).cloned().collect();
+    chosen.sort_by(|a, b| b.score.total_cmp(&a.score));
+    let similarity_min = chosen.iter().map(|passage| passage.similarity).fold(f32::MIN, f32::max) - bounds.margin;
+    let mut rank = 0..;
+    // The best passage stays in any case.
+    chosen.retain(|passage| rank.next() == Some(0) || passage.similarity >= similarity_min);
+    chosen.truncate(bounds.passages_max.max(1));
+    chosen.sort_by_key(|passage| (chunks[passage.chunk].ordinal, passage.sentences.start));
+    Some(Choice { score, passages: chosen })
+}
+
+fn passages_of(index: usize, chunk: &ReadChunk) -> Vec<Passage> {
+    let roles: Vec<Role> = chunk.sentences.iter().map(|sentence| sentence.role).collect();
+    let context = CHUNK_WEIGHT * chunk.chunk_similarity + TITLE_WEIGHT * chunk.title_similarity;
+    let passage = |sentences: Range<usize>| {
+        let similarities = chunk.sentences[sentences.clone()].iter().map(|sentence| sentence.similarity);
+        let similarity = similarities.fold(f32::MIN, f32::max);
+        Passage { chunk: index, sentences, similarity, score: SENTENCE_WEIGHT * similarity + context }
+    };
+    group(&roles).into_iter().map(passage).collect()
+}
+
+/// Groups list items with each other and with the sentence that introduces them.
+fn group(roles: &[Role]) -> Vec<Range<usize>> {
+    let mut groups: Vec<Range<usize>> = Vec::new();
+    for (index, &role) in roles.iter().enumerate() {
+        let joins = role == Role::Item && index > 0 && roles[index - 1] != Role::Sentence;
+        match groups.last_mut() {
+            Some(last) if joins => last.end = index + 1,
+            _ => groups.push(index..index + 1),
+        }
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUNDS: Bounds = Bounds { passages_max: 3, margin: 0.25 };
+
+    fn chunk(article: usize, ordinal: u32, context: f32, similarities: &[f32]) -> ReadChunk {
+        let sentence = |&similarity| ReadSentence { similarity, role: Role::Sentence };
+        ReadChunk {
+            article,
+            ordinal,
+            chunk_similarity: context,
+            title_similarity: context,
+            sentences: similarities.iter().map(sentence).collect(),
+        }
+    }
+
+    #[test]
+    fn choices_by_table() {
+        let check = |what: &str, chunks: &[ReadChunk], expected: &[(usize, Range<usize>)]| {
+            let choice = choose(chunks, BOUNDS);
+            let passages = choice.map_or(Vec::new(), |choice| choice.passages);
+            let found: Vec<_> = passages.into_iter().map(|passage| (passage.chunk, passage.sentences)).collect();
+            assert_eq!(found, expected, "{what}");
+        };
+        check("nothing retrieved", &[], &[]);
+        check("nothing to read", &[chunk(0, 0, 0.9, &[])], &[]);
+        check("one sentence", &[chunk(0, 0, 0.5, &[0.1])], &[(0, 0..1)]);
+        check(
+            "reading order, not order of scores",
+            &[chunk(0, 0, 0.5, &[0.5, 0.6, 0.55])],
+            &[(0, 0..1), (0, 1..2), (0, 2..3)],
+        );
+        check("at most three", &[chunk(0, 0, 0.5, &[0.5, 0.6, 0.7, 0.65])], &[(0, 1..2), (0, 2..3), (0, 3..4)]);
+        check("the far-off is left out", &[chunk(0, 0, 0.5, &[0.1, 0.6])], &[(0, 1..2)]);
+        check(
+            "one article only, though another has the second best sentence",
+            &[chunk(0, 0, 0.6, &[0.7]), chunk(1, 0, 0.6, &[0.69])],
+            &[(0, 0..1)],
+        );
+        check(
+            "a good sentence beats a slightly better chunk",
+            &[chunk(0, 0, 0.60, &[0.2]), chunk(1, 0, 0.55, &[0.8])],
+            &[(1, 0..1)],
+        );
+        check(
+            "chunks of one article in the article's order",
+            &[chunk(0, 2, 0.6, &[0.7]), chunk(1, 0, 0.5, &[0.1]), chunk(0, 1, 0.5, &[0.6])],
+            &[(2, 0..1), (0, 0..1)],
+        );
+        check("first retrieved wins a tie", &[chunk(0, 0, 0.5, &[0.5]), chunk(1, 0, 0.5, &[0.5])], &[(0, 0..1)]);
+    }
+
+    #[test]
+    fn groups_by_table() {
+        use Role::{Introduction, Item, Sentence};
+        let check = |roles: &[Role], expected: &[(usize, usize)]| {
+            let found: Vec<_> = group(roles).into_iter().map(|range| (range.start, range.end)).collect();
+            assert_eq!(found, expected, "{roles:?}");
+        };
+        check(&[], &[]);
+        check(&[Sentence, Sentence], &[(0, 1), (1, 2)]);
+        check(&[Item, Item], &[(0, 2)]);
+        check(&[Sentence, Introduction, Item, Item, Sentence], &[(0, 1), (1, 4), (4, 5)]);
+        check(&[Sentence, Item, Item], &[(0, 1), (1, 3)]);
+        check(&[Introduction, Sentence], &[(0, 1), (1, 2)]);
+        check(&[Introduction, Introduction, Item], &[(0, 1), (1, 3)]);
+    }
+
+    #[test]
+    fn a_list_is_as_good_as_its_best_item() {
+        let mut read = chunk(0, 0, 0.5, &[0.5, 0.2, 0.1, 0.8]);
+        read.sentences[1].role = Role::Introduction;
+        read.sentences[2].role = Role::Item;
+        read.sentences[3].role = Role::Item;
+        let choice = choose(&[read], Bounds { passages_max: 1, margin: 0.25 }).expect("a choice");
+        assert_eq!((choice.passages[0].sentences.clone(), choice.passages[0].similarity), (1..4, 0.8));
+        assert!((choice.score - (0.3 * 0.8 + 0.7 * 0.5)).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,239 @@
+//! The engine of a tier: a bounded queue and the threads that answer.
+//!
+//! Contract: every job that was taken has its `done` called exactly once, after its last `on_delta`, on a thread of
+//! the engine, even if the tier panics; a job that was not taken comes back. Jobs start in the order they came in.
+//! Which jobs come first, and how long they may wait, is decided before they are handed in.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_channel::Receiver;
+use serde::{Deserialize, Serialize};
+use turnflow_state::{Answer, ScoredChunk};
+
+use crate::error::{ModelError, chain};
+use crate::extractive::Extractive;
+use crate::queue::{JobQueue, Rejected, caught, notify};
+
+/// The engine's name in errors and logs.
+const ENGINE: &str = "tier";
+
+/// A model that answers.
+pub trait Answerer: Send + Sync + 'static {
+    /// Answers, handing out the text piece by piece. The pieces joined are the answer's text. May block.
+    ///
+    /// # Errors
+    /// When the model fails; the pieces handed out so far are void.
+    fn answer(&self, request: &TierRequest, on_delta: &mut dyn FnMut(String)) -> Result<Answer, ModelError>;
+}
+
+impl Answerer for Extractive {
+    fn answer(&self, request: &TierRequest, on_delta: &mut dyn FnMut(String)) -> Result<Answer, ModelError> {
+        let written = Self::answer(self, &request.question, &request.vector, &request.retrieved)?;
+        written.pieces.into_iter().for_each(on_delta);
+        Ok(written.answer)
+    }
+}
+
+/// What a tier answers from.
+#[derive(Clone, Debug)]
+pub struct TierRequest {
+    /// What was asked.
+    pub question: String,
+    /// The question's vector: unit length.
+    pub vector: Arc<[f32]>,
+    /// The knowledge base's chunks for it, best first.
+    pub retrieved: Vec<ScoredChunk>,
+}
+
+/// Called with the next piece of an answer, on the engine's thread: must be short and not block.
+pub type OnDelta = Box<dyn FnMut(String) + Send>;
+/// Called once with the whole answer, on the engine's thread: must be short and not block.
+pub type AnswerDone = Box<dyn FnOnce(Result<Answer, ModelError>) + Send>;
+
+/// A question on its way to a tier.
+pub struct TierJob {
+    /// The question.
+    pub request: TierRequest,
+    /// Hears every piece.
+    pub on_delta: OnDelta,
+    /// Hears the end.
+    pub done: AnswerDone,
+}
+
+/// Bounds of a tier's engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct TierEngineConfig {
+    /// Jobs that may wait.
+    pub queue_max: usize,
+    /// Answers written at once.
+    pub threads: usize,
+}
+
+impl Default for TierEngineConfig {
+    fn default() -> Self {
+        Self { queue_max: 64, threads: 1 }
+    }
+}
+
+/// Starts a tier's threads.
+#[derive(Debug)]
+pub struct TierEngine;
+
+impl TierEngine {
+    /// Starts the threads. They end when the last handle is dropped.
+    ///
+    /// # Errors
+    /// [`ModelError::Thread`] when there are none.
+    pub fn start(answerer: Arc<dyn Answerer>, config: TierEngineConfig) -> Result<TierHandle, ModelError> {
+        let counters = Arc::new(Counters::default());
+        let answered = Arc::clone(&counters);
+        let runners = (0..config.threads.max(1)).map(move |_| {
+            let (answerer, counters) = (Arc::clone(&answerer), Arc::clone(&answered));
+            move |jobs: &Receiver<TierJob>| jobs.iter().for_each(|job| run(answerer.as_ref(), &counters, job))
+        });
+        Ok(TierHandle { queue: JobQueue::start(ENGINE, config.queue_max, runners)?, counters })
+    }
+}
+
+fn run(answerer: &dyn Answerer, counters: &Counters, job: TierJob) {
+    let TierJob { request, mut on_delta, done } = job;
+    let result = caught(ENGINE, || answerer.answer(&request, &mut on_delta));
+    let counter = if result.is_ok() { &counters.answered } else { &counters.failed };
+    counter.fetch_add(1, Ordering::Relaxed);
+    if let Err(error) = &result {
+        tracing::error!(error = chain(error), "a tier failed");
+    }
+    notify(ENGINE, || done(result));
+}
+
+/// A way to a tier; clones share it.
+#[derive(Clone)]
+pub struct TierHandle {
+    queue: JobQueue<TierJob>,
+    counters: Arc<Counters>,
+}
+
+impl TierHandle {
+    /// Queues a question; never blocks.
+    ///
+    /// # Errors
+    /// The job itself, when the queue is full or the engine has stopped.
+    pub fn submit(&self, request: TierRequest, on_delta: OnDelta, done: AnswerDone) -> Result<(), Rejected<TierJob>> {
+        self.queue.submit(TierJob { request, on_delta, done })
+    }
+
+    /// What the tier did so far.
+    #[must_use]
+    pub fn stats(&self) -> TierStats {
+        TierStats {
+            answered: self.counters.answered.load(Ordering::Relaxed),
+            failed: self.counters.failed.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Jobs that wait.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.queue.queued()
+    }
+}
+
+impl std::fmt::Debug for TierHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TierHandle").field("queued", &self.queued()).finish_non_exhaustive()
+    }
+}
+
+/// What a tier did since it was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TierStats {
+    /// Answers written.
+    pub answered: u64,
+    /// Questions on which the tier failed.
+    pub failed: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    answered: AtomicU64,
+    failed: AtomicU64,
+}
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::{Receiver, unbounded};
+    use turnflow_state::{Tier, Usage};
+
+    use super::*;
+
+    /// Repeats the question's words as deltas; panics and fails on demand; waits at the gate before each answer.
+    struct Parrot {
+        gate: Receiver<()>,
+    }
+
+    impl Answerer for Parrot {
+        fn answer(&self, request: &TierRequest, on_delta: &mut dyn FnMut(String)) -> Result<Answer, ModelError> {
+            let _open = self.gate.recv();
+            match request.question.as_str() {
+                "panic" => panic!("as asked"),
+                "fail" => return Err(ModelError::NoHome),
+                _ => {}
+            }
+            request.question.split_inclusive(' ').for_each(|word| on_delta(word.to_owned()));
+            let text = request.question.clone();
+            Ok(Answer { text, tier: Tier::Extractive, sources: vec![], usage: Usage::default(), grounded: true })
+        }
+    }
+
+    fn request(question: &str) -> TierRequest {
+        TierRequest { question: question.to_owned(), vector: Arc::from([1.0]), retrieved: vec![] }
+    }
+
+    fn submit(handle: &TierHandle, question: &str) -> Result<Receiver<String>, Rejected<TierJob>> {
+        let (events, heard) = unbounded();
+        let deltas = events.clone();
+        let on_delta = Box::new(move |piece: String| deltas.send(piece).expect("the test listens"));
+        let done = Box::new(move |result: Result<Answer, ModelError>| {
+            let end = result.map_or_else(|error| format!("error: {error}"), |answer| format!("done: {}", answer.text));
+            events.send(end).expect("the test listens");
+        });
+        handle.submit(request(question), on_delta, done).map(|()| heard)
+    }
+
+    #[test]
+    fn every_job_ends_once_and_in_order() {
+        let (open, gate) = unbounded();
+        let handle = TierEngine::start(Arc::new(Parrot { gate }), TierEngineConfig::default()).expect("threads");
+        let heard: Vec<_> = ["two words", "panic", "fail", "on"].map(|q| submit(&handle, q).expect("free")).into();
+        drop(open);
+        let heard: Vec<Vec<String>> = heard.into_iter().map(|events| events.iter().collect()).collect();
+        assert_eq!(heard[0], ["two ", "words", "done: two words"]);
+        assert_eq!(heard[1], ["error: panic in tier: as asked"]);
+        assert_eq!(heard[2], [format!("error: {}", ModelError::NoHome)]);
+        assert_eq!(heard[3], ["on", "done: on"]);
+        assert_eq!(handle.stats(), TierStats { answered: 2, failed: 2 });
+    }
+
+    #[test]
+    fn a_full_tier_gives_the_job_back() {
+        let (open, gate) = unbounded();
+        let config = TierEngineConfig { queue_max: 1, threads: 1 };
+        let handle = TierEngine::start(Arc::new(Parrot { gate }), config).expect("threads");
+        let mut taken = Vec::new();
+        let rejected = loop {
+            match submit(&handle, "again") {
+                Ok(heard) => taken.push(heard),
+                Err(rejected) => break rejected,
+            }
+        };
+        assert!(taken.len() <= 2, "one is written, one waits");
+        assert_eq!(rejected.job.request.question, "again");
+        assert!(matches!(rejected.error, ModelError::Full { limit: 1, .. }));
+        drop(open);
+        for heard in taken {
+            assert_eq!(heard.iter().last().as_deref(), Some("done: again"));
+        }
+    }
+}

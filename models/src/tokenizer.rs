@@ -1,0 +1,137 @@
+//! Texts to word pieces, with the encoder's own vocabulary.
+//!
+//! Contract: the ids are those that sentence-transformers computes, cut to the encoder's [`TOKENS_MAX`]. Truncation
+//! and padding of the file itself are ignored: how much is kept is the encoder's affair, and padding is up to
+//! the batch. Any text has word pieces, the empty one too. Cheap to clone; safe to share between threads.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokenizers::Tokenizer;
+
+use crate::error::{Cause, ModelError};
+
+/// Longest input of the encoder, in word pieces with the two that frame it: what all-MiniLM-L6-v2 was trained for.
+pub const TOKENS_MAX: usize = 256;
+/// Bytes of a text that are looked at for a vector. 254 word pieces of ordinary text are about 1,000 bytes.
+const VECTOR_BYTES_MAX: usize = 64 * 1024;
+
+/// A loaded vocabulary.
+#[derive(Clone)]
+pub struct TextTokenizer {
+    inner: Arc<Tokenizer>,
+    start: u32,
+    end: u32,
+}
+
+impl TextTokenizer {
+    /// Reads a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// When the file cannot be read or parsed, or its vocabulary has no `[CLS]` and `[SEP]`.
+    pub fn load(path: &Path) -> Result<Self, ModelError> {
+        let json = std::fs::read(path).map_err(ModelError::io("read", path))?;
+        let parse = |source: Cause| ModelError::Parse { path: path.to_owned(), source };
+        Self::from_json(&json).map_err(parse)
+    }
+
+    pub(crate) fn from_json(json: &[u8]) -> Result<Self, Cause> {
+        let mut inner = Tokenizer::from_bytes(json)?;
+        inner.with_truncation(None)?;
+        inner.with_padding(None);
+        let special = |piece: &str| inner.token_to_id(piece).ok_or_else(|| format!("no word piece {piece}"));
+        let (start, end) = (special("[CLS]")?, special("[SEP]")?);
+        Ok(Self { inner: Arc::new(inner), start, end })
+    }
+
+    /// Number of word pieces of a whole text, without the two that frame it; 0 for a text that cannot be split.
+    #[must_use]
+    pub fn count(&self, text: &str) -> usize {
+        self.inner.encode_fast(text, false).map_or(0, |encoding| encoding.len())
+    }
+
+    /// Ids of a text for the encoder: `[CLS]`, at most 254 word pieces, `[SEP]`.
+    pub(crate) fn ids(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        let head = &text[..text.floor_char_boundary(VECTOR_BYTES_MAX)];
+        let encoding =
+            self.inner.encode_fast(head, false).map_err(|source| ModelError::Tokenise { bytes: head.len(), source })?;
+        let kept = encoding.get_ids().iter().copied().take(TOKENS_MAX - 2);
+        Ok(std::iter::once(self.start).chain(kept).chain([self.end]).collect())
+    }
+
+    /// One more than the largest id.
+    pub(crate) fn vocabulary_size(&self) -> usize {
+        let ids = self.inner.get_vocab(true).into_values();
+        ids.max().map_or(0, |id| id as usize + 1)
+    }
+}
+
+impl std::fmt::Debug for TextTokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TextTokenizer").field("vocabulary", &self.inner.get_vocab_size(true)).finish()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! A vocabulary of a few words, for tests without weights.
+
+    use super::TextTokenizer;
+
+    /// Splits at white space and punctuation; every word but `known` is `[UNK]`.
+    pub(crate) fn tiny() -> TextTokenizer {
+        let json = serde_json::json!({
+            "version": "1.0",
+            "truncation": null,
+            "padding": null,
+            "added_tokens": [],
+            "normalizer": { "type": "Lowercase" },
+            "pre_tokenizer": { "type": "BertPreTokenizer" },
+            "post_processor": null,
+            "decoder": null,
+            "model": {
+                "type": "WordLevel",
+                "vocab": { "[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "known": 4 },
+                "unk_token": "[UNK]",
+            },
+        });
+        TextTokenizer::from_json(json.to_string().as_bytes()).expect("a valid tokenizer")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::tiny;
+    use super::*;
+
+    #[test]
+    fn every_text_has_word_pieces() {
+        let check = |text: &str, expected: &[u32]| assert_eq!(tiny().ids(text).expect("ids"), expected, "{text:?}");
+        check("", &[2, 3]);
+        check(" \t\n", &[2, 3]);
+        check("KNOWN", &[2, 4, 3]);
+        check("what is known?", &[2, 1, 1, 4, 1, 3]);
+    }
+
+    #[test]
+    fn long_texts_are_cut_to_the_encoder() {
+        let text = "known ".repeat(5_000);
+        let ids = tiny().ids(&text).expect("ids");
+        assert_eq!(ids.len(), TOKENS_MAX);
+        assert_eq!((ids[0], ids[1], ids[TOKENS_MAX - 1]), (2, 4, 3));
+        assert_eq!(tiny().count(&text), 5_000);
+    }
+
+    #[test]
+    fn the_byte_bound_does_not_split_a_character() {
+        let text = "é".repeat(VECTOR_BYTES_MAX);
+        assert_eq!(tiny().ids(&format!("a{text}")).expect("ids").len(), 3);
+    }
+
+    #[test]
+    fn a_vocabulary_without_frame_is_refused() {
+        let json = br#"{"version":"1.0","model":{"type":"WordLevel","vocab":{"[UNK]":0},"unk_token":"[UNK]"}}"#;
+        let error = TextTokenizer::from_json(json).expect_err("no [CLS]");
+        assert_eq!(error.to_string(), "no word piece [CLS]");
+    }
+}

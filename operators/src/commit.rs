@@ -1,0 +1,305 @@
+//! Commit: makes a turn and its answer durable, and gives out its end.
+//!
+//! Contract: exchanged by conversation, to the worker that ordered it. Every outcome that comes in gives out exactly
+//! one end: inside a [`Settlement`] when others wait for the answer or it is to be cached, by itself otherwise. An
+//! answer's end is given out only after it was written; when it cannot be written, the turn ends with an error and
+//! nothing of it is cached. Errors are not written: the same turn id may be tried again.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use turnflow_state::{
+    CacheEntry, Committer, Completion, Conversation, EntryId, Stage as StageName, StateError, Store, StoreBatch, Turn,
+    TurnError, TurnErrorKind, TurnEvent, TurnRecord, Usage,
+};
+
+use crate::jobs::{Came, Jobs, Report};
+use crate::message::{Ask, Ended, Ending, Notice, Outcome, Resolution, Served, Settled, Settlement, ToCommit};
+use crate::shell::{Stage, Wake};
+
+/// The result of a durable write.
+pub type Written = Result<(), Arc<StateError>>;
+
+/// What commit writes to.
+pub trait Journal: 'static {
+    /// What is known of the turn's conversation.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn conversation(&self, turn: &Turn) -> Result<Option<Conversation>, StateError>;
+
+    /// Writes a batch and reports when it is durable.
+    fn write(&self, batch: StoreBatch, report: Report<(), Written>);
+
+    /// Deletes an entry that the cache has no room for; when, does not matter.
+    fn forget(&self, entry: EntryId);
+}
+
+/// A store whose writes are grouped by a committer.
+#[derive(Clone)]
+pub struct GroupedJournal {
+    /// Read from here.
+    pub store: Store,
+    /// Written through here.
+    pub committer: Arc<Committer>,
+}
+
+impl Journal for GroupedJournal {
+    fn conversation(&self, turn: &Turn) -> Result<Option<Conversation>, StateError> {
+        self.store.conversation(&turn.tenant, &turn.conversation)
+    }
+
+    fn write(&self, batch: StoreBatch, report: Report<(), Written>) {
+        self.committer.submit(batch, Box::new(move |result| report.finish(result)));
+    }
+
+    fn forget(&self, entry: EntryId) {
+        let mut batch = StoreBatch::new();
+        batch.delete_entry(entry);
+        self.committer.submit(
+            batch,
+            Box::new(|result| {
+                if let Err(error) = result {
+                    tracing::error!(error = &error as &dyn std::error::Error, "cannot delete a cached answer");
+                }
+            }),
+        );
+    }
+}
+
+/// What a tier's tokens cost, in millionths of the configured currency per million tokens, which is the price of
+/// a million tokens in that currency.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Price {
+    /// Of a million tokens read.
+    pub input_per_million: f64,
+    /// Of a million tokens written.
+    pub output_per_million: f64,
+}
+
+impl Price {
+    /// The cost of a usage, in millionths of the currency.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "prices are checked to be finite and not negative"
+    )]
+    pub fn cost_micros(&self, usage: Usage) -> u64 {
+        // A millionth of the currency per token equals the currency per million tokens.
+        (self.input_per_million * f64::from(usage.input_tokens)
+            + self.output_per_million * f64::from(usage.output_tokens))
+        .round() as u64
+    }
+}
+
+/// Numbers the entries of one worker: no two workers give the same number.
+#[derive(Clone, Copy, Debug)]
+pub struct EntryNumbers {
+    next: u64,
+    step: u64,
+}
+
+impl EntryNumbers {
+    /// Numbers above `last`, for worker `index` of `peers`.
+    #[must_use]
+    pub fn new(last: Option<EntryId>, index: u64, peers: u64) -> Self {
+        assert!(index < peers, "worker {index} of {peers}");
+        Self { next: last.map_or(0, |id| id.0) + 1 + index, step: peers }
+    }
+
+    /// The next number.
+    #[expect(clippy::should_implement_trait, reason = "numbers never end, so this is no iterator")]
+    pub fn next(&mut self) -> EntryId {
+        let id = EntryId(self.next);
+        self.next += self.step;
+        id
+    }
+}
+
+/// A turn whose answer is being written.
+#[derive(Debug)]
+struct Writing {
+    ask: Box<Ask>,
+    completion: Box<Completion>,
+    settled: Settled,
+    streamed: bool,
+}
+
+/// The core.
+pub struct Commit<J> {
+    journal: J,
+    price: Price,
+    numbers: EntryNumbers,
+    jobs: Jobs<Writing, (), Written>,
+    /// Batches wait here only between `push` and `poll`, so that one activation's writes are handed over together.
+    queue: VecDeque<(Writing, StoreBatch)>,
+}
+
+impl<J> std::fmt::Debug for Commit<J> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Commit").field("under_way", &self.jobs.len()).finish_non_exhaustive()
+    }
+}
+
+/// What commit gives out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Committed {
+    /// A piece of an answer, passed on.
+    Piece(Notice),
+    /// An end that concerns the question's shard.
+    Settle(Box<Settlement>),
+    /// An end that concerns nobody else.
+    End(Box<Ended>),
+}
+
+impl<J: Journal> Commit<J> {
+    /// A stage in front of a journal.
+    #[must_use]
+    pub fn new(journal: J, price: Price, numbers: EntryNumbers, wake: &Wake) -> Self {
+        Self { journal, price, numbers, jobs: Jobs::new(wake), queue: VecDeque::new() }
+    }
+
+    fn ended(&mut self, outcome: Outcome, out: &mut Vec<Committed>) {
+        let Outcome { ask, ending } = outcome;
+        match ending {
+            Ending::Failed(error) => out.push(failed(&ask, error)),
+            Ending::Repeated(record) => {
+                let completion = Box::new(Completion { latency: ask.latency, ..record.completion });
+                let events = vec![TurnEvent::Delta(completion.text.clone()), TurnEvent::Done(completion)];
+                out.push(Committed::End(Ended::new(&ask, events)));
+            }
+            Ending::Served(served) => match self.prepare(&ask, *served) {
+                Ok((completion, settled, streamed, batch)) => {
+                    self.queue.push_back((Writing { ask, completion, settled, streamed }, batch));
+                }
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "cannot prepare a turn for the store");
+                    out.push(failed(&ask, unwritten()));
+                }
+            },
+        }
+    }
+
+    fn prepare(
+        &mut self,
+        ask: &Ask,
+        served: Served,
+    ) -> Result<(Box<Completion>, Settled, bool, StoreBatch), StateError> {
+        let Served { answer, verdict, offer, streamed } = served;
+        let asked_a_tier = !verdict.level.is_hit();
+        let usage = if asked_a_tier { answer.usage } else { Usage::default() };
+        let settled = Settled {
+            answer: answer.clone(),
+            origin: verdict.origin.clone().unwrap_or_else(|| ask.turn.key()),
+            question: verdict.question.clone().unwrap_or_else(|| ask.turn.text.clone()),
+            entry: offer.map(|entry| Box::new(CacheEntry { id: self.numbers.next(), ..*entry })),
+        };
+        let completion = Completion {
+            text: answer.text.clone(),
+            tier: answer.tier,
+            grounded: answer.grounded,
+            sources: answer.sources.clone(),
+            usage,
+            cost_micros: self.price.cost_micros(usage),
+            verdict,
+            latency: ask.latency,
+            total_us: ask.latency.iter().map(|(_, elapsed_us)| u64::from(elapsed_us)).sum(),
+        };
+        let mut conversation = self.journal.conversation(&ask.turn)?.unwrap_or_default();
+        conversation.record(ask.turn.id.clone());
+        let mut batch = StoreBatch::new();
+        batch.put_turn(&TurnRecord { turn: ask.turn.clone(), completion: completion.clone() }, &conversation)?;
+        if let Some(entry) = &settled.entry {
+            batch.put_entry(entry)?;
+        }
+        Ok((Box::new(completion), settled, streamed, batch))
+    }
+
+    fn written(&mut self, writing: Writing, result: Option<Written>, now_us: u64, out: &mut Vec<Committed>) {
+        let Writing { mut ask, mut completion, settled, streamed } = writing;
+        match result {
+            Some(Ok(())) => {
+                ask.left(StageName::Commit, now_us);
+                completion.latency = ask.latency;
+                let unsent = (!streamed).then(|| TurnEvent::Delta(completion.text.clone()));
+                let events = unsent.into_iter().chain([TurnEvent::Done(completion)]).collect();
+                out.push(end(&ask, events, Some(settled)));
+            }
+            Some(Err(error)) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot write a turn");
+                out.push(failed(&ask, unwritten()));
+            }
+            None => out.push(failed(&ask, unwritten())),
+        }
+    }
+}
+
+fn failed(ask: &Ask, error: TurnError) -> Committed {
+    end(ask, vec![TurnEvent::Error(error)], None)
+}
+
+fn end(ask: &Ask, events: Vec<TurnEvent>, settled: Option<Settled>) -> Committed {
+    let ended = Ended::new(ask, events);
+    let cached = settled.as_ref().is_some_and(|settled| settled.entry.is_some());
+    if ask.leads || cached {
+        let resolution = Resolution { key: ask.key.clone(), result: settled };
+        Committed::Settle(Box::new(Settlement { resolution, leads: ask.leads, ended }))
+    } else {
+        Committed::End(ended)
+    }
+}
+
+fn unwritten() -> TurnError {
+    TurnError::new(TurnErrorKind::Internal, "the answer could not be written")
+}
+
+impl<J: Journal> Stage for Commit<J> {
+    type Input = ToCommit;
+    type Output = Committed;
+
+    fn push(&mut self, input: ToCommit, now_us: u64, out: &mut Vec<Committed>) {
+        match input {
+            ToCommit::Piece(notice, _) => out.push(Committed::Piece(notice)),
+            ToCommit::End(mut outcome) => {
+                outcome.ask.entered_us = now_us;
+                self.ended(outcome, out);
+            }
+        }
+    }
+
+    fn poll(&mut self, now_us: u64, out: &mut Vec<Committed>) {
+        while let Some(came) = self.jobs.next_event() {
+            if let Came::Last(writing, result) = came {
+                self.written(writing, result, now_us, out);
+            }
+        }
+        let journal = &self.journal;
+        for (writing, batch) in self.queue.drain(..) {
+            // A journal always takes a batch, so the item never comes back.
+            let _ = self.jobs.start(writing, |_, report| {
+                journal.write(batch, report);
+                true
+            });
+        }
+    }
+
+    fn held(&self) -> usize {
+        self.jobs.len()
+    }
+}
+
+/// The core that deletes what the cache had to forget.
+#[derive(Debug)]
+pub struct Forget<J>(pub J);
+
+impl<J: Journal> Stage for Forget<J> {
+    type Input = EntryId;
+    type Output = ();
+
+    fn push(&mut self, entry: EntryId, _now_us: u64, _out: &mut Vec<()>) {
+        self.0.forget(entry);
+    }
+}

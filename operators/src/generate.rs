@@ -1,0 +1,154 @@
+//! Generate: has a tier write the answer, streams its pieces, and says what the answer rests on.
+//!
+//! Turns wait in the [queue](crate::prioritise::Queue) of this stage, because only here it is known when a tier has
+//! room. An answer that was not found in the knowledge base, or that leans on the conversation, is not offered to
+//! the cache.
+
+use std::sync::Arc;
+
+use turnflow_models::{ModelError, TierHandle, TierRequest};
+use turnflow_state::{
+    Answer, CacheEntry, CacheLevel, EntryId, Stage as StageName, Support, TurnError, TurnErrorKind, TurnEvent, Verdict,
+};
+
+use crate::jobs::{Came, Jobs, Report};
+use crate::message::{Ask, Ending, Notice, Outcome, Served, ToCommit};
+use crate::prioritise::Queue;
+use crate::shell::{Stage, Wake};
+
+/// An answer, or why there is none.
+pub type Generated = Result<Answer, ModelError>;
+
+/// Whatever writes answers.
+pub trait Generator: 'static {
+    /// Takes a request, reports pieces and then the answer; false when it is full for now.
+    fn generate(&self, request: TierRequest, report: Report<String, Generated>) -> bool;
+}
+
+impl Generator for TierHandle {
+    fn generate(&self, request: TierRequest, report: Report<String, Generated>) -> bool {
+        let pieces = report.pieces();
+        self.submit(request, Box::new(move |piece| pieces.send(piece)), Box::new(move |result| report.finish(result)))
+            .is_ok()
+    }
+}
+
+/// The core.
+#[derive(Debug)]
+pub struct Generate<G> {
+    generator: G,
+    chunks_wanted: usize,
+    jobs: Jobs<Box<Ask>, String, Generated>,
+    queue: Queue,
+}
+
+impl<G: Generator> Generate<G> {
+    /// A stage in front of a tier, for turns whose retrieval wanted `chunks_wanted` chunks.
+    #[must_use]
+    pub fn new(generator: G, chunks_wanted: usize, wake: &Wake) -> Self {
+        Self { generator, chunks_wanted, jobs: Jobs::new(wake), queue: Queue::default() }
+    }
+
+    fn start_waiting(&mut self, now_us: u64) {
+        while let Some(mut ask) = self.queue.pop() {
+            let generator = &self.generator;
+            let waited_since = ask.entered_us;
+            ask.left(StageName::Prioritise, now_us);
+            ask.entered_us = now_us;
+            let started = self.jobs.start(ask, |ask, report| generator.generate(request(ask), report));
+            if let Err(mut ask) = started {
+                // Its wait goes on: what was booked above is booked again, in full, when it starts.
+                ask.latency.clear(StageName::Prioritise);
+                ask.entered_us = waited_since;
+                self.queue.put_back(ask);
+                break;
+            }
+        }
+    }
+}
+
+fn request(ask: &Ask) -> TierRequest {
+    TierRequest {
+        question: ask.question_in_context(),
+        vector: ask.vector.clone().unwrap_or_default(),
+        retrieved: ask.retrieved.clone(),
+    }
+}
+
+impl<G: Generator> Stage for Generate<G> {
+    type Input = Box<Ask>;
+    type Output = ToCommit;
+
+    fn push(&mut self, mut ask: Box<Ask>, now_us: u64, _out: &mut Vec<ToCommit>) {
+        ask.entered_us = now_us;
+        self.queue.push(ask);
+    }
+
+    fn poll(&mut self, now_us: u64, out: &mut Vec<ToCommit>) {
+        while let Some(came) = self.jobs.next_event() {
+            match came {
+                Came::Piece(ask, piece) => {
+                    let event = TurnEvent::Delta(piece);
+                    let notice = Notice { request: ask.request, admitted_us: ask.admitted_us, event };
+                    out.push(ToCommit::Piece(notice, ask.conversation_owner()));
+                }
+                Came::Last(mut ask, result) => {
+                    ask.left(StageName::Generate, now_us);
+                    out.push(ToCommit::End(ended(ask, result, self.chunks_wanted)));
+                }
+            }
+        }
+        self.start_waiting(now_us);
+    }
+
+    fn held(&self) -> usize {
+        self.queue.len() + self.jobs.len()
+    }
+
+    fn stalled(&self) -> bool {
+        !self.queue.is_empty() && self.jobs.is_empty()
+    }
+}
+
+fn ended(ask: Box<Ask>, result: Option<Generated>, chunks_wanted: usize) -> Outcome {
+    match result {
+        Some(Ok(answer)) => served(ask, answer, chunks_wanted),
+        Some(Err(error)) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "a tier failed to answer");
+            ungenerated(ask)
+        }
+        None => ungenerated(ask),
+    }
+}
+
+fn ungenerated(ask: Box<Ask>) -> Outcome {
+    Outcome::failed(ask, TurnError::new(TurnErrorKind::Internal, "no answer could be written"))
+}
+
+fn served(mut ask: Box<Ask>, answer: Answer, chunks_wanted: usize) -> Outcome {
+    let answer = Arc::new(answer);
+    let offer = (answer.grounded && ask.may_write_cache()).then(|| {
+        Box::new(CacheEntry {
+            // Given at commit, which numbers the entries that are written.
+            id: EntryId(0),
+            scope: ask.key.scope,
+            question: ask.turn.text.clone(),
+            vector: ask.vector.clone(),
+            answer: answer.clone(),
+            support: Support::of(&ask.retrieved, chunks_wanted, ask.read_epoch),
+            origin: ask.turn.key(),
+        })
+    });
+    let (level, reason) = if ask.leans {
+        (CacheLevel::Bypass, "it leans on earlier turns of the conversation".to_owned())
+    } else if ask.may_read_cache() {
+        (CacheLevel::Miss, std::mem::take(&mut ask.missed))
+    } else {
+        (CacheLevel::Bypass, "the caller asked for it".to_owned())
+    };
+    let verdict = Verdict { level, entry: None, similarity: None, question: None, origin: None, reason };
+    // Commit needs none of it, and it may cross to another worker.
+    ask.retrieved = Vec::new();
+    ask.vector = None;
+    Outcome { ask, ending: Ending::Served(Box::new(Served { answer, verdict, offer, streamed: true })) }
+}

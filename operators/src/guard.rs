@@ -1,0 +1,132 @@
+//! The guard: two texts whose numbers, ids, e-mail addresses or amounts differ never share an answer, however
+//! similar the encoder finds them.
+//!
+//! Deliberately strict: `$5` and `5 dollars` count as different. A false alarm costs a cache hit; a miss would show
+//! a customer another one's order.
+
+use unicode_words::words;
+
+/// What a text mentions that must be equal in a text it shares an answer with, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mentions(Vec<String>);
+
+impl Mentions {
+    /// Finds every number, id, amount and address in a text.
+    #[must_use]
+    pub fn of(text: &str) -> Self {
+        Self(words(text).filter_map(mention).collect())
+    }
+
+    /// Whether the text mentions nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl std::fmt::Display for Mentions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0.is_empty() { f.write_str("nothing") } else { f.write_str(&self.0.join(" ")) }
+    }
+}
+
+const NUMBER_WORDS: &[&str] = &[
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+    "thirty",
+    "forty",
+    "fifty",
+    "sixty",
+    "seventy",
+    "eighty",
+    "ninety",
+    "hundred",
+    "thousand",
+    "million",
+    "second",
+    "third",
+    "fourth",
+    "fifth",
+    "half",
+    "twice",
+    "dozen",
+];
+
+/// The word as far as it must agree; None for a word that may differ.
+fn mention(word: &str) -> Option<String> {
+    let is_id = |word: &str| {
+        let letters = word.chars().filter(|c| c.is_alphabetic());
+        word.contains(['-', '_']) && letters.clone().count() >= 3 && letters.clone().all(char::is_uppercase)
+    };
+    let folded = turnflow_state::normalise(word);
+    let numbered = folded.chars().any(char::is_numeric);
+    let addressed = folded.contains('@') || folded.contains("://");
+    let counted = NUMBER_WORDS.contains(&folded.as_str());
+    (numbered || addressed || counted || folded.starts_with('#') || is_id(word))
+        .then(|| folded.trim_start_matches('#').to_owned())
+}
+
+mod unicode_words {
+    //! Words as people set them apart: by white space, without the brackets and marks around them.
+
+    /// The words of a text. Marks inside a word stay: `a.b@c.example`, `1,000.50`, `KK-48213`.
+    pub(super) fn words(text: &str) -> impl Iterator<Item = &str> {
+        let mark =
+            |c: char| !c.is_alphanumeric() && !matches!(c, '#' | '$' | '€' | '£' | '¥' | '₹' | '%' | '-' | '+' | '@');
+        text.split(|c: char| c.is_whitespace() || matches!(c, '(' | ')' | '[' | ']' | '"' | '“' | '”' | ';'))
+            .map(move |word| word.trim_matches(mark))
+            .filter(|word| !word.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Mentions;
+
+    #[test]
+    fn what_differs_is_found() {
+        let differ = |a: &str, b: &str| assert_ne!(Mentions::of(a), Mentions::of(b), "{a:?} / {b:?}");
+        differ("where is order 1234", "where is order 1235");
+        differ("where is order #1234?", "where is order");
+        differ("status of KK-48213", "status of KK-48214");
+        differ("refund of $20.50 please", "refund of $20.60 please");
+        differ("I paid 5 € twice", "I paid 5 € once");
+        differ("write to ann@mail.example", "write to bob@mail.example");
+        differ("two pans", "three pans");
+        differ("is 5 of 10 good", "is 10 of 5 good");
+        differ("code ABC-DEF", "code ABC-DEG");
+        differ("see https://a.example/x", "see https://a.example/y");
+        differ("call +1 555 0142", "call +1 555 0143");
+        differ("order １２３", "order 124");
+        differ("take 10%", "take 10");
+        differ("-5 degrees", "5 degrees");
+    }
+
+    #[test]
+    fn what_agrees_is_not() {
+        let agree = |a: &str, b: &str| assert_eq!(Mentions::of(a), Mentions::of(b), "{a:?} / {b:?}");
+        agree("where is my order?", "WHERE is the ORDER");
+        agree("where is order #1234?", "order 1234, where is it");
+        agree("order kk-48213", "my order (KK-48213)!");
+        agree("write to Ann@Mail.example.", "ann@mail.example");
+        agree("order １２３", "order 123");
+        assert!(Mentions::of("re-order my pre-order").is_empty());
+    }
+}

@@ -1,0 +1,30 @@
+//! The stages of a turn, each a pure core and a thin timely shell.
+//!
+//! One file per stage, named as in the way of a turn: [`recall`] → [`dedupe`] → [`embed`] → [`lookup`] →
+//! [`retrieve`] → [`route`] → [`prioritise`] → [`generate`] → [`commit`] → [`acknowledge`] → [`reply`]. A core is a [`Stage`]: it is
+//! given items and the time, and appends what it decided to a buffer. It holds no capability and reads no clock,
+//! no randomness and no environment; the one shell of every stage is in [`shell`].
+//!
+//! What a turn carries is in [`message`]. What a worker remembers of answered questions is a [`shard::Shard`].
+
+pub mod acknowledge;
+pub mod commit;
+pub mod dedupe;
+pub mod embed;
+mod error;
+pub mod generate;
+pub mod guard;
+pub mod jobs;
+pub mod lookup;
+pub mod message;
+pub mod pool;
+pub mod prioritise;
+pub mod recall;
+pub mod reply;
+pub mod retrieve;
+pub mod route;
+pub mod shard;
+pub mod shell;
+
+pub use error::OperatorError;
+pub use shell::{Clock, Stage};

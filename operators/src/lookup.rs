@@ -1,0 +1,223 @@
+//! Lookup: finds the nearest answered questions of the scope, and decides whether one of them answers this one.
+//!
+//! The semantic cache is spread over the workers by question, so a look-up asks all of them and keeps the best
+//! reply: [`Ask1`](Lookup) sends the question to every shard, [`Search`] replies for one shard, and [`Gather`]
+//! decides when all have replied. A turn that may not read the cache passes straight through.
+//!
+//! The policy of this stage is [`Policy::judge`]: a cosine of at least a configured value, and nothing mentioned
+//! in one text that the other does not mention.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use serde::{Deserialize, Serialize};
+use turnflow_state::{CacheLevel, Stage as StageName, Verdict};
+
+use crate::guard::Mentions;
+use crate::message::{Ask, Candidate, Ending, Found, Outcome, Query, RequestId, Served, Step};
+use crate::shard::Shard;
+use crate::shell::Stage;
+
+/// Cached questions that a shard looks at for one query.
+const CANDIDATES_MAX: usize = 8;
+
+/// When a similar question's answer may be served.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Smallest cosine between two questions that share an answer. Above 1, none do.
+    pub similarity_min: f32,
+}
+
+impl Policy {
+    /// Whether a question may be answered with another's answer; the reason when not.
+    ///
+    /// # Errors
+    /// Why not, for the verdict.
+    pub fn judge(&self, question: &Mentions, cached: &Mentions, similarity: f32) -> Result<(), String> {
+        if question != cached {
+            Err(format!("this one mentions {question}, that one {cached}"))
+        } else if similarity < self.similarity_min {
+            Err(format!("{:.2} is required", self.similarity_min))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// What goes to a worker's gathering stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToGather {
+    /// A turn that waits for replies.
+    Turn(Box<Ask>),
+    /// A shard's reply.
+    Reply(Found),
+}
+
+/// The core that asks: gives out the turn, and the query to be broadcast.
+#[derive(Clone, Copy, Debug)]
+pub struct Lookup {
+    /// Index of this worker.
+    pub worker: u64,
+    /// False switches the semantic cache off.
+    pub enabled: bool,
+}
+
+impl Lookup {
+    fn query(self, ask: &Ask) -> Option<Query> {
+        let vector = ask.vector.clone().filter(|_| self.enabled && ask.may_read_cache())?;
+        let text = ask.turn.text.clone();
+        Some(Query { request: ask.request, asker: self.worker, scope: ask.key.scope, text, vector })
+    }
+}
+
+impl Stage for Lookup {
+    type Input = Box<Ask>;
+    type Output = Result<Box<Ask>, Query>;
+
+    fn push(&mut self, mut ask: Box<Ask>, now_us: u64, out: &mut Vec<Self::Output>) {
+        ask.entered_us = now_us;
+        let query = self.query(&ask);
+        out.push(Ok(ask));
+        out.extend(query.map(Err));
+    }
+}
+
+/// The core that replies for one shard.
+#[derive(Debug)]
+pub struct Search {
+    shard: Rc<RefCell<Shard>>,
+    policy: Policy,
+}
+
+impl Search {
+    /// A stage over a worker's shard.
+    #[must_use]
+    pub fn new(shard: Rc<RefCell<Shard>>, policy: Policy) -> Self {
+        Self { shard, policy }
+    }
+}
+
+impl Stage for Search {
+    type Input = Query;
+    type Output = Found;
+
+    fn push(&mut self, query: Query, _now_us: u64, out: &mut Vec<Found>) {
+        let mentions = Mentions::of(&query.text);
+        let mut shard = self.shard.borrow_mut();
+        let mut hit = None;
+        let mut near_miss = None;
+        for (entry, similarity) in shard.nearest(query.scope, &query.vector, CANDIDATES_MAX) {
+            match self.policy.judge(&mentions, &entry.mentions, similarity) {
+                Ok(()) => {
+                    hit = Some(Candidate {
+                        entry: entry.id,
+                        similarity,
+                        question: entry.question.clone(),
+                        answer: entry.answer.clone(),
+                        origin: entry.origin.clone(),
+                    });
+                    break;
+                }
+                Err(reason) => {
+                    near_miss.get_or_insert((similarity, reason));
+                }
+            }
+        }
+        if let Some(hit) = &hit {
+            shard.served(hit.entry);
+        }
+        out.push(Found { request: query.request, asker: query.asker, hit, near_miss });
+    }
+}
+
+/// The core that decides when every shard has replied.
+#[derive(Debug)]
+pub struct Gather {
+    shards: usize,
+    enabled: bool,
+    waiting: HashMap<RequestId, Gathered>,
+}
+
+#[derive(Debug, Default)]
+struct Gathered {
+    ask: Option<Box<Ask>>,
+    replies: usize,
+    hit: Option<Candidate>,
+    near_miss: Option<(f32, String)>,
+}
+
+impl Gather {
+    /// A stage that expects a reply from each of `shards` workers.
+    #[must_use]
+    pub fn new(shards: usize, enabled: bool) -> Self {
+        assert!(shards > 0, "there is at least one shard");
+        Self { shards, enabled, waiting: HashMap::new() }
+    }
+}
+
+impl Gathered {
+    fn add(&mut self, found: Found) {
+        self.replies += 1;
+        // The smaller id breaks ties, so that the outcome does not depend on which shard replies first.
+        let rank = |hit: &Candidate| (hit.similarity, std::cmp::Reverse(hit.entry));
+        if let Some(hit) = found.hit
+            && self.hit.as_ref().is_none_or(|best| rank(&hit) > rank(best))
+        {
+            self.hit = Some(hit);
+        }
+        if let Some(near) = found.near_miss
+            && self.near_miss.as_ref().is_none_or(|best| near.0 > best.0)
+        {
+            self.near_miss = Some(near);
+        }
+    }
+
+    fn decide(self, now_us: u64) -> Option<Step> {
+        let mut ask = self.ask?;
+        ask.left(StageName::Lookup, now_us);
+        let Some(hit) = self.hit else {
+            ask.missed = match self.near_miss {
+                Some((similarity, reason)) => format!("nearest cached question at {similarity:.3}, but {reason}"),
+                None => "no cached question is near".into(),
+            };
+            return Some(Ok(ask));
+        };
+        let verdict = Verdict {
+            level: CacheLevel::Semantic,
+            entry: Some(hit.entry),
+            similarity: Some(hit.similarity),
+            question: Some(hit.question),
+            origin: Some(hit.origin),
+            reason: "a similar question was answered before, and both mention the same".into(),
+        };
+        let served = Served { answer: hit.answer, verdict, offer: None, streamed: false };
+        Some(Err(Outcome { ask, ending: Ending::Served(Box::new(served)) }))
+    }
+}
+
+impl Stage for Gather {
+    type Input = ToGather;
+    type Output = Step;
+
+    fn push(&mut self, input: ToGather, now_us: u64, out: &mut Vec<Step>) {
+        let request = match &input {
+            ToGather::Turn(ask) => ask.request,
+            ToGather::Reply(found) => found.request,
+        };
+        match input {
+            ToGather::Turn(ask) if !self.enabled || !ask.may_read_cache() => return out.push(Ok(ask)),
+            ToGather::Turn(ask) => self.waiting.entry(request).or_default().ask = Some(ask),
+            ToGather::Reply(found) => self.waiting.entry(request).or_default().add(found),
+        }
+        // Replies may overtake the turn they are about.
+        let complete = self.waiting.get(&request).is_some_and(|one| one.ask.is_some() && one.replies == self.shards);
+        if complete {
+            out.extend(self.waiting.remove(&request).and_then(|gathered| gathered.decide(now_us)));
+        }
+    }
+
+    fn held(&self) -> usize {
+        self.waiting.len()
+    }
+}

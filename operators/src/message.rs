@@ -1,0 +1,352 @@
+//! What travels between the stages.
+//!
+//! Everything here can cross to another worker, in this process or another.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use turnflow_state::{
+    Answer, CacheControl, CacheEntry, ConversationId, EntryId, ScopeId, ScoredChunk, Stage, StageLatencies, TenantId,
+    Tier, Turn, TurnError, TurnEvent, TurnKey, TurnRecord, Verdict, normalise,
+};
+
+/// A stable hash, for deciding which worker owns something: equal in every process of one build.
+#[must_use]
+pub fn owner_hash(value: &impl Hash) -> u64 {
+    // `DefaultHasher::new` uses fixed keys, unlike the hasher of a `HashMap`.
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Names the stream that waits for a turn's events: the worker beside it and a number there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RequestId {
+    /// Index of the worker that the turn entered at.
+    pub worker: u32,
+    /// Number of the turn at that process.
+    pub number: u64,
+}
+
+/// A question as the caches know it: the scope and the normalised text. Compared in full, never by hash alone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct QuestionKey {
+    /// The partition.
+    pub scope: ScopeId,
+    /// The question in normal form.
+    pub text: Arc<str>,
+}
+
+impl QuestionKey {
+    /// The key of a question.
+    #[must_use]
+    pub fn new(scope: ScopeId, question: &str) -> Self {
+        Self { scope, text: normalise(question).into() }
+    }
+
+    /// Decides which worker's shard remembers the question.
+    #[must_use]
+    pub fn owner(&self) -> u64 {
+        owner_hash(self)
+    }
+}
+
+/// One earlier turn of the conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exchange {
+    /// What the customer said.
+    pub question: String,
+    /// What was answered.
+    pub answer: String,
+}
+
+/// A turn on its way, and what the stages have found out about it so far.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ask {
+    /// Where its events go.
+    pub request: RequestId,
+    /// What was said.
+    pub turn: Turn,
+    /// The partition of everything cached for it, and its key there.
+    pub key: QuestionKey,
+    /// When it was admitted, in microseconds on the clock of the process it entered.
+    pub admitted_us: u64,
+    /// When it entered the current stage, on the clock of the current process.
+    pub entered_us: u64,
+    /// Time spent in each stage so far.
+    pub latency: StageLatencies,
+    /// From recall: whether its conversation waits for it to end.
+    pub started: bool,
+    /// From recall: turns that the conversation had answered before this one.
+    pub turns_before: u64,
+    /// From recall: the latest of them, oldest first; loaded only when the turn leans on them.
+    pub history: Vec<Exchange>,
+    /// From recall: whether the turn can only be understood with its history.
+    pub leans: bool,
+    /// From dedupe: whether other turns wait for this one's answer.
+    pub leads: bool,
+    /// From embed: the vector of the question.
+    pub vector: Option<Arc<[f32]>>,
+    /// From lookup: why no cached answer was served.
+    pub missed: String,
+    /// From retrieve: the chunks that were found.
+    pub retrieved: Vec<ScoredChunk>,
+    /// From retrieve: the knowledge base's epoch at that moment.
+    pub read_epoch: u64,
+    /// From route: who answers.
+    pub tier: Tier,
+}
+
+impl Ask {
+    /// A turn as it enters.
+    #[must_use]
+    pub fn new(request: RequestId, turn: Turn, scope: ScopeId, admitted_us: u64) -> Self {
+        let key = QuestionKey::new(scope, &turn.text);
+        Self {
+            request,
+            turn,
+            key,
+            admitted_us,
+            entered_us: admitted_us,
+            latency: StageLatencies::default(),
+            started: false,
+            turns_before: 0,
+            history: Vec::new(),
+            leans: false,
+            leads: false,
+            vector: None,
+            missed: String::new(),
+            retrieved: Vec::new(),
+            read_epoch: 0,
+            tier: Tier::Extractive,
+        }
+    }
+
+    /// Decides which worker orders the turns of the conversation.
+    #[must_use]
+    pub fn conversation_owner(&self) -> u64 {
+        conversation_owner(&self.turn)
+    }
+
+    /// Whether a cached answer may be served to this turn.
+    #[must_use]
+    pub fn may_read_cache(&self) -> bool {
+        !self.leans && self.turn.cache_control != CacheControl::Bypass
+    }
+
+    /// Whether this turn's answer may be cached.
+    #[must_use]
+    pub fn may_write_cache(&self) -> bool {
+        !self.leans && self.turn.cache_control == CacheControl::Default
+    }
+
+    /// The question as encoder and tier are to understand it: with what it leans on, if it leans on anything.
+    #[must_use]
+    pub fn question_in_context(&self) -> String {
+        match self.history.last() {
+            Some(before) if self.leans => format!("{}\n{}", before.question, self.turn.text),
+            _ => self.turn.text.clone(),
+        }
+    }
+
+    /// Closes the time spent in a stage.
+    pub fn left(&mut self, stage: Stage, now_us: u64) {
+        self.latency.add(stage, now_us.saturating_sub(self.entered_us));
+    }
+}
+
+/// A conversation's full name.
+pub type ConversationKey = (TenantId, ConversationId);
+
+/// Decides which worker orders the turns of a conversation.
+#[must_use]
+pub fn conversation_owner(turn: &Turn) -> u64 {
+    owner_hash(&(&turn.tenant, &turn.conversation))
+}
+
+/// An answer that a stage decided on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Served {
+    /// The answer.
+    pub answer: Arc<Answer>,
+    /// Where it came from, and why.
+    pub verdict: Verdict,
+    /// What to remember it by; its id is given at commit. None when it is not to be cached.
+    pub offer: Option<Box<CacheEntry>>,
+    /// Whether its text was already streamed.
+    pub streamed: bool,
+}
+
+/// How a turn ends.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Ending {
+    /// With an answer that is to be written.
+    Served(Box<Served>),
+    /// With the answer that the same turn id got before.
+    Repeated(Box<TurnRecord>),
+    /// With an error.
+    Failed(TurnError),
+}
+
+/// A turn and how it ends; on its way to commit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The turn.
+    pub ask: Box<Ask>,
+    /// How it ends.
+    pub ending: Ending,
+}
+
+impl Outcome {
+    /// A turn that ends with an error.
+    #[must_use]
+    pub fn failed(ask: Box<Ask>, error: TurnError) -> Self {
+        Self { ask, ending: Ending::Failed(error) }
+    }
+}
+
+/// What a stage decided about a turn: it goes on, or it ends.
+pub type Step = Result<Box<Ask>, Outcome>;
+
+/// An event on its way to the stream that waits for it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Notice {
+    /// The stream.
+    pub request: RequestId,
+    /// When the turn was admitted, in microseconds on the clock of the process it entered.
+    pub admitted_us: u64,
+    /// The event.
+    pub event: TurnEvent,
+}
+
+/// What reaches commit: pieces of an answer pass through so that none overtakes the terminal event.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToCommit {
+    /// A piece of an answer, and the owner of its conversation.
+    Piece(Notice, u64),
+    /// The end of a turn.
+    End(Outcome),
+}
+
+impl ToCommit {
+    /// Decides which worker commits: the one that orders the conversation.
+    #[must_use]
+    pub fn owner(&self) -> u64 {
+        match self {
+            Self::Piece(_, owner) => *owner,
+            Self::End(outcome) => outcome.ask.conversation_owner(),
+        }
+    }
+}
+
+/// The end of a turn, written and not yet told to the client.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ended {
+    /// The stream that waits.
+    pub request: RequestId,
+    /// When the turn was admitted, in microseconds on the clock of the process it entered.
+    pub admitted_us: u64,
+    /// What is left to tell: the last event is the terminal one.
+    pub events: Vec<TurnEvent>,
+    /// Whose turn it was.
+    pub conversation: ConversationKey,
+    /// Whether its conversation waits for it to end.
+    pub started: bool,
+}
+
+impl Ended {
+    /// The end of a turn with these events.
+    #[must_use]
+    pub fn new(ask: &Ask, events: Vec<TurnEvent>) -> Box<Self> {
+        Box::new(Self {
+            request: ask.request,
+            admitted_us: ask.admitted_us,
+            events,
+            conversation: (ask.turn.tenant.clone(), ask.turn.conversation.clone()),
+            started: ask.started,
+        })
+    }
+
+    /// Decides which worker tells it: the one that orders the conversation.
+    #[must_use]
+    pub fn owner(&self) -> u64 {
+        owner_hash(&self.conversation)
+    }
+}
+
+/// The end of a turn that others wait for, or whose answer is to be cached; on its way to the question's shard.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settlement {
+    /// What the question was answered with, for those who wait for it.
+    pub resolution: Resolution,
+    /// Whether turns may wait for it.
+    pub leads: bool,
+    /// The end itself, to be told afterwards.
+    pub ended: Box<Ended>,
+}
+
+/// What a question in flight was answered with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Resolution {
+    /// The question.
+    pub key: QuestionKey,
+    /// Its answer; None when it failed.
+    pub result: Option<Settled>,
+}
+
+/// An answer as it reaches the question's shard.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settled {
+    /// The answer.
+    pub answer: Arc<Answer>,
+    /// The turn that was answered first.
+    pub origin: TurnKey,
+    /// The question as it was asked there.
+    pub question: String,
+    /// The entry to remember, written already.
+    pub entry: Option<Box<CacheEntry>>,
+}
+
+/// A question to every shard: what do you know that is similar?
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Query {
+    /// Which lookup asks, and at which worker.
+    pub request: RequestId,
+    /// The worker that gathers the replies.
+    pub asker: u64,
+    /// The partition.
+    pub scope: ScopeId,
+    /// The question.
+    pub text: String,
+    /// Its vector.
+    pub vector: Arc<[f32]>,
+}
+
+/// A cached question that may answer another.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// The entry.
+    pub entry: EntryId,
+    /// Cosine between the questions.
+    pub similarity: f32,
+    /// The cached question.
+    pub question: String,
+    /// Its answer.
+    pub answer: Arc<Answer>,
+    /// The turn that was answered first.
+    pub origin: TurnKey,
+}
+
+/// One shard's reply to a [`Query`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Found {
+    /// Which lookup asked.
+    pub request: RequestId,
+    /// The worker that gathers the replies.
+    pub asker: u64,
+    /// What may be served.
+    pub hit: Option<Candidate>,
+    /// The nearest that may not, and why, for the verdict.
+    pub near_miss: Option<(f32, String)>,
+}

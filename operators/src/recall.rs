@@ -1,0 +1,236 @@
+//! Recall: the first stage. Orders the turns of one conversation, answers a turn id that was answered before, and
+//! finds out whether a turn can be understood without the ones before it.
+//!
+//! Contract: exchanged by conversation, so one worker sees all turns of it. Of each conversation at most one turn
+//! is under way; the next one starts when its end has been told and it is [released](Release). Every turn that is given out, going
+//! on or ending, comes back as exactly one release; a turn that is refused for want of room does not, because it
+//! never started.
+//!
+//! The reads are point look-ups of a few microseconds, answered by filters and caches of the store.
+
+use std::collections::{HashMap, VecDeque};
+
+use turnflow_state::{
+    Conversation, ConversationId, StateError, Store, TenantId, TurnError, TurnErrorKind, TurnKey, TurnRecord,
+};
+
+use crate::message::{Ask, ConversationKey, Ending, Exchange, Outcome, Step};
+use crate::shell::{Mailbox, Stage};
+
+/// What recall reads.
+pub trait Memory: 'static {
+    /// What the turn was answered with before, if it was.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn answered(&self, key: &TurnKey) -> Result<Option<TurnRecord>, StateError>;
+
+    /// What is known of the conversation.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn conversation(&self, tenant: &TenantId, id: &ConversationId) -> Result<Option<Conversation>, StateError>;
+
+    /// The latest answered turns of the conversation, oldest first.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn history(&self, tenant: &TenantId, id: &ConversationId, turns_max: usize) -> Result<Vec<TurnRecord>, StateError>;
+}
+
+impl Memory for Store {
+    fn answered(&self, key: &TurnKey) -> Result<Option<TurnRecord>, StateError> {
+        self.turn(key)
+    }
+
+    fn conversation(&self, tenant: &TenantId, id: &ConversationId) -> Result<Option<Conversation>, StateError> {
+        Self::conversation(self, tenant, id)
+    }
+
+    fn history(&self, tenant: &TenantId, id: &ConversationId, turns_max: usize) -> Result<Vec<TurnRecord>, StateError> {
+        Self::history(self, tenant, id, turns_max)
+    }
+}
+
+/// Says that the turn under way of a conversation has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Release(pub ConversationKey);
+
+/// The bounds of the stage.
+#[derive(Clone, Copy, Debug)]
+pub struct RecallLimits {
+    /// Turns of one conversation that may be unanswered.
+    pub turns_per_conversation_max: usize,
+    /// Earlier turns that a turn may lean on.
+    pub history_turns_max: usize,
+}
+
+/// The core.
+#[derive(Debug)]
+pub struct Recall<M> {
+    memory: M,
+    limits: RecallLimits,
+    releases: Mailbox<Release>,
+    /// Conversations with a turn under way, and the turns that wait behind it.
+    busy: HashMap<ConversationKey, VecDeque<Box<Ask>>>,
+    waiting: usize,
+}
+
+impl<M: Memory> Recall<M> {
+    /// A stage that knows of no turn.
+    #[must_use]
+    pub fn new(memory: M, limits: RecallLimits, releases: Mailbox<Release>) -> Self {
+        assert!(limits.turns_per_conversation_max > 0, "a conversation needs room for a turn");
+        Self { memory, limits, releases, busy: HashMap::new(), waiting: 0 }
+    }
+
+    fn begin(&self, mut ask: Box<Ask>, now_us: u64) -> Step {
+        ask.started = true;
+        match self.remember(&mut ask) {
+            Ok(repeated) => {
+                ask.left(turnflow_state::Stage::Recall, now_us);
+                match repeated {
+                    Some(record) => Err(Outcome { ask, ending: Ending::Repeated(Box::new(record)) }),
+                    None => Ok(ask),
+                }
+            }
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot recall a conversation");
+                Err(Outcome::failed(ask, TurnError::new(TurnErrorKind::Internal, "the conversation cannot be read")))
+            }
+        }
+    }
+
+    fn remember(&self, ask: &mut Ask) -> Result<Option<TurnRecord>, StateError> {
+        let turn = &ask.turn;
+        let Some(conversation) = self.memory.conversation(&turn.tenant, &turn.conversation)? else {
+            return Ok(None);
+        };
+        let repeated = self.memory.answered(&turn.key())?;
+        if repeated.is_none() {
+            ask.turns_before = conversation.turns_answered;
+            ask.leans = ask.turns_before > 0 && leans(&turn.text);
+            if ask.leans {
+                let records = self.memory.history(&turn.tenant, &turn.conversation, self.limits.history_turns_max)?;
+                ask.history = records.into_iter().map(exchange).collect();
+            }
+        }
+        Ok(repeated)
+    }
+
+    fn release(&mut self, Release(conversation): &Release, now_us: u64, out: &mut Vec<Step>) {
+        let next = self.busy.get_mut(conversation).and_then(VecDeque::pop_front);
+        match next {
+            Some(ask) => {
+                self.waiting -= 1;
+                let step = self.begin(ask, now_us);
+                out.push(step);
+            }
+            None => {
+                self.busy.remove(conversation);
+            }
+        }
+    }
+}
+
+fn exchange(record: TurnRecord) -> Exchange {
+    Exchange { question: record.turn.text, answer: record.completion.text }
+}
+
+impl<M: Memory> Stage for Recall<M> {
+    type Input = Box<Ask>;
+    type Output = Step;
+
+    fn push(&mut self, mut ask: Box<Ask>, now_us: u64, out: &mut Vec<Step>) {
+        ask.entered_us = now_us;
+        let conversation = (ask.turn.tenant.clone(), ask.turn.conversation.clone());
+        match self.busy.get_mut(&conversation) {
+            None => {
+                self.busy.insert(conversation, VecDeque::new());
+                let step = self.begin(ask, now_us);
+                out.push(step);
+            }
+            // The turn under way counts as well.
+            Some(queue) if queue.len() + 1 < self.limits.turns_per_conversation_max => {
+                queue.push_back(ask);
+                self.waiting += 1;
+            }
+            Some(_) => {
+                let message = format!(
+                    "conversation {} has {} unanswered turns, more are not taken",
+                    ask.turn.conversation, self.limits.turns_per_conversation_max
+                );
+                out.push(Err(Outcome::failed(ask, TurnError::new(TurnErrorKind::Overloaded, message))));
+            }
+        }
+    }
+
+    fn poll(&mut self, now_us: u64, out: &mut Vec<Step>) {
+        while let Some(release) = self.releases.take() {
+            self.release(&release, now_us, out);
+        }
+    }
+
+    fn held(&self) -> usize {
+        self.waiting
+    }
+}
+
+/// Longest text, in words, that can lean on earlier turns by opening with a connective.
+const CONNECTIVE_WORDS_MAX: usize = 12;
+/// Longest text, in words, that can lean on earlier turns by a pronoun.
+const PRONOUN_WORDS_MAX: usize = 8;
+const CONNECTIVES: &[&str] = &[
+    "and",
+    "but",
+    "also",
+    "then",
+    "so",
+    "or",
+    "what about",
+    "how about",
+    "yes",
+    "yeah",
+    "yep",
+    "no",
+    "nope",
+    "ok",
+    "okay",
+    "sure",
+    "right",
+    "perfect",
+    "great",
+    "please do",
+    "go ahead",
+    "sounds good",
+    "either",
+    "neither",
+    "both",
+    "same",
+    "the first",
+    "the second",
+    "the last",
+];
+const PRONOUNS: &[&str] = &["it", "its", "that", "this", "they", "them", "their", "those", "these", "one", "ones"];
+/// Words that close a conversation: what opens or refers beside them is politeness.
+const CLOSINGS: &[&str] = &["thank", "thanks", "thx", "bye", "goodbye"];
+/// Phrases whose pronoun refers to nothing.
+const EXPLETIVES: &[&str] = &["is it possible", "would it be possible", "it possible to"];
+
+/// Whether a text that is not the first of its conversation leans on what was said before, by a plain rule: it is
+/// short, and opens with a connective or contains a pronoun that refers back.
+#[must_use]
+pub fn leans(text: &str) -> bool {
+    let text = turnflow_state::normalise(text);
+    let words: Vec<&str> =
+        text.split(|c: char| !c.is_alphanumeric() && c != '\'').filter(|word| !word.is_empty()).collect();
+    if words.iter().any(|word| CLOSINGS.contains(word)) || EXPLETIVES.iter().any(|phrase| text.contains(phrase)) {
+        return false;
+    }
+    let spoken = words.join(" ");
+    let opens_with =
+        |phrase: &str| spoken.strip_prefix(phrase).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '));
+    let connects = words.len() <= CONNECTIVE_WORDS_MAX && CONNECTIVES.iter().any(|phrase| opens_with(phrase));
+    let refers = words.len() <= PRONOUN_WORDS_MAX && words.iter().any(|word| PRONOUNS.contains(word));
+    connects || refers
+}

@@ -1,0 +1,32 @@
+//! Reply: hands each event to the stream that waits for it.
+//!
+//! Contract: exchanged back to the worker that the turn entered at, in whose process the stream lives. Here the
+//! clock of admission is known again, so here the total latency is set.
+
+use turnflow_state::TurnEvent;
+
+use crate::message::{Notice, RequestId};
+use crate::shell::Stage;
+
+/// Where events go.
+pub trait Deliver: 'static {
+    /// Delivers an event; a stream that is gone is no error. Must not block.
+    fn deliver(&self, request: RequestId, event: TurnEvent);
+}
+
+/// The core.
+#[derive(Debug)]
+pub struct Reply<D>(pub D);
+
+impl<D: Deliver> Stage for Reply<D> {
+    type Input = Notice;
+    type Output = ();
+
+    fn push(&mut self, notice: Notice, now_us: u64, _out: &mut Vec<()>) {
+        let mut event = notice.event;
+        if let TurnEvent::Done(completion) = &mut event {
+            completion.total_us = now_us.saturating_sub(notice.admitted_us);
+        }
+        self.0.deliver(notice.request, event);
+    }
+}

@@ -1,0 +1,112 @@
+//! The way in and the way out: places for turns in flight, and the streams that wait for their events.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use turnflow_state::TurnEvent;
+
+/// Why a turn was not admitted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubmitError {
+    /// The turn itself is at fault.
+    #[error("{field}: {message}")]
+    Invalid {
+        /// Which of its fields.
+        field: &'static str,
+        /// What is wrong.
+        message: String,
+    },
+    /// No place became free in time.
+    #[error("too many turns are in flight, try again in {retry_after_ms} ms")]
+    Overloaded {
+        /// When trying again makes sense, in milliseconds.
+        retry_after_ms: u64,
+    },
+    /// The pipeline is shutting down.
+    #[error("shutting down")]
+    ShuttingDown,
+}
+
+/// The events of one turn: `Accepted`, pieces of the answer, and exactly one terminal event.
+#[derive(Debug)]
+pub struct TurnStream {
+    events: mpsc::UnboundedReceiver<TurnEvent>,
+}
+
+impl TurnStream {
+    /// The next event; None after the terminal one.
+    ///
+    /// Cancel-safe. Dropping the stream does not cancel the turn: it is answered and written all the same, so that
+    /// the same turn id finds its answer.
+    pub async fn next(&mut self) -> Option<TurnEvent> {
+        self.events.recv().await
+    }
+}
+
+struct Waiting {
+    // Unbounded in type, bounded in fact: the pieces of one answer and a terminal event.
+    events: mpsc::UnboundedSender<TurnEvent>,
+    _place: OwnedSemaphorePermit,
+}
+
+/// Locks of their own for parts of the numbers, so that admission and delivery seldom meet.
+const SHARDS: usize = 16;
+
+/// The streams that wait, by the number of their turn. One for each process.
+pub(crate) struct Streams {
+    shards: [Mutex<HashMap<u64, Waiting>>; SHARDS],
+    next: AtomicU64,
+}
+
+impl Streams {
+    pub(crate) fn new() -> Self {
+        Self { shards: Default::default(), next: AtomicU64::new(1) }
+    }
+
+    /// Opens a stream that holds a place until its terminal event.
+    pub(crate) fn open(&self, place: OwnedSemaphorePermit) -> (u64, TurnStream) {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, events) = mpsc::unbounded_channel();
+        // The receiver is right here.
+        let _ = sender.send(TurnEvent::Accepted);
+        self.shard(number).insert(number, Waiting { events: sender, _place: place });
+        (number, TurnStream { events })
+    }
+
+    /// Delivers an event; the terminal one closes the stream and frees the place.
+    pub(crate) fn deliver(&self, number: u64, event: TurnEvent) {
+        let mut shard = self.shard(number);
+        if event.is_terminal() {
+            let waiting = shard.remove(&number);
+            drop(shard);
+            debug_assert!(waiting.is_some(), "a second terminal event for turn {number}");
+            // The client may have left: that is its right.
+            let _ = waiting.map(|waiting| waiting.events.send(event));
+        } else if let Some(waiting) = shard.get(&number) {
+            let _ = waiting.events.send(event);
+        }
+    }
+
+    /// Forgets a stream whose turn never got in.
+    pub(crate) fn abandon(&self, number: u64) {
+        self.shard(number).remove(&number);
+    }
+
+    /// Turns that wait for their terminal event.
+    pub(crate) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).len()).sum()
+    }
+
+    fn shard(&self, number: u64) -> MutexGuard<'_, HashMap<u64, Waiting>> {
+        #[expect(clippy::cast_possible_truncation, reason = "the remainder is below SHARDS")]
+        lock(&self.shards[(number % SHARDS as u64) as usize])
+    }
+}
+
+/// A map whose other user panicked between two operations is still a whole map.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

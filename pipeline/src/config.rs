@@ -1,0 +1,345 @@
+//! Configuration: one embedded file is the only list of defaults, a user's file overrides parts of it, and all of
+//! it is checked before anything starts.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use turnflow_models::{EncoderEngineConfig, ExtractiveConfig, TierEngineConfig};
+use turnflow_operators::commit::Price;
+use turnflow_state::{Limits, ScopeId, TenantId};
+
+const DEFAULTS: &str = include_str!("default.toml");
+
+/// Why a configuration is not used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// The system's own words.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{path}: {message}")]
+    Syntax {
+        /// Which file, and where in it.
+        path: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A key is unknown, or its value has the wrong type.
+    #[error("{place}: {key}: {message}")]
+    Key {
+        /// Which file and line.
+        place: String,
+        /// The key, with its section.
+        key: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A value is outside what makes sense.
+    #[error("{place}: {key} = {value}: {message}")]
+    Value {
+        /// Which file and line.
+        place: String,
+        /// The key, with its section.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What would make sense.
+        message: String,
+    },
+}
+
+/// All settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Config {
+    /// The gRPC server.
+    pub server: ServerConfig,
+    /// The store.
+    pub storage: StorageConfig,
+    /// The dataflow.
+    pub workers: WorkersConfig,
+    /// Bounds on input.
+    pub limits: Limits,
+    /// What besides the question may change an answer.
+    pub scope: ScopeConfig,
+    /// The caches.
+    pub cache: CacheConfig,
+    /// The knowledge base.
+    pub knowledge: KnowledgeConfig,
+    /// The memory of a conversation.
+    pub conversation: ConversationConfig,
+    /// The encoder engine.
+    pub encoder: EncoderEngineConfig,
+    /// The tier engine.
+    pub tier: TierEngineConfig,
+    /// The extractive tier.
+    pub extractive: ExtractiveConfig,
+    /// What tokens cost.
+    pub prices: PriceConfig,
+}
+
+macro_rules! section {
+    ($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $type:ty),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(rename_all = "kebab-case", deny_unknown_fields)]
+        pub struct $name { $($(#[$fdoc])* pub $field: $type),+ }
+    };
+}
+
+section!(
+    /// The gRPC server.
+    ServerConfig {
+        /// Where clients connect.
+        listen: SocketAddr,
+        /// An idle connection is probed after this long, in seconds.
+        keepalive_interval_s: u64,
+        /// A probe waits this long for its answer, in seconds.
+        keepalive_timeout_s: u64,
+        /// Largest header list of a request, in bytes.
+        header_bytes_max: u32,
+        /// How long open streams may take to finish on shutdown, in seconds.
+        shutdown_grace_s: u64,
+    }
+);
+section!(
+    /// The store.
+    StorageConfig {
+        /// Writes of turns that may wait to be grouped.
+        commit_queue_max: usize,
+        /// RocksDB's block cache, in bytes.
+        block_cache_bytes: usize,
+    }
+);
+section!(
+    /// The dataflow.
+    WorkersConfig {
+        /// Dataflow workers.
+        threads: usize,
+        /// Threads that search the knowledge base.
+        search_threads: usize,
+    }
+);
+section!(
+    /// What besides the question may change an answer.
+    ScopeConfig {
+        /// Language of the answers.
+        language: String,
+        /// Instructions to the tiers.
+        system_prompt: String,
+    }
+);
+section!(
+    /// The caches.
+    CacheConfig {
+        /// Whether the exact response cache is used.
+        exact: bool,
+        /// Whether the semantic cache is used.
+        semantic: bool,
+        /// Smallest cosine between two questions that share an answer.
+        similarity_min: f32,
+        /// Entries kept, over all workers.
+        entries_max: usize,
+    }
+);
+section!(
+    /// The knowledge base.
+    KnowledgeConfig {
+        /// Chunks retrieved for a question.
+        chunks_retrieved: usize,
+        /// Longest chunk, in word pieces.
+        chunk_tokens_max: usize,
+        /// Chunks kept in memory, in bytes.
+        cache_bytes: usize,
+    }
+);
+section!(
+    /// The memory of a conversation.
+    ConversationConfig {
+        /// Earlier turns that a turn may lean on.
+        history_turns_max: usize,
+    }
+);
+section!(
+    /// What tokens cost, by tier.
+    PriceConfig {
+        /// Of the extractive tier.
+        extractive: Price,
+    }
+);
+
+impl ScopeConfig {
+    /// The partition of everything cached for a tenant.
+    #[must_use]
+    pub fn of(&self, tenant: &TenantId) -> ScopeId {
+        ScopeId::derive(tenant, &[("language", &self.language), ("system-prompt", &self.system_prompt)])
+    }
+}
+
+impl Config {
+    /// The embedded defaults.
+    ///
+    /// # Panics
+    /// When the embedded file is wrong, which a test rules out.
+    #[must_use]
+    pub fn defaults() -> Self {
+        #[expect(clippy::expect_used, reason = "the file is part of the binary, and a test parses it")]
+        Self::from_text("", "embedded defaults").expect("the embedded defaults are valid")
+    }
+
+    /// The defaults, overridden by a file if one is given.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with file, line and key when the file cannot be read or something in it is wrong.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let Some(path) = path else { return Ok(Self::defaults()) };
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::from_text(&text, &path.display().to_string())
+    }
+
+    /// The defaults, overridden by a text; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn from_text(text: &str, name: &str) -> Result<Self, ConfigError> {
+        let user = parse(text, name)?;
+        let mut merged = parse(DEFAULTS, "embedded defaults")?;
+        merge(&mut merged, user);
+        let config: Self = serde_path_to_error::deserialize(merged).map_err(|error| {
+            let (key, message) = (error.path().to_string(), error.inner().message().to_owned());
+            // An unknown key is named in the message, not in the path.
+            let unknown = message.split('`').nth(1).filter(|_| message.starts_with("unknown field"));
+            let full = match unknown {
+                Some(unknown) if key == "." => unknown.to_owned(),
+                Some(unknown) if !key.ends_with(unknown) => format!("{key}.{unknown}"),
+                _ => key,
+            };
+            ConfigError::Key { place: place(text, name, &full), key: full, message }
+        })?;
+        config.check(text, name)?;
+        Ok(config)
+    }
+
+    fn check(&self, text: &str, name: &str) -> Result<(), ConfigError> {
+        let wrong = |key: &'static str, value: &dyn std::fmt::Display, message: &str| {
+            Err(ConfigError::Value {
+                place: place(text, name, key),
+                key,
+                value: value.to_string(),
+                message: message.into(),
+            })
+        };
+        for (key, value) in self.counts() {
+            if value == 0 {
+                return wrong(key, &value, "must be at least 1");
+            }
+        }
+        let similarity = self.cache.similarity_min;
+        if !(0.0..=1.0).contains(&similarity) {
+            return wrong("cache.similarity-min", &similarity, "must lie between 0 and 1");
+        }
+        let confidence = self.extractive.confidence_min;
+        if !(-1.0..=1.0).contains(&confidence) {
+            return wrong("extractive.confidence-min", &confidence, "must lie between -1 and 1");
+        }
+        if self.storage.commit_queue_max < self.limits.turns_in_flight_max {
+            let least = format!("must be at least limits.turns-in-flight-max, {}", self.limits.turns_in_flight_max);
+            return wrong("storage.commit-queue-max", &self.storage.commit_queue_max, &least);
+        }
+        if self.limits.message_bytes_max < self.limits.text_bytes_max {
+            let least = format!("must be at least limits.text-bytes-max, {}", self.limits.text_bytes_max);
+            return wrong("limits.message-bytes-max", &self.limits.message_bytes_max, &least);
+        }
+        let price = self.prices.extractive;
+        for (key, value) in [
+            ("prices.extractive.input-per-million", price.input_per_million),
+            ("prices.extractive.output-per-million", price.output_per_million),
+        ] {
+            if !value.is_finite() || value < 0.0 {
+                return wrong(key, &value, "must be a finite number, not negative");
+            }
+        }
+        Ok(())
+    }
+
+    /// Settings of which there must be at least one.
+    fn counts(&self) -> [(&'static str, usize); 20] {
+        let limits = &self.limits;
+        [
+            ("workers.threads", self.workers.threads),
+            ("workers.search-threads", self.workers.search_threads),
+            ("limits.text-bytes-max", limits.text_bytes_max),
+            ("limits.message-bytes-max", limits.message_bytes_max),
+            ("limits.streams-per-connection-max", limits.streams_per_connection_max as usize),
+            ("limits.turns-per-stream-max", limits.turns_per_stream_max),
+            ("limits.turns-in-flight-max", limits.turns_in_flight_max),
+            ("limits.turns-per-conversation-max", limits.turns_per_conversation_max),
+            ("limits.article-bytes-max", limits.article_bytes_max),
+            ("cache.entries-max", self.cache.entries_max),
+            ("knowledge.chunks-retrieved", self.knowledge.chunks_retrieved),
+            ("knowledge.chunk-tokens-max", self.knowledge.chunk_tokens_max),
+            ("conversation.history-turns-max", self.conversation.history_turns_max),
+            ("encoder.queue-max", self.encoder.queue_max),
+            ("encoder.batch-tokens-max", self.encoder.batch_tokens_max),
+            ("encoder.batch-texts-max", self.encoder.batch_texts_max),
+            ("tier.queue-max", self.tier.queue_max),
+            ("tier.threads", self.tier.threads),
+            ("extractive.passages-max", self.extractive.passages_max),
+            ("server.header-bytes-max", self.server.header_bytes_max as usize),
+        ]
+    }
+}
+
+fn parse(text: &str, name: &str) -> Result<toml::Table, ConfigError> {
+    text.parse().map_err(|error: toml::de::Error| {
+        let line = error.span().map_or(1, |span| line_at(text, span.start));
+        ConfigError::Syntax { path: format!("{name}:{line}"), message: error.message().to_owned() }
+    })
+}
+
+fn merge(into: &mut toml::Table, from: toml::Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(toml::Value::Table(into)), toml::Value::Table(from)) => merge(into, from),
+            (_, value) => {
+                into.insert(key, value);
+            }
+        }
+    }
+}
+
+fn line_at(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+}
+
+/// File and line of a dotted key, as far as the file has it: a section's line when the key itself is written in
+/// another way, the file alone when it is a default.
+fn place(text: &str, name: &str, key: &str) -> String {
+    let (section, leaf) = key.rsplit_once('.').unwrap_or(("", key));
+    let mut current = String::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if let Some(header) = line.strip_prefix('[').and_then(|rest| rest.split(']').next()) {
+            current = header.trim().to_owned();
+            if current == key {
+                return format!("{name}:{}", number + 1);
+            }
+        } else if let Some((written, _)) = line.split_once('=') {
+            let written = written.trim().trim_matches('"');
+            let full = if current.is_empty() { written.to_owned() } else { format!("{current}.{written}") };
+            if full == key || (current == section && written == leaf) {
+                return format!("{name}:{}", number + 1);
+            }
+        }
+    }
+    name.to_owned()
+}

@@ -1,0 +1,194 @@
+//! The dataflow "turns", as one worker puts it up.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use timely::dataflow::channels::pact::{Exchange, Pipeline as Local};
+use timely::dataflow::operators::probe::Handle;
+use timely::dataflow::operators::vec::{Broadcast, Map};
+use timely::dataflow::operators::{Concatenate, Exchange as _, OkErr, Probe};
+use timely::worker::Worker;
+use turnflow_operators::acknowledge::Acknowledge;
+use turnflow_operators::commit::{Commit, Committed, EntryNumbers, Forget, GroupedJournal};
+use turnflow_operators::dedupe::{Dedupe, Settle};
+use turnflow_operators::embed::Embed;
+use turnflow_operators::generate::Generate;
+use turnflow_operators::lookup::{Gather, Lookup, Policy, Search, ToGather};
+use turnflow_operators::message::{Ask, Ended, Found, Notice, QuestionKey, RequestId, Settlement, ToCommit};
+use turnflow_operators::recall::{Recall, RecallLimits};
+use turnflow_operators::reply::{Deliver, Reply};
+use turnflow_operators::retrieve::{PooledRetriever, Retrieve};
+use turnflow_operators::route::Route;
+use turnflow_operators::shard::Shard;
+use turnflow_operators::shell::{Mailbox, Turns, stage};
+use turnflow_operators::{Clock, pool::Pool};
+use turnflow_state::{CacheEntry, Committer, EntryId, Tier, TurnEvent};
+
+use crate::admission::Streams;
+use crate::bridge::Port;
+use crate::{Config, Parts};
+
+/// What every worker needs to put up its part.
+pub(crate) struct Blueprint {
+    pub(crate) config: Config,
+    pub(crate) parts: Parts,
+    pub(crate) clock: Clock,
+    pub(crate) ports: Vec<Port>,
+    pub(crate) streams: Arc<Streams>,
+    pub(crate) committer: Arc<Committer>,
+    pub(crate) searchers: Pool,
+    /// Cached answers of an earlier run, in order of their ids.
+    pub(crate) entries: Vec<CacheEntry>,
+}
+
+/// The end of a turn on its way to its question's shard, or past it.
+type Closing = Result<Box<Settlement>, Box<Ended>>;
+
+struct ToStreams(Arc<Streams>);
+
+impl Deliver for ToStreams {
+    fn deliver(&self, request: RequestId, event: TurnEvent) {
+        self.0.deliver(request.number, event);
+    }
+}
+
+impl Blueprint {
+    /// Puts up the dataflow; the handle tells when its last turn has ended.
+    pub(crate) fn put_up(&self, worker: &mut Worker) -> Handle<()> {
+        let (index, peers) = (worker.index() as u64, worker.peers() as u64);
+        let (config, parts, clock) = (&self.config, &self.parts, self.clock);
+        let journal = GroupedJournal { store: parts.store.clone(), committer: self.committer.clone() };
+        let shard = Rc::new(RefCell::new(self.shard(index, peers, &journal)));
+        let (releases, resolutions) = (Mailbox::default(), Mailbox::default());
+        let semantic = config.cache.semantic;
+        let limits = RecallLimits {
+            turns_per_conversation_max: config.limits.turns_per_conversation_max,
+            history_turns_max: config.conversation.history_turns_max,
+        };
+        let policy = Policy { similarity_min: config.cache.similarity_min };
+        let last_entry = self.entries.last().map(|entry| entry.id);
+        let retriever = PooledRetriever {
+            knowledge: parts.knowledge.clone(),
+            pool: self.searchers.clone(),
+            chunks: config.knowledge.chunks_retrieved,
+        };
+        let probe = Handle::new();
+
+        worker.dataflow_named::<(), _, _>("turns", |scope| {
+            let conversations = Exchange::new(by_conversation);
+            let questions = Exchange::new(by_question);
+
+            let admitted = self.ports[worker_port(index)].stream(scope);
+            let (recalled, repeated) = stage(admitted, conversations, "recall", clock, |wake| {
+                releases.deliver_to(wake.clone());
+                Recall::new(parts.store.clone(), limits, releases.clone())
+            })
+            .ok_err(|step| step);
+
+            let (leading, deduped) = stage(recalled, questions, "dedupe", clock, |wake| {
+                resolutions.deliver_to(wake.clone());
+                Dedupe::new(shard.clone(), resolutions.clone(), config.cache.exact)
+            })
+            .ok_err(|step| step);
+
+            let (embedded, unembedded) =
+                stage(leading, Local, "embed", clock, |wake| Embed::new(parts.encoder.clone(), wake))
+                    .ok_err(|step| step);
+
+            let (asking, queries) =
+                stage(embedded, Local, "lookup", clock, |_| Lookup { worker: index, enabled: semantic })
+                    .ok_err(|asked| asked);
+            let found = stage(queries.broadcast(), Local, "search", clock, |_| Search::new(shard.clone(), policy))
+                .exchange(|found: &Found| found.asker)
+                .map(ToGather::Reply);
+            let gathered = scope.concatenate([asking.map(ToGather::Turn), found]);
+            let (missed, similar) = stage(gathered, Local, "gather", clock, |_| {
+                #[expect(clippy::cast_possible_truncation, reason = "a count of threads")]
+                Gather::new(peers as usize, semantic)
+            })
+            .ok_err(|step| step);
+
+            let (retrieved, unretrieved) =
+                stage(missed, Local, "retrieve", clock, |wake| Retrieve::new(retriever, wake)).ok_err(|step| step);
+            let routed = stage(retrieved, Local, "route", clock, |_| Route { tier: Tier::Extractive });
+            let generated = stage(routed, Local, "generate", clock, |wake| {
+                Generate::new(parts.tier.clone(), config.knowledge.chunks_retrieved, wake)
+            });
+
+            let ended = scope.concatenate([repeated, deduped, unembedded, similar, unretrieved]).map(ToCommit::End);
+            let ending = scope.concatenate([ended, generated]);
+            let by_owner = Exchange::new(ToCommit::owner);
+            let (pieces, closing): (Turns<'_, Notice>, Turns<'_, Closing>) =
+                stage(ending, by_owner, "commit", clock, |wake| {
+                    let numbers = EntryNumbers::new(last_entry, index, peers);
+                    Commit::new(journal.clone(), config.prices.extractive, numbers, wake)
+                })
+                .ok_err(|committed| match committed {
+                    Committed::Piece(notice) => Ok(notice),
+                    Committed::Settle(settlement) => Err(Ok(settlement)),
+                    Committed::End(ended) => Err(Err(ended)),
+                });
+            let (settling, ended) = closing.ok_err(|closing| closing);
+
+            let questions = Exchange::new(by_settled_question);
+            let (settled, forgotten) =
+                stage(settling, questions, "settle", clock, |_| Settle::new(shard.clone(), resolutions.clone()))
+                    .ok_err(|settled| settled);
+            stage(forgotten, Local, "forget", clock, |_| Forget(journal.clone())).probe_with(&probe);
+
+            // One exchange for both: a settled end returns to its conversation's worker, the others are there already.
+            let ends = Exchange::new(by_conversation_ended);
+            let told = stage(scope.concatenate([settled, ended]), ends, "acknowledge", clock, |_| {
+                Acknowledge::new(releases.clone())
+            });
+            let notices = scope.concatenate([pieces, told]);
+            let by_entrance = Exchange::new(|notice: &Notice| u64::from(notice.request.worker));
+            stage(notices, by_entrance, "reply", clock, |_| Reply(ToStreams(self.streams.clone()))).probe_with(&probe);
+        });
+        probe
+    }
+
+    /// The worker's part of the caches, filled with what an earlier run remembered.
+    fn shard(&self, index: u64, peers: u64, journal: &GroupedJournal) -> Shard {
+        #[expect(clippy::cast_possible_truncation, reason = "a count of threads")]
+        let mut shard = Shard::new(self.config.cache.entries_max.div_ceil(peers as usize));
+        let mine = |entry: &&CacheEntry| QuestionKey::new(entry.scope, &entry.question).owner() % peers == index;
+        for entry in self.entries.iter().filter(mine) {
+            let forgotten: Vec<EntryId> = shard.insert(entry.clone()).unwrap_or_else(|error| {
+                tracing::warn!(entry = %entry.id, error = &error as &dyn std::error::Error, "a stored answer is dropped");
+                vec![entry.id]
+            });
+            for id in forgotten {
+                turnflow_operators::commit::Journal::forget(journal, id);
+            }
+        }
+        shard
+    }
+}
+
+/// The port beside a worker: with one process, the one of the same number.
+#[expect(clippy::cast_possible_truncation, reason = "a count of threads")]
+fn worker_port(index: u64) -> usize {
+    index as usize
+}
+
+#[expect(clippy::borrowed_box, reason = "the signature that an exchange of boxes wants")]
+fn by_conversation(ask: &Box<Ask>) -> u64 {
+    ask.conversation_owner()
+}
+
+#[expect(clippy::borrowed_box, reason = "the signature that an exchange of boxes wants")]
+fn by_question(ask: &Box<Ask>) -> u64 {
+    ask.key.owner()
+}
+
+#[expect(clippy::borrowed_box, reason = "the signature that an exchange of boxes wants")]
+fn by_settled_question(settlement: &Box<Settlement>) -> u64 {
+    settlement.resolution.key.owner()
+}
+
+#[expect(clippy::borrowed_box, reason = "the signature that an exchange of boxes wants")]
+fn by_conversation_ended(ended: &Box<Ended>) -> u64 {
+    ended.owner()
+}

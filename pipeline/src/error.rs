@@ -1,0 +1,49 @@
+//! What can go wrong while a pipeline is set up or its knowledge base is filled.
+
+use std::sync::Arc;
+
+use turnflow_models::ModelError;
+use turnflow_operators::OperatorError;
+use turnflow_state::{ArticleId, StateError};
+
+/// Errors of the pipeline.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PipelineError {
+    /// The store, the index or the knowledge base failed.
+    #[error("the store failed")]
+    State(#[from] StateError),
+    /// A model failed.
+    #[error("a model failed")]
+    Model(#[from] ModelError),
+    /// A model failed on an engine's thread.
+    #[error("a model failed")]
+    Engine(#[from] Arc<ModelError>),
+    /// A stage could not be set up.
+    #[error("a stage cannot be set up")]
+    Operator(#[from] OperatorError),
+    /// The workers could not be started.
+    #[error("cannot start {workers} workers: {reason}")]
+    Workers {
+        /// How many were wanted.
+        workers: usize,
+        /// What the dataflow engine said.
+        reason: String,
+    },
+    /// An article is larger than the limit.
+    #[error("article {id} has {bytes} bytes of title and body, at most {limit} are allowed")]
+    ArticleTooLarge {
+        /// Which one.
+        id: ArticleId,
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// An article has no text.
+    #[error("article {id} has neither title nor body")]
+    ArticleEmpty {
+        /// Which one.
+        id: ArticleId,
+    },
+}

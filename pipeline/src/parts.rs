@@ -1,0 +1,35 @@
+//! What a pipeline works with: store, knowledge base, encoder, tier.
+
+use std::sync::Arc;
+
+use turnflow_models::{Encoder, EncoderEngine, EncoderHandle, Extractive, ModelFiles, TierEngine, TierHandle};
+use turnflow_state::{KnowledgeBase, Store};
+
+use crate::{Config, PipelineError};
+
+/// Everything a pipeline works with. Made once, by the composition root; clones share it.
+#[derive(Clone)]
+pub struct Parts {
+    /// Where everything is kept.
+    pub store: Store,
+    /// The articles, as they are searched.
+    pub knowledge: Arc<KnowledgeBase>,
+    /// Turns text into vectors.
+    pub encoder: EncoderHandle,
+    /// Writes answers.
+    pub tier: TierHandle,
+}
+
+impl Parts {
+    /// Loads the encoder and the knowledge base, and starts the engines.
+    ///
+    /// # Errors
+    /// [`PipelineError`] when the store cannot be read, the weights cannot be loaded, or a thread cannot be started.
+    pub fn open(config: &Config, store: Store, files: &ModelFiles) -> Result<Self, PipelineError> {
+        let encoder = EncoderEngine::start(Encoder::load(files)?, config.encoder)?;
+        let knowledge = Arc::new(KnowledgeBase::load(store.clone(), config.knowledge.cache_bytes)?);
+        let extractive = Extractive::new(encoder.clone(), config.extractive.clone());
+        let tier = TierEngine::start(Arc::new(extractive), config.tier)?;
+        Ok(Self { store, knowledge, encoder, tier })
+    }
+}

@@ -1,0 +1,45 @@
+//! Configuration: what is accepted, and what the errors say.
+
+use turnflow_pipeline::Config;
+
+#[test]
+fn the_defaults_are_whole() {
+    let config = Config::defaults();
+    let written = toml::to_string(&config).expect("serialises");
+    assert_eq!(Config::from_text(&written, "written").expect("reads back"), config);
+}
+
+#[test]
+fn a_file_overrides_what_it_names() {
+    let config =
+        Config::from_text("[cache]\nsimilarity-min = 0.9\n\n[workers]\nthreads = 3\n", "t.toml").expect("valid");
+    assert_eq!((config.cache.similarity_min, config.workers.threads), (0.9, 3));
+    assert_eq!(config.limits, Config::defaults().limits);
+}
+
+#[test]
+fn errors_name_place_and_key() {
+    let check = |text: &str, expected: &str| {
+        let error = Config::from_text(text, "t.toml").expect_err(text).to_string();
+        assert!(error.starts_with(expected), "{text:?}\n got: {error}\nwant: {expected}");
+    };
+    check("[cache]\nsimilarity_min = 0.9\n", "t.toml:2: cache.similarity_min: unknown field `similarity_min`");
+    check("\n[cash]\nexact = true\n", "t.toml:2: cash: unknown field `cash`");
+    check("[workers]\n\nthreads = \"two\"\n", "t.toml:3: workers.threads: invalid type");
+    check("workers.threads = 0\n", "t.toml:1: workers.threads = 0: must be at least 1");
+    check("[cache]\nsimilarity-min = 1.5\n", "t.toml:2: cache.similarity-min = 1.5: must lie between 0 and 1");
+    check("[limits]\nturns-in-flight-max = 9999\n", "t.toml: storage.commit-queue-max = 4096: must be at least");
+    check(
+        "[prices.extractive]\ninput-per-million = -1.0\n",
+        "t.toml:2: prices.extractive.input-per-million = -1: must be",
+    );
+    check("[cache\n", "t.toml:1: ");
+}
+
+#[test]
+fn the_models_own_defaults_are_the_same() {
+    let config = Config::defaults();
+    assert_eq!(config.encoder, turnflow_models::EncoderEngineConfig::default());
+    assert_eq!(config.tier, turnflow_models::TierEngineConfig::default());
+    assert_eq!(config.extractive, turnflow_models::ExtractiveConfig::default());
+}

@@ -1,0 +1,39 @@
+//! What Turnflow talks about and what it keeps.
+//!
+//! *Domain*: plain types that every crate shares ([`Turn`], [`TurnEvent`], [`Article`], [`Chunk`],
+//! [`CacheEntry`], ids and limits). *Stores*: a key-value store with one column per kind, on RocksDB or in
+//! memory, behind one trait. *Knowledge base*: chunks, their vector index and a bounded cache of hot chunks.
+//!
+//! This is the only crate that knows RocksDB and hnsw_rs. It knows no model: vectors come in as numbers.
+
+mod article;
+mod entry;
+mod error;
+#[cfg(test)]
+mod fixtures;
+mod ids;
+mod index;
+mod knowledge;
+mod limits;
+mod lru;
+mod store;
+mod text;
+mod turn;
+
+pub use article::{Article, Chunk, ChunkId, ContentHash, ScoredChunk, Source};
+pub use entry::{Answer, CacheEntry, Support, SupportChunk};
+pub use error::StateError;
+pub use ids::{ArticleId, ConversationId, EntryId, ID_BYTES_MAX, IdError, ScopeId, TenantId, TurnId, TurnKey};
+pub use index::{ExactIndex, HnswIndex, IndexConfig, Key, VectorIndex, dot};
+pub use knowledge::{ApplySummary, ArticleChange, KnowledgeBase, KnowledgeStats};
+pub use limits::Limits;
+pub use lru::{BoundedCache, CacheStats};
+pub use store::{
+    BLOCK_CACHE_BYTES, Batch, Column, Committer, Conversation, Done, Durability, KeyValue, MemoryStore,
+    RECENT_TURNS_MAX, RocksStore, Store, StoreBatch, StoreOptions, Visit,
+};
+pub use text::normalise;
+pub use turn::{
+    CacheControl, CacheLevel, Channel, Completion, Stage, StageLatencies, Tier, Turn, TurnError, TurnErrorKind,
+    TurnEvent, TurnRecord, Usage, Verdict,
+};

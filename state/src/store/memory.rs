@@ -1,0 +1,96 @@
+//! The store in memory: a sorted map per column.
+//!
+//! For tests and for runs that keep nothing. It honours the same contract as the store on disk except that nothing
+//! survives the process, whatever [`Durability`] was asked for. It is not bounded: what is put stays until deleted.
+
+use std::collections::BTreeMap;
+use std::ops::{Bound, ControlFlow};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+use super::{Batch, Column, Durability, KeyValue, Operation, Visit, prefix_end};
+use crate::StateError;
+
+type Columns = BTreeMap<Column, BTreeMap<Vec<u8>, Vec<u8>>>;
+
+/// Columns in memory.
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    columns: RwLock<Columns>,
+}
+
+impl MemoryStore {
+    /// A store that holds nothing.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    // A batch is applied without anything that can panic, so a poisoned lock still guards a consistent state.
+    fn read(&self) -> RwLockReadGuard<'_, Columns> {
+        self.columns.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The keys from `prefix` on, up to and without the first that does not start with it.
+fn range_of(prefix: &[u8]) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
+    let end = prefix_end(prefix).map_or(Bound::Unbounded, Bound::Excluded);
+    (Bound::Included(prefix.to_vec()), end)
+}
+
+impl KeyValue for MemoryStore {
+    fn multi_get(&self, column: Column, keys: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>, StateError> {
+        let columns = self.read();
+        let values = columns.get(&column);
+        Ok(keys.iter().map(|key| values.and_then(|values| values.get(key)).cloned()).collect())
+    }
+
+    fn scan(&self, column: Column, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StateError> {
+        // Copied before it is shown, so that `visit` may use the store.
+        let found: Vec<_> = self.read().get(&column).map_or_else(Vec::new, |values| {
+            values.range(range_of(prefix)).map(|(key, value)| (key.clone(), value.clone())).collect()
+        });
+        for (key, value) in found {
+            if visit(&key, &value)? == ControlFlow::Break(()) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn last_key(&self, column: Column) -> Result<Option<Vec<u8>>, StateError> {
+        Ok(self.read().get(&column).and_then(|values| values.keys().next_back().cloned()))
+    }
+
+    fn write(&self, batch: Batch, _durability: Durability) -> Result<(), StateError> {
+        let mut columns = self.columns.write().unwrap_or_else(PoisonError::into_inner);
+        for operation in batch.into_operations() {
+            match operation {
+                Operation::Put { column, key, value } => {
+                    columns.entry(column).or_default().insert(key, value);
+                }
+                Operation::Delete { column, key } => {
+                    columns.entry(column).or_default().remove(&key);
+                }
+                Operation::DeletePrefix { column, prefix } => {
+                    let values = columns.entry(column).or_default();
+                    let doomed: Vec<_> = values.range(range_of(&prefix)).map(|(key, _)| key.clone()).collect();
+                    for key in doomed {
+                        values.remove(&key);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::conformance;
+
+    #[test]
+    fn conforms() {
+        conformance::conforms(&MemoryStore::new());
+    }
+}

@@ -1,0 +1,37 @@
+//! One text, one key: the normal form under which two questions, or two chunks, count as the same.
+
+use unicode_normalization::UnicodeNormalization;
+
+/// Normal form of a text: NFKC, lower case, white space collapsed, and no punctuation or white space at the ends.
+///
+/// Punctuation between words stays, because it can carry the meaning: `1.5` is not `15`, and `a@b.example` is not
+/// `a b example`. A text of punctuation alone is kept as it is, trimmed.
+#[must_use]
+pub fn normalise(text: &str) -> String {
+    let folded: String = text.nfkc().flat_map(char::to_lowercase).nfkc().collect();
+    let trimmed =
+        folded.trim_matches(|c: char| c.is_whitespace() || matches!(c, '.' | '!' | '?' | ',' | ';' | ':' | '…'));
+    let kept = if trimmed.is_empty() { folded.trim() } else { trimmed };
+    kept.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::normalise;
+
+    #[test]
+    fn normal_form() {
+        let check = |text: &str, expected: &str| {
+            assert_eq!(normalise(text), expected, "{text:?}");
+            assert_eq!(normalise(expected), expected, "not idempotent: {text:?}");
+        };
+        check("  Where is\tmy  ORDER?!  ", "where is my order");
+        check("It costs $1.50.", "it costs $1.50");
+        check("mail a@b.example, please", "mail a@b.example, please");
+        check("ﬁrst ＡＢＣ", "first abc");
+        check("İstanbul", "i̇stanbul");
+        check("???", "???");
+        check("", "");
+        check("order #42", "order #42");
+    }
+}

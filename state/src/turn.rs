@@ -1,0 +1,296 @@
+//! A turn of a conversation and what comes back for it.
+//!
+//! A turn is answered by a stream of [`TurnEvent`]s: `Accepted`, any number of `Delta`s, and exactly one terminal
+//! event, `Done` or `Error`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ConversationId, EntryId, Source, TenantId, TurnId, TurnKey};
+
+/// What a customer said, addressed to one conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turn {
+    /// Whose conversation.
+    pub tenant: TenantId,
+    /// Which conversation.
+    pub conversation: ConversationId,
+    /// Named by the client; the same id again gets the same answer.
+    pub id: TurnId,
+    /// Where it came from.
+    pub channel: Channel,
+    /// What the customer said.
+    pub text: String,
+    /// Whether caches may be read and written for it.
+    pub cache_control: CacheControl,
+}
+
+impl Turn {
+    /// The turn's full name.
+    #[must_use]
+    pub fn key(&self) -> TurnKey {
+        TurnKey { tenant: self.tenant.clone(), conversation: self.conversation.clone(), turn: self.id.clone() }
+    }
+}
+
+/// An enum whose values have one fixed name each, in protocols, logs and configuration alike.
+macro_rules! named_enum {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum $name { $($(#[$vdoc])* #[serde(rename = $text)] $variant),+ }
+
+        impl $name {
+            /// Every value, in order of declaration.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The value's name.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = String;
+            fn from_str(text: &str) -> Result<Self, String> {
+                Self::ALL.iter().copied().find(|value| value.as_str() == text).ok_or_else(|| {
+                    let names: Vec<_> = Self::ALL.iter().map(|value| value.as_str()).collect();
+                    format!("unknown value {text:?}, expected one of {}", names.join(", "))
+                })
+            }
+        }
+    };
+}
+
+named_enum!(
+    /// Where a turn came from.
+    Channel {
+        /// A chat window on a web page.
+        Web = "web",
+        /// A mobile app.
+        MobileApp = "mobile_app",
+        /// WhatsApp.
+        Whatsapp = "whatsapp",
+        /// E-mail.
+        Email = "email",
+        /// A voice assistant or telephone line, transcribed.
+        Voice = "voice",
+        /// Text message.
+        Sms = "sms",
+        /// A program.
+        Api = "api",
+    }
+);
+
+named_enum!(
+    /// What a turn allows the caches to do. A caller can only tighten the policy.
+    CacheControl {
+        /// Read and write.
+        Default = "default",
+        /// Neither read nor write.
+        Bypass = "bypass",
+        /// Read, but do not write.
+        ReadOnly = "read_only",
+    }
+);
+
+named_enum!(
+    /// Where an answer came from.
+    CacheLevel {
+        /// The same question, answered before.
+        Exact = "exact",
+        /// A similar question, answered before.
+        Semantic = "semantic",
+        /// The same question, being answered when this turn came.
+        Joined = "joined",
+        /// Nothing cached: answered by a tier.
+        Miss = "miss",
+        /// The caches were not asked.
+        Bypass = "bypass",
+    }
+);
+
+impl CacheLevel {
+    /// Whether the answer of another turn was served.
+    #[must_use]
+    pub const fn is_hit(self) -> bool {
+        matches!(self, Self::Exact | Self::Semantic | Self::Joined)
+    }
+}
+
+named_enum!(
+    /// A kind of model that answers.
+    Tier {
+        /// The knowledge base's own sentences, chosen with the encoder.
+        Extractive = "extractive",
+    }
+);
+
+named_enum!(
+    /// The stages that a turn spends time in.
+    Stage {
+        /// Waiting for the previous turn of the conversation, and loading its history.
+        Recall = "recall",
+        /// The exact response cache, and waiting for an identical question in flight.
+        Dedupe = "dedupe",
+        /// The sentence encoder.
+        Embed = "embed",
+        /// The semantic cache.
+        Lookup = "lookup",
+        /// The knowledge base.
+        Retrieve = "retrieve",
+        /// Waiting to be generated.
+        Prioritise = "prioritise",
+        /// The tier that writes the answer.
+        Generate = "generate",
+        /// The durable write of turn and answer.
+        Commit = "commit",
+    }
+);
+
+/// Time spent in each stage, in microseconds; 0 for a stage that the turn did not pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageLatencies([u32; Stage::ALL.len()]);
+
+impl StageLatencies {
+    /// Adds time to a stage; a stage that is passed twice keeps the sum.
+    pub fn add(&mut self, stage: Stage, elapsed_us: u64) {
+        let slot = &mut self.0[stage as usize];
+        *slot = slot.saturating_add(u32::try_from(elapsed_us).unwrap_or(u32::MAX));
+    }
+
+    /// Takes back what was added to a stage.
+    pub fn clear(&mut self, stage: Stage) {
+        self.0[stage as usize] = 0;
+    }
+
+    /// Time spent in a stage, in microseconds.
+    #[must_use]
+    pub const fn get(&self, stage: Stage) -> u32 {
+        self.0[stage as usize]
+    }
+
+    /// Every stage with its time in microseconds, in the order of a turn's way.
+    pub fn iter(&self) -> impl Iterator<Item = (Stage, u32)> + '_ {
+        Stage::ALL.iter().map(|&stage| (stage, self.get(stage)))
+    }
+}
+
+/// What an answer consumed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Tokens that a tier read. 0 when no tier was asked.
+    pub input_tokens: u32,
+    /// Tokens that a tier wrote. 0 when no tier was asked.
+    pub output_tokens: u32,
+}
+
+/// Why an answer was served from where it was.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Which cache answered, if any.
+    pub level: CacheLevel,
+    /// The entry that was served, on an exact or semantic hit.
+    pub entry: Option<EntryId>,
+    /// Cosine between the two questions, on a semantic hit.
+    pub similarity: Option<f32>,
+    /// The question that was answered before, on a hit.
+    pub question: Option<String>,
+    /// The turn whose answer was served, on a hit.
+    pub origin: Option<TurnKey>,
+    /// In a few words, why.
+    pub reason: String,
+}
+
+/// What ends a turn well.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Completion {
+    /// The whole answer.
+    pub text: String,
+    /// The tier that wrote it, now or when it was cached.
+    pub tier: Tier,
+    /// Whether the tier found an answer; `false` when it said that it does not know.
+    pub grounded: bool,
+    /// Where in the knowledge base the answer comes from, best first.
+    pub sources: Vec<Source>,
+    /// What this turn consumed: nothing, on a hit.
+    pub usage: Usage,
+    /// What this turn cost, in millionths of the configured currency.
+    pub cost_micros: u64,
+    /// Where the answer came from, and why.
+    pub verdict: Verdict,
+    /// Time spent in each stage.
+    pub latency: StageLatencies,
+    /// Time from admission to this event, in microseconds.
+    pub total_us: u64,
+}
+
+/// What is kept of an answered turn.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TurnRecord {
+    /// What was asked.
+    pub turn: Turn,
+    /// What was answered.
+    pub completion: Completion,
+}
+
+named_enum!(
+    /// What went wrong with a turn, in terms that a client can act on.
+    TurnErrorKind {
+        /// The turn itself is at fault; the same again fails again.
+        Invalid = "invalid",
+        /// Too much at once; try again later.
+        Overloaded = "overloaded",
+        /// Turnflow is at fault.
+        Internal = "internal",
+        /// Turnflow is shutting down.
+        Unavailable = "unavailable",
+    }
+);
+
+/// What ends a turn badly.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct TurnError {
+    /// What the client can do about it.
+    pub kind: TurnErrorKind,
+    /// What happened, for the client.
+    pub message: String,
+}
+
+impl TurnError {
+    /// An error with a message for the client.
+    pub fn new(kind: TurnErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+}
+
+/// What a client hears about a turn.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum TurnEvent {
+    /// The turn was admitted and will end in exactly one terminal event.
+    Accepted,
+    /// The next piece of the answer.
+    Delta(String),
+    /// The turn was answered. Terminal.
+    Done(Box<Completion>),
+    /// The turn was not answered. Terminal.
+    Error(TurnError),
+}
+
+impl TurnEvent {
+    /// Whether no event follows this one.
+    #[must_use]
+    pub const fn is_terminal(&self) -> bool {
+        matches!(self, Self::Done(_) | Self::Error(_))
+    }
+}

@@ -5,7 +5,7 @@
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -62,14 +62,13 @@ pub async fn chat(endpoint: String, conversation: Option<String>) -> Result<()> 
     }
 }
 
-async fn connect(endpoint: &str) -> Result<ConversationsClient<Channel>> {
-    let url = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
-    let endpoint = Endpoint::from_shared(url)
-        .with_context(|| format!("parsing the endpoint {endpoint:?}"))?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true);
-    let channel = endpoint.connect().await.with_context(|| format!("connecting to {}", endpoint.uri()))?;
-    Ok(ConversationsClient::new(channel))
+async fn connect(address: &str) -> Result<ConversationsClient<Channel>> {
+    let url = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+    let endpoint = Endpoint::from_shared(url).with_context(|| format!("parsing the endpoint {address:?}"))?;
+    let connected = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect().await;
+    // Tonic's own words for what the system says repeat each other.
+    let connected = connected.map_err(|error| anyhow!("{}", anyhow::Error::from(error).root_cause()));
+    Ok(ConversationsClient::new(connected.with_context(|| format!("connecting to {address}"))?))
 }
 
 /// Reads on a thread of its own: a read of standard input cannot be cancelled, and must not hold up the runtime's end.

@@ -196,15 +196,19 @@ fn chat_says_when_there_is_no_server() {
 
 #[test]
 fn the_demo_tells_its_story() {
-    let (code, stdout, _) = finish(turnflow().arg("demo"));
+    let dir = folder();
+    let data = dir.path().display().to_string();
+    let (code, stdout, _) = finish(turnflow().args(["demo", "--data", &data]));
     assert_eq!(code, 0);
     for expected in ["What happened", "from the cache", "asked", "why", "turnflow kb import"] {
         assert!(stdout.contains(expected), "{expected:?} is missing");
     }
-    let (code, stdout, _) = finish(turnflow().args(["demo", "--json"]));
+    // The second time, the same store serves the same answers.
+    let (code, stdout, _) = finish(turnflow().args(["demo", "--data", &data, "--json"]));
     assert_eq!(code, 0);
     let demo: Value = serde_json::from_str(&stdout).expect("JSON");
     assert_eq!(demo["report"]["errors"], 0);
+    assert_eq!(demo["report"]["answered_before"], demo["report"]["turns"]);
     let hits = ["exact", "semantic", "joined"].iter().filter_map(|level| demo["report"]["answered_by"][level].as_u64());
     assert!(hits.sum::<u64>() > 100, "{demo}");
 }

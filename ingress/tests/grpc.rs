@@ -42,7 +42,9 @@ fn turns() -> impl Iterator<Item = Turn> {
 
 fn check_order(transcript: &Transcript, conversation: &str) {
     let expected: Vec<_> = (0..TURNS).map(|number| number.to_string()).collect();
-    assert_eq!(transcript.order_of(conversation), expected, "conversation {conversation}");
+    for order in transcript.orders_of(conversation) {
+        assert_eq!(order, expected, "conversation {conversation}");
+    }
     for number in expected {
         assert!(!transcript.done(conversation, &number).text.is_empty());
     }
@@ -168,7 +170,7 @@ async fn a_client_that_vanishes_leaves_no_task_and_loses_no_answer() {
             send.send(converse_request(turn(&format!("c{number}"), "1", question))).await.expect("open");
         }
         let mut transcript = Transcript::default();
-        while (0..questions.len()).any(|number| !transcript.accepted(&format!("c{number}"), "1")) {
+        while (0..questions.len()).any(|number| !transcript.has_accepted(&format!("c{number}"), "1")) {
             transcript.hear(responses.message().await.expect("open").expect("more to come"));
         }
         server.gate.arrived(questions.len()).await;
@@ -203,7 +205,7 @@ async fn a_stream_has_a_bounded_number_of_unanswered_turns() {
         for _ in 0..2 {
             transcript.hear(responses.message().await.expect("open").expect("more to come"));
         }
-        assert!(transcript.accepted(QUESTIONS[0], "1") && transcript.accepted(QUESTIONS[1], "1"));
+        assert!(transcript.has_accepted(QUESTIONS[0], "1") && transcript.has_accepted(QUESTIONS[1], "1"));
         // A call on the same connection is answered, but the stream is not read further meanwhile.
         for _ in 0..8 {
             let empty = ask(&mut client, turn("c", "1", "")).await;

@@ -5,6 +5,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Cursor};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -21,6 +22,8 @@ use turnflow_state::{
 };
 
 const TEXT_BYTES_MAX: usize = 100;
+/// How long the answer to the text `slow` takes.
+const SLOW: Duration = Duration::from_millis(20);
 
 /// Answers a text that was asked before from its first turn, and holds answers back to give them in reverse order.
 #[derive(Clone, Default)]
@@ -44,6 +47,7 @@ struct ScriptStream {
     script: Script,
     conversation: String,
     release: Arc<Notify>,
+    slow: bool,
     events: VecDeque<TurnEvent>,
 }
 
@@ -94,7 +98,7 @@ impl Answers for Script {
             TurnEvent::Done(Box::new(completion(&turn.text, origin)))
         };
         let events = VecDeque::from([TurnEvent::Accepted, TurnEvent::Delta("…".to_owned()), last]);
-        Ok(ScriptStream { script: self.clone(), conversation, release, events })
+        Ok(ScriptStream { script: self.clone(), conversation, release, slow: turn.text == "slow", events })
     }
 }
 
@@ -103,6 +107,10 @@ impl EventStream for ScriptStream {
         let event = self.events.pop_front()?;
         if event.is_terminal() {
             self.release.notified().await;
+            let since = Instant::now();
+            while self.slow && since.elapsed() < SLOW {
+                tokio::task::yield_now().await;
+            }
             let mut state = self.script.state();
             state.open -= 1;
             *state.open_of.get_mut(&self.conversation).expect("opened") -= 1;
@@ -273,10 +281,10 @@ async fn an_interrupt_waits_for_what_is_in_flight() {
 #[tokio::test]
 async fn on_a_schedule_latency_counts_from_the_time_a_turn_was_due() {
     // Both are due at once, but there is one place: the second waits for the first, and its latency says so.
-    let log = [line("a", 1, "t1", &Value::Null), line("b", 1, "t2", &Value::Null)].join("\n");
+    let log = [line("a", 1, "slow", &Value::Null), line("b", 1, "quick", &Value::Null)].join("\n");
     let plan = Plan { speed: Speed::Times(1.0), ..plan(1, OnBadLine::Stop) };
     let (_, sink) = replay(&log, &Script::default(), &plan).await;
-    assert!(sink.results[1].total_us >= sink.results[0].total_us, "{:?}", sink.results);
+    assert!(u128::from(sink.results[1].total_us) >= SLOW.as_micros(), "{:?}", sink.results);
 }
 
 fn kb(id: &str, version: u64, entity: Option<&str>) -> Value {

@@ -1,6 +1,8 @@
 //! Holds the rules of docs/ARCHITECTURE.md and docs/STYLE.md that a compiler does not: who may import whom, which
 //! crate alone knows a library, what the cores must not read, and that every file says what it is for.
 
+#![expect(clippy::expect_used, reason = "a test may fail loudly")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 

@@ -102,20 +102,40 @@ impl Session {
             None => (String::new(), String::new()),
         };
         match self.admit(request).await {
-            Ok((key, events)) => {
-                let (previous, ended) = order.append(&key.conversation);
-                let out = self.out.clone();
-                tokio::spawn(async move {
-                    forward(key, events, out, previous).await;
-                    drop((ended, place));
-                });
-            }
+            Ok((key, events)) => self.begin(key, events, place, order).await,
             Err(refusal) => {
                 let event = Some(Event::Error(refusal.into_event()));
                 // A client that is gone is noticed in `run`.
                 let _ = self.out.send(Ok(ConverseResponse { conversation_id, turn_id, event })).await;
             }
         }
+    }
+
+    /// Accepts a turn here, so that turns are accepted in the order they came, and leaves the rest to a task.
+    async fn begin(
+        &self,
+        key: TurnKey,
+        mut events: TurnStream,
+        place: Option<OwnedSemaphorePermit>,
+        order: &mut Order,
+    ) {
+        // It is there by now: the pipeline promises it as the first event.
+        let Some(accepted) = next_event(&mut events, &self.out).await else {
+            return;
+        };
+        debug_assert_eq!(accepted, TurnEvent::Accepted);
+        // A client that is gone is noticed in `run`.
+        let _ = self.out.send(Ok(convert::converse_event(&key, accepted))).await;
+        let (previous, ended) = order.append(&key.conversation);
+        let out = self.out.clone();
+        tokio::spawn(async move {
+            if let Some(previous) = previous {
+                // An error is the signal: the sender is dropped, never used.
+                let _ = previous.await;
+            }
+            forward(key, events, out).await;
+            drop((ended, place));
+        });
     }
 
     async fn admit(&self, request: ConverseRequest) -> Result<(TurnKey, TurnStream), Refusal> {
@@ -126,21 +146,9 @@ impl Session {
     }
 }
 
-/// Passes the events of a turn on, up to its terminal event.
-async fn forward(
-    key: TurnKey,
-    mut events: TurnStream,
-    out: Responses<ConverseResponse>,
-    mut previous: Option<oneshot::Receiver<()>>,
-) {
+/// Passes the events of an accepted turn on, up to its terminal event.
+async fn forward(key: TurnKey, mut events: TurnStream, out: Responses<ConverseResponse>) {
     while let Some(event) = next_event(&mut events, &out).await {
-        // A turn is accepted at once, and answered after the one before it.
-        if event != TurnEvent::Accepted
-            && let Some(previous) = previous.take()
-        {
-            // An error is the signal: the sender is dropped, never used.
-            let _ = previous.await;
-        }
         let ended = event.is_terminal();
         if out.send(Ok(convert::converse_event(&key, event))).await.is_err() || ended {
             return;

@@ -1,6 +1,11 @@
 //! Messages, client and server of `turnflow.v1`, generated from `proto/turnflow/v1/conversations.proto`.
 
-#![expect(clippy::allow_attributes, clippy::allow_attributes_without_reason, reason = "generated code")]
+#![expect(
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    clippy::large_enum_variant,
+    reason = "generated code"
+)]
 
 tonic::include_proto!("turnflow.v1");
 

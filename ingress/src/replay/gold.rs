@@ -27,6 +27,9 @@ use unicode_normalization::char::is_combining_mark;
 
 use crate::lines::{BadLine, Lines, parse_line};
 
+/// Longest name of an article or source that is kept, in bytes; a longer one names nothing that exists.
+const NAME_BYTES_MAX: usize = 128;
+
 /// The keys of one labelled turn, hashed: a log of millions of turns is scored in a few bytes each.
 ///
 /// 32 bits are enough: keys are only compared pairwise, one pair per hit, so a million hits make a false equality
@@ -89,8 +92,9 @@ impl Gold {
                 GoldKeys { content: same, article: same }
             }
         };
-        let article = (raw.kind == "kb").then_some(raw.kb_id).flatten();
-        Some(Self { keys, source: raw.source, article, edited: version > 1 })
+        let bounded = |name: &String| name.len() <= NAME_BYTES_MAX;
+        let article = raw.kb_id.filter(|_| raw.kind == "kb").filter(bounded);
+        Some(Self { keys, source: raw.source.filter(bounded), article, edited: version > 1 })
     }
 }
 

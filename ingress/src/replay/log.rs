@@ -154,9 +154,17 @@ mod tests {
 
     #[test]
     fn what_is_no_turn_at_all_is_a_bad_line() {
-        for text in
-            ["{", "[]", "null", "7", "\"x\"", "{\"text\":\"a\",\"text\":\"b\"}", "{\"text\":\"\\ud800\"}", "{}{}"]
-        {
+        for text in [
+            "{",
+            "[]",
+            "null",
+            "7",
+            "\"x\"",
+            r#"["c",1,"2026-03-02T09:00:00Z","web","hi"]"#,
+            "{\"text\":\"a\",\"text\":\"b\"}",
+            "{\"text\":\"\\ud800\"}",
+            "{}{}",
+        ] {
             let turns = read(text.as_bytes());
             assert!(turns.len() == 1 && turns[0].is_err(), "{text}: {turns:?}");
         }

@@ -138,7 +138,7 @@ fn start_pipeline(config: &Config, gate: Arc<Gate>) -> Pipeline {
     let (encoder, store) = (shop().encoder.clone(), stocked());
     let knowledge = Arc::new(KnowledgeBase::load(store.clone(), config.knowledge.cache_bytes).expect("loaded"));
     let extractive = Extractive::new(encoder.clone(), config.extractive.clone());
-    let tier = TierEngine::start(Arc::new(Gated::new(extractive, gate)), config.tier.clone()).expect("a thread");
+    let tier = TierEngine::start(Arc::new(Gated::new(extractive, gate)), config.tier).expect("a thread");
     Pipeline::start(config, &Parts { store, knowledge, encoder, tier }).expect("started")
 }
 

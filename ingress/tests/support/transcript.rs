@@ -26,6 +26,8 @@ struct Heard {
 #[derive(Default)]
 pub struct Transcript {
     turns: HashMap<Name, Heard>,
+    /// Turns in the order they were accepted.
+    accepted: Vec<Name>,
     /// Turns in the order they ended.
     pub ended: Vec<Name>,
 }
@@ -40,6 +42,7 @@ impl Transcript {
             Event::Accepted(_) => {
                 assert!(!heard.accepted && heard.streamed.is_empty(), "{name:?} is accepted late or again");
                 heard.accepted = true;
+                self.accepted.push(name);
             }
             Event::Delta(delta) => {
                 assert!(heard.accepted, "a delta of {name:?} before it was accepted");
@@ -67,7 +70,7 @@ impl Transcript {
     }
 
     /// Whether the turn was accepted.
-    pub fn accepted(&self, conversation: &str, turn: &str) -> bool {
+    pub fn has_accepted(&self, conversation: &str, turn: &str) -> bool {
         self.turns.get(&(conversation.to_owned(), turn.to_owned())).is_some_and(|heard| heard.accepted)
     }
 
@@ -86,8 +89,9 @@ impl Transcript {
         }
     }
 
-    /// The turns of a conversation in the order they ended.
-    pub fn order_of(&self, conversation: &str) -> Vec<&str> {
-        self.ended.iter().filter(|(of, _)| of == conversation).map(|(_, turn)| turn.as_str()).collect()
+    /// The turns of a conversation in the order they were accepted, and in the order they ended.
+    pub fn orders_of(&self, conversation: &str) -> [Vec<&str>; 2] {
+        [&self.accepted, &self.ended]
+            .map(|names| names.iter().filter(|(of, _)| of == conversation).map(|(_, turn)| turn.as_str()).collect())
     }
 }

@@ -1,9 +1,9 @@
 //! Dot products, as fast as the processor allows.
 //!
 //! One plain loop with as many running sums as the widest registers hold numbers, which the compiler turns into SIMD.
-//! It is compiled for the baseline of the target and once more for AVX2, and [`pulp`] picks at run time: 384 numbers
-//! take about 45 ns with SSE2 and 25 ns with AVX2. The order of the additions is the same in both, so results do not
-//! depend on the processor.
+//! It is compiled for the baseline of the target and once more for AVX2, and [`pulp`] picks at run time, which halves
+//! the time: about 25 ns instead of 45 ns for 384 numbers. The order of the additions is the same in both, so results
+//! do not depend on the processor.
 
 use pulp::{Arch, WithSimd};
 

@@ -196,7 +196,8 @@ async fn health_of(client: &mut HealthClient<tonic::transport::Channel>, service
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_stops_finishes_what_it_began() {
     bounded(async {
-        let server = TestServer::start(|_| {}).await;
+        // The streams end because they are answered, not because their time is up.
+        let server = TestServer::start(|config| config.server.shutdown_grace_s = 3_600).await;
         let gate = server.gate.clone();
         let address = server.address;
         let mut health = HealthClient::new(server.channel().await);
@@ -218,7 +219,7 @@ async fn a_server_that_stops_finishes_what_it_began() {
 
         let stopped = server.begin_stop();
         assert_eq!(watch.message().await.expect("open").expect("a status").status(), ServingStatus::NotServing);
-        // A watch has no end of its own; the client that leaves ends it.
+        // A watch has no end of its own; it ends with its client.
         drop((watch, health));
         gate.set_open(true);
         let mut transcript = Transcript::default();

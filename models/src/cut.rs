@@ -1,7 +1,7 @@
 //! Cutting texts: articles into chunks for the index, chunks into sentences for answers.
 //!
 //! Contract: pieces are substrings of the text, in its order, trimmed and never empty; only white space is lost
-//! between them, with two exceptions that are told at [`sentences`]. Language-neutral except for a list of English
+//! between them, with one exception that is told at [`sentences`]. Language-neutral except for a list of English
 //! abbreviations.
 
 use text_splitter::{ChunkConfig, ChunkSizer, TextSplitter};
@@ -43,7 +43,7 @@ impl ChunkSizer for WordPieces<'_> {
 /// A list item (`1.`, `2)`, `-`, `*`, `•` at the start of a line) stays one piece with its marker, whatever it
 /// holds. Other lines are pieces of their own, unless a line goes on with a small letter where the one before did
 /// not end: such wrapped lines are joined with a space. Sentences end by Unicode's rules (UAX #29), except
-/// after abbreviations and initials.
+/// after abbreviations, initials and quoted questions.
 #[must_use]
 pub fn sentences(text: &str) -> Vec<String> {
     unwrapped_lines(text)
@@ -86,7 +86,7 @@ fn sentences_of_line(line: &str) -> Vec<String> {
     let mut goes_on = false;
     for piece in line.split_sentence_bounds() {
         match sentences.last_mut() {
-            Some(last) if goes_on => last.push_str(piece),
+            Some(last) if goes_on || is_within_quote(last, piece) => last.push_str(piece),
             _ => sentences.push(piece.to_owned()),
         }
         goes_on = sentences.last().is_some_and(|sentence| !is_ended(sentence));
@@ -96,6 +96,11 @@ fn sentences_of_line(line: &str) -> Vec<String> {
         !sentence.is_empty()
     });
     sentences
+}
+
+/// Whether a question or exclamation is only quoted: `Click "Forgot password?" to start.` is one sentence.
+fn is_within_quote(sentence: &str, next: &str) -> bool {
+    next.starts_with(char::is_lowercase) && sentence.trim_end().ends_with(['\'', '"', '’', '”', '»', ')', ']'])
 }
 
 /// Whether what UAX #29 takes for a sentence is one: not when it ends in an abbreviation or an initial.
@@ -127,6 +132,8 @@ mod tests {
             &["Ask Mr. Smith or Dr. Who (i.e. The Doctor).", "Bye."],
         );
         check("Written by J. R. R. Tolkien. Read it.", &["Written by J. R. R. Tolkien.", "Read it."]);
+        check("Click 'Forgot Password?' to start. Done.", &["Click 'Forgot Password?' to start.", "Done."]);
+        check("Really? \"Yes!\" She left.", &["Really?", "\"Yes!\"", "She left."]);
         check("Mail help@shop.example. We answer.", &["Mail help@shop.example.", "We answer."]);
         check("See shop.example for more. Thanks.", &["See shop.example for more.", "Thanks."]);
         check("Steps:\n1. Log in\n2. Click. Then wait.\n", &["Steps:", "1. Log in", "2. Click. Then wait."]);

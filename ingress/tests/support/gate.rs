@@ -1,6 +1,6 @@
 //! A tier that can be held up, so that a test decides what happens while an answer is being written.
 
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use tokio::sync::watch;
 use turnflow_models::{Answerer, Extractive, ModelError, TierRequest};
@@ -40,14 +40,23 @@ impl Gate {
     }
 }
 
+/// Opens the gate when it is dropped.
+pub struct Opener(pub Arc<Gate>);
+
+impl Drop for Opener {
+    fn drop(&mut self) {
+        self.0.set_open(true);
+    }
+}
+
 /// The extractive tier behind a gate.
 pub struct Gated {
     tier: Extractive,
-    gate: std::sync::Arc<Gate>,
+    gate: Arc<Gate>,
 }
 
 impl Gated {
-    pub fn new(tier: Extractive, gate: std::sync::Arc<Gate>) -> Self {
+    pub fn new(tier: Extractive, gate: Arc<Gate>) -> Self {
         Self { tier, gate }
     }
 }

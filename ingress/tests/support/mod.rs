@@ -24,7 +24,7 @@ use turnflow_models::{Extractive, ModelHome, TierEngine, WeightSource};
 use turnflow_pipeline::{Config, Parts, Pipeline, import_articles};
 use turnflow_state::{Article, ArticleId, Durability, KnowledgeBase, Store, StoreBatch, TenantId};
 
-use self::gate::{Gate, Gated};
+use self::gate::{Gate, Gated, Opener};
 
 /// No test takes longer than this; one that hangs fails.
 pub const TEST_MAX: Duration = Duration::from_secs(120);
@@ -79,6 +79,8 @@ fn articles() -> Vec<Article> {
 
 /// A server and the pipeline behind it.
 pub struct TestServer {
+    /// First, so that a test that fails opens the gate before the pipeline waits for the turns inside.
+    opener: Opener,
     pub address: SocketAddr,
     pub pipeline: Pipeline,
     /// Holds up the tier while it is closed, and counts what the tier was asked.
@@ -93,6 +95,7 @@ impl TestServer {
         let mut config = Config::defaults();
         adjust(&mut config);
         let gate = Arc::new(Gate::open());
+        let opener = Opener(gate.clone());
         let (set_up, at_gate) = (config.clone(), gate.clone());
         // Loading and importing block.
         let pipeline = tokio::task::spawn_blocking(move || start_pipeline(&set_up, at_gate)).await.expect("started");
@@ -103,7 +106,7 @@ impl TestServer {
             let pipeline = pipeline.clone();
             async move { serve(pipeline, &config, listener, async { drop(stopped.await) }).await }
         });
-        Self { address, pipeline, gate, stop, served }
+        Self { opener, address, pipeline, gate, stop, served }
     }
 
     /// A client on a connection of its own.
@@ -118,11 +121,11 @@ impl TestServer {
 
     /// Tells the server to stop; the task ends when it has.
     pub fn begin_stop(self) -> JoinHandle<Result<(), ServeError>> {
-        let Self { pipeline, stop, served, gate, .. } = self;
+        let Self { opener, pipeline, stop, served, .. } = self;
         drop(stop);
         tokio::spawn(async move {
             let result = served.await.expect("the server does not panic");
-            gate.set_open(true);
+            drop(opener);
             pipeline.shutdown().await;
             result
         })

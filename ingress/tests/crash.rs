@@ -1,4 +1,5 @@
-//! `kill -9` in the middle of a replay: what was answered stays answered, with the same words.
+//! `kill -9` in the middle of a replay: what was answered stays answered, with the same words. A gentler signal lets a
+//! replay finish what it began.
 
 #![cfg(unix)]
 #![expect(clippy::expect_used, reason = "helpers of tests fail loudly too")]
@@ -10,7 +11,7 @@ use std::fs;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -54,6 +55,26 @@ fn nothing_acknowledged_is_lost_to_kill_9() {
     for (turn, text) in &acknowledged {
         assert_eq!(results.get(turn), Some(text), "turn {turn:?}");
     }
+}
+
+#[test]
+fn sigterm_ends_a_replay_in_order() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let mut child = turnflow()
+        .args(arguments(dir.path(), Path::new("/dev/stdout")))
+        .arg("--json")
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("turnflow starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines().map(|line| line.expect("text"));
+    let mut results: Vec<_> = lines.by_ref().take(20).collect();
+    let told = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill runs");
+    assert!(told.success());
+    results.extend(lines);
+    assert_eq!(child.wait().expect("an end").code(), Some(1));
+    let report: Value = serde_json::from_str(&results.pop().expect("a report")).expect("JSON");
+    assert_eq!((&report["stopped_by"], &report["errors"]), (&Value::from("interrupted"), &Value::from(0)));
+    assert_eq!(report["turns"], Value::from(results.len()), "every turn that was counted was written");
 }
 
 /// Runs a replay, kills it when it has written so many results, and returns all that it wrote.

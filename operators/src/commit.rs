@@ -105,9 +105,9 @@ pub struct EntryNumbers {
 impl EntryNumbers {
     /// Numbers above `last`, for worker `index` of `peers`.
     #[must_use]
-    pub fn new(last: Option<EntryId>, index: u64, peers: u64) -> Self {
+    pub fn new(last: EntryId, index: u64, peers: u64) -> Self {
         assert!(index < peers, "worker {index} of {peers}");
-        Self { next: last.map_or(0, |id| id.0) + 1 + index, step: peers }
+        Self { next: last.0 + 1 + index, step: peers }
     }
 
     /// The next number.

@@ -40,6 +40,8 @@ pub(crate) struct Blueprint {
     pub(crate) searchers: Pool,
     /// Cached answers of an earlier run, in order of their ids.
     pub(crate) entries: Vec<CacheEntry>,
+    /// The greatest entry id ever given.
+    pub(crate) last_entry: EntryId,
 }
 
 /// The end of a turn on its way to its question's shard, or past it.
@@ -67,7 +69,6 @@ impl Blueprint {
             history_turns_max: config.conversation.history_turns_max,
         };
         let policy = Policy { similarity_min: config.cache.similarity_min };
-        let last_entry = self.entries.last().map(|entry| entry.id);
         let retriever = PooledRetriever {
             knowledge: parts.knowledge.clone(),
             pool: self.searchers.clone(),
@@ -121,7 +122,7 @@ impl Blueprint {
             let by_owner = Exchange::new(ToCommit::owner);
             let (pieces, closing): (Turns<'_, Notice>, Turns<'_, Closing>) =
                 stage(ending, by_owner, "commit", clock, |wake| {
-                    let numbers = EntryNumbers::new(last_entry, index, peers);
+                    let numbers = EntryNumbers::new(self.last_entry, index, peers);
                     Commit::new(journal.clone(), config.prices.extractive, numbers, wake)
                 })
                 .ok_err(|committed| match committed {

@@ -17,6 +17,9 @@ use crate::bridge::Port;
 use crate::dataflow::Blueprint;
 use crate::{Config, Parts, PipelineError, SubmitError, TurnStream};
 
+/// Entry ids that one run may use before they could meet those of the next.
+const ENTRY_IDS_PER_RUN: u64 = 1 << 24;
+
 /// A running pipeline. Clones are handles to the same one; it ends with [`shutdown`](Self::shutdown), or when the
 /// last handle is dropped, which waits for the turns inside.
 #[derive(Clone)]
@@ -78,6 +81,7 @@ impl Pipeline {
             committer: Arc::new(Committer::start(parts.store.clone(), config.storage.commit_queue_max)?),
             searchers: Pool::start("turnflow-search", config.workers.search_threads, room)?,
             entries,
+            last_entry: parts.store.reserve_entry_ids(ENTRY_IDS_PER_RUN)?,
         };
         let timely = timely::Config {
             communication: if threads == 1 {

@@ -7,6 +7,7 @@ mod models;
 mod open;
 mod replay;
 mod serve;
+mod signal;
 
 use std::io::Write as _;
 use std::path::PathBuf;

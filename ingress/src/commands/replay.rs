@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use tempfile::TempDir;
 use turnflow_pipeline::{Parts, Pipeline};
 
+use super::signal::shutdown_signal;
 use super::{Context, open};
 use crate::cli::ReplayArgs;
 use crate::failure::Failure;
@@ -54,8 +55,13 @@ pub(super) fn replay<R: io::BufRead + Send + 'static>(
     sink: &mut dyn Sink,
 ) -> Result<Ending, Failure> {
     open::runtime()?.block_on(async {
+        let signal = shutdown_signal()?;
+        let interrupt = async {
+            signal.await;
+            eprintln!("stopping: no new turns, finishing those in flight");
+        };
         let pipeline = Pipeline::start(&context.config, parts)?;
-        let ending = run(reader, &pipeline, plan, sink, interrupted()).await;
+        let ending = run(reader, &pipeline, plan, sink, interrupt).await;
         pipeline.shutdown().await;
         Ok(ending?)
     })
@@ -93,14 +99,6 @@ fn read_edits(path: &Path) -> anyhow::Result<Edits> {
     Edits::read(BufReader::new(open_file(path, "list of edits")?), &path.display().to_string())
 }
 
-async fn interrupted() {
-    // Without a handler the default one ends the process, which is fine for a replay too.
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
-    }
-    eprintln!("stopping: no new turns, finishing those in flight; again to the same --data, the replay goes on");
-}
-
 /// Whether a replay that was reported counts as done.
 fn judge(stop: Option<Stop>, sink: &FileSink) -> Result<(), Failure> {
     match stop {
@@ -108,7 +106,8 @@ fn judge(stop: Option<Stop>, sink: &FileSink) -> Result<(), Failure> {
         Some(Stop::BadLine(bad)) => {
             Err(Failure::from(bad).with_hint("--on-bad-line skip passes over lines that are no turns"))
         }
-        Some(stop) => Err(anyhow::anyhow!("stopped after {} turns: {stop}", sink.written).into()),
+        Some(stop) => Err(Failure::from(anyhow::anyhow!("stopped after {} turns: {stop}", sink.written))
+            .with_hint("with the same --data, a replay goes on where it was stopped")),
     }
 }
 

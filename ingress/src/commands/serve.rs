@@ -1,7 +1,6 @@
 //! `serve`: everything is checked and loaded before the port opens, and everything admitted is answered and written
 //! before the process ends.
 
-use std::future::Future;
 use std::net::SocketAddr;
 
 use anyhow::Context as _;
@@ -10,6 +9,7 @@ use tokio::net::TcpListener;
 use turnflow_pipeline::{Config, Parts, Pipeline};
 use turnflow_state::TenantId;
 
+use super::signal::shutdown_signal;
 use super::{Context, open};
 use crate::cli::{ServeArgs, TENANT_DEFAULT};
 use crate::failure::Failure;
@@ -66,29 +66,4 @@ async fn serve(context: &Context, listen: SocketAddr, pipeline: &Pipeline) -> Re
         eprintln!("stopping: no new turns, finishing those that were admitted");
     };
     Ok(grpc::serve(pipeline.clone(), config, listener, told_to_stop).await?)
-}
-
-/// Resolves when the process is asked to end.
-#[cfg(unix)]
-fn shutdown_signal() -> Result<impl Future<Output = ()>, Failure> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let handler = |kind: SignalKind| signal(kind).context("cannot handle signals");
-    let (mut terminate, mut interrupt) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
-}
-
-/// Resolves when the process is asked to end.
-#[cfg(not(unix))]
-fn shutdown_signal() -> Result<impl Future<Output = ()>, Failure> {
-    Ok(async {
-        // Without a handler there is nothing to wait for, and the server runs until it is killed.
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    })
 }

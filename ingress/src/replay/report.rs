@@ -273,7 +273,9 @@ impl fmt::Display for Scores {
         writeln!(f, "{:<18}{:>9}{:>9}{:>11}{:>11}{:>15}", "gold labels", head[0], head[1], head[2], head[3], head[4])?;
         for part in &self.parts {
             let article = part.right_article_on_kb_turns.map_or_else(|| "–".to_owned(), percent);
-            let [rate, wrong] = [part.hit_rate, part.wrong_per_hit].map(percent);
+            // Without the edits nobody knows which versions differ, so all versions of an article count as one.
+            let wrong = if self.edits_not_applied { part.wrong_per_hit_kb_ignored } else { part.wrong_per_hit };
+            let [rate, wrong] = [part.hit_rate, wrong].map(percent);
             let (turns, hits) = (count(part.turns), count(part.hits));
             writeln!(f, "{:<18}{turns:>9}{hits:>9}{rate:>11}{wrong:>11}{article:>15}", part.source)?;
         }
@@ -284,7 +286,7 @@ impl fmt::Display for Scores {
         if self.edits_not_applied {
             writeln!(
                 f,
-                "the labels know of edits to the knowledge base; none were replayed, so all versions of an article count as one"
+                "the labels know of edits to the knowledge base that were not replayed: all versions of an article count as one"
             )?;
         }
         Ok(())

@@ -152,6 +152,18 @@ fn all_entries(store: &Store) -> Vec<EntryId> {
 }
 
 #[test]
+fn entry_ids_are_never_reserved_twice() {
+    on_both_backends(|store| {
+        assert_eq!(store.reserve_entry_ids(10).expect("reserves"), EntryId(0));
+        assert_eq!(store.reserve_entry_ids(5).expect("reserves"), EntryId(10));
+        write(store, |batch| batch.put_entry(&entry(EntryId(40), "shop", &[1.0])).expect("encodes"));
+        assert_eq!(store.reserve_entry_ids(5).expect("reserves"), EntryId(40), "an entry outside is not met again");
+        write(store, |batch| batch.delete_entry(EntryId(40)));
+        assert_eq!(store.reserve_entry_ids(5).expect("reserves"), EntryId(45), "nor after it is gone");
+    });
+}
+
+#[test]
 fn entries_come_back_whole_and_by_ascending_id() {
     on_both_backends(|store| {
         assert_eq!(store.max_entry_id().expect("reads"), None);

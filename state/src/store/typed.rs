@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::codec::{StoredEntry, chunk_key, corrupt, decode, entry_id, entry_key, key, key_prefix, turn_key};
-use super::{Column, Durability, KeyValue, MemoryStore, RocksStore, StoreBatch, StoreOptions};
+use super::{Batch, Column, Durability, KeyValue, MemoryStore, RocksStore, StoreBatch, StoreOptions};
 use crate::{
     Article, ArticleId, CacheEntry, Chunk, ChunkId, ConversationId, EntryId, StateError, TenantId, TurnId, TurnKey,
     TurnRecord,
@@ -23,6 +23,8 @@ use crate::{
 
 /// How many turns a conversation remembers by name. Older ones stay in the store but are no longer history.
 pub const RECENT_TURNS_MAX: usize = 32;
+/// Where the greatest entry id that may have been given is kept.
+const RESERVED_KEY: &[u8] = b"entry-ids-reserved";
 /// How many cached answers are read at once in a scan.
 const ENTRIES_PER_READ: usize = 256;
 
@@ -315,6 +317,21 @@ impl Store {
     /// When the database cannot be read.
     pub fn max_entry_id(&self) -> Result<Option<EntryId>, StateError> {
         Ok(self.backend.last_key(Column::Entries)?.and_then(|key| entry_id(&key)))
+    }
+
+    /// Reserves the next `count` entry ids, durably: no later call gives one of them again, not even after their
+    /// entries were deleted. Returns the id before the first of them.
+    ///
+    /// # Errors
+    /// When the database cannot be read or written.
+    pub fn reserve_entry_ids(&self, count: u64) -> Result<EntryId, StateError> {
+        let stored = self.backend.multi_get(Column::Meta, &[RESERVED_KEY.to_vec()])?.pop().flatten();
+        let reserved = stored.as_deref().and_then(entry_id).unwrap_or(EntryId(0));
+        let last = reserved.max(self.max_entry_id()?.unwrap_or(EntryId(0)));
+        let mut batch = Batch::new();
+        batch.put(Column::Meta, RESERVED_KEY, last.0.saturating_add(count).to_be_bytes().to_vec());
+        self.backend.write(batch, Durability::Synced)?;
+        Ok(last)
     }
 
     /// A small named value.

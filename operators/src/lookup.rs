@@ -206,7 +206,10 @@ impl Stage for Gather {
             ToGather::Reply(found) => found.request,
         };
         match input {
-            ToGather::Turn(ask) if !self.enabled || !ask.may_read_cache() => return out.push(Ok(ask)),
+            ToGather::Turn(mut ask) if !self.enabled || !ask.may_read_cache() => {
+                "the semantic cache is switched off".clone_into(&mut ask.missed);
+                return out.push(Ok(ask));
+            }
             ToGather::Turn(ask) => self.waiting.entry(request).or_default().ask = Some(ask),
             ToGather::Reply(found) => self.waiting.entry(request).or_default().add(found),
         }

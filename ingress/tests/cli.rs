@@ -45,6 +45,17 @@ fn usage_errors_exit_64_and_help_exits_0() {
 }
 
 #[test]
+fn results_never_overwrite_what_is_read() {
+    let dir = folder();
+    let log = write(dir.path(), "log.jsonl", GOOD_TURN);
+    let kb = sample("articles.jsonl").display().to_string();
+    let (code, _, stderr) = finish(turnflow().args(["replay", &log, "--kb", &kb, "--out", &log]));
+    assert_eq!(code, 64, "{stderr}");
+    assert!(stderr.contains("which is read"), "{stderr}");
+    assert_eq!(fs::read_to_string(&log).expect("still there"), GOOD_TURN);
+}
+
+#[test]
 fn configuration_errors_exit_64_and_name_the_line() {
     let dir = folder();
     let check = |text: &str, line: u32, expected: &str| {

@@ -88,10 +88,12 @@ mod unicode_words {
 
     /// The words of a text. Marks inside a word stay: `a.b@c.example`, `1,000.50`, `KK-48213`.
     pub(super) fn words(text: &str) -> impl Iterator<Item = &str> {
-        let mark =
-            |c: char| !c.is_alphanumeric() && !matches!(c, '#' | '$' | '€' | '£' | '¥' | '₹' | '%' | '-' | '+' | '@');
+        let mark = |c: char| {
+            !c.is_alphanumeric() && !matches!(c, '#' | '$' | '€' | '£' | '¥' | '₹' | '%' | '-' | '−' | '+' | '@')
+        };
         text.split(|c: char| c.is_whitespace() || matches!(c, '(' | ')' | '[' | ']' | '"' | '“' | '”' | ';'))
-            .map(move |word| word.trim_matches(mark))
+            // A full stop in front may begin a number.
+            .map(move |word| word.trim_end_matches(mark).trim_start_matches(|c| mark(c) && c != '.'))
             .filter(|word| !word.is_empty())
     }
 }
@@ -117,6 +119,8 @@ mod tests {
         differ("order １２３", "order 124");
         differ("take 10%", "take 10");
         differ("-5 degrees", "5 degrees");
+        differ("\u{2212}5 degrees", "5 degrees");
+        differ("a .5 litre pan", "a 5 litre pan");
     }
 
     #[test]

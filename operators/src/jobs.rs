@@ -4,6 +4,8 @@
 //! dropped unfinished, by a panic or a lost queue, says so, so that no turn waits for ever.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
@@ -47,13 +49,18 @@ impl<T, P, R> Jobs<T, P, R> {
     pub fn start(&mut self, item: T, hand_over: impl FnOnce(&T, Report<P, R>) -> bool) -> Result<(), T> {
         let number = self.next;
         self.next += 1;
-        let report = Report { number, sender: self.sender.clone(), wake: self.wake.clone(), finished: false };
-        if hand_over(&item, report) {
-            self.under_way.insert(number, item);
-            Ok(())
-        } else {
-            Err(item)
+        let fate = Arc::new(AtomicU8::new(OFFERED));
+        let (sender, wake) = (self.sender.clone(), self.wake.clone());
+        let report = Report { number, sender, wake, fate: fate.clone(), finished: false };
+        if !hand_over(&item, report) {
+            return Err(item);
         }
+        self.under_way.insert(number, item);
+        // Lost already, before it was known to be taken: the report has left saying so to us.
+        if fate.swap(TAKEN, Ordering::AcqRel) == LOST {
+            send(&self.sender, &self.wake, number, Event::Lost);
+        }
+        Ok(())
     }
 
     /// Starts jobs for the items of a queue, in order, until one is not taken.
@@ -68,13 +75,7 @@ impl<T, P, R> Jobs<T, P, R> {
 
     /// The next event with its item, if one has come: a piece lends the item, the last event hands it back.
     pub fn next_event(&mut self) -> Option<Came<'_, T, P, R>> {
-        let (number, event) = loop {
-            let (number, event) = self.receiver.try_recv().ok()?;
-            // The report of a job that was not taken is dropped unfinished; its event has no item.
-            if self.under_way.contains_key(&number) {
-                break (number, event);
-            }
-        };
+        let (number, event) = self.receiver.try_recv().ok()?;
         match event {
             Event::Piece(piece) => self.under_way.get(&number).map(|item| Came::Piece(item, piece)),
             Event::Finished(result) => self.under_way.remove(&number).map(|item| Came::Last(item, Some(result))),
@@ -104,12 +105,19 @@ pub enum Came<'a, T, P, R> {
     Last(T, Option<R>),
 }
 
+/// What became of a report. Only one that was taken and then dropped unfinished is a lost job: one that comes back with
+/// a refusal must not wake the stage, or it would offer the item again at once, for ever.
+const OFFERED: u8 = 0;
+const TAKEN: u8 = 1;
+const LOST: u8 = 2;
+
 /// How a job reports back, from whatever thread it is on.
 #[derive(Debug)]
 pub struct Report<P, R> {
     number: u64,
     sender: Sender<(u64, Event<P, R>)>,
     wake: Wake,
+    fate: Arc<AtomicU8>,
     finished: bool,
 }
 
@@ -129,7 +137,7 @@ impl<P, R> Report<P, R> {
 
 impl<P, R> Drop for Report<P, R> {
     fn drop(&mut self) {
-        if !self.finished {
+        if !self.finished && self.fate.swap(LOST, Ordering::AcqRel) == TAKEN {
             send(&self.sender, &self.wake, self.number, Event::Lost);
         }
     }

@@ -99,7 +99,8 @@ impl Wake {
 
     /// Called by the stage before it looks for work: whatever arrives later wakes it again.
     pub fn disarm(&self) {
-        self.0.armed.store(false, Ordering::Release);
+        // A swap, not a store: what the stage reads next must not be read before this is seen.
+        self.0.armed.swap(false, Ordering::AcqRel);
     }
 }
 

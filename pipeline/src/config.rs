@@ -9,6 +9,12 @@ use turnflow_models::{EncoderEngineConfig, ExtractiveConfig, TierEngineConfig};
 use turnflow_operators::commit::Price;
 use turnflow_state::{Limits, ScopeId, TenantId};
 
+/// Most threads of a kind.
+const THREADS_MAX: usize = 256;
+/// Longest queue.
+const QUEUE_MAX: usize = 1 << 17;
+/// Largest value of any other count.
+const COUNT_MAX: usize = 1 << 28;
 const DEFAULTS: &str = include_str!("default.toml");
 
 /// Why a configuration is not used.
@@ -176,14 +182,6 @@ section!(
     }
 );
 
-impl ScopeConfig {
-    /// The partition of everything cached for a tenant.
-    #[must_use]
-    pub fn of(&self, tenant: &TenantId) -> ScopeId {
-        ScopeId::derive(tenant, &[("language", &self.language), ("system-prompt", &self.system_prompt)])
-    }
-}
-
 impl Config {
     /// The embedded defaults.
     ///
@@ -193,6 +191,20 @@ impl Config {
     pub fn defaults() -> Self {
         #[expect(clippy::expect_used, reason = "the file is part of the binary, and a test parses it")]
         Self::from_text("", "embedded defaults").expect("the embedded defaults are valid")
+    }
+
+    /// The partition of everything cached for a tenant: every setting that may change an answer is part of it.
+    #[must_use]
+    pub fn scope_of(&self, tenant: &TenantId) -> ScopeId {
+        let retrieval = format!("{} of {} tokens", self.knowledge.chunks_retrieved, self.knowledge.chunk_tokens_max);
+        let settings = [
+            ("language", self.scope.language.as_str()),
+            ("system-prompt", &self.scope.system_prompt),
+            ("encoder", turnflow_models::MODEL_NAME),
+            ("retrieval", &retrieval),
+            ("extractive", &format!("{:?}", self.extractive)),
+        ];
+        ScopeId::derive(tenant, &settings)
     }
 
     /// The defaults, overridden by a file if one is given.
@@ -242,6 +254,15 @@ impl Config {
             if value == 0 {
                 return wrong(key, &value, "must be at least 1");
             }
+            // Queues of this length are allocated when they are made, and every thread has a stack.
+            let most = match key.rsplit_once('.').map_or(key, |(_, leaf)| leaf) {
+                "threads" | "search-threads" => THREADS_MAX,
+                "commit-queue-max" | "turns-in-flight-max" | "queue-max" => QUEUE_MAX,
+                _ => COUNT_MAX,
+            };
+            if value > most {
+                return wrong(key, &value, &format!("must be at most {most}"));
+            }
         }
         let similarity = self.cache.similarity_min;
         if !(0.0..=1.0).contains(&similarity) {
@@ -272,9 +293,10 @@ impl Config {
     }
 
     /// Settings of which there must be at least one.
-    fn counts(&self) -> [(&'static str, usize); 20] {
+    fn counts(&self) -> [(&'static str, usize); 21] {
         let limits = &self.limits;
         [
+            ("storage.commit-queue-max", self.storage.commit_queue_max),
             ("workers.threads", self.workers.threads),
             ("workers.search-threads", self.workers.search_threads),
             ("limits.text-bytes-max", limits.text_bytes_max),

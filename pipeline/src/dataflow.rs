@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use timely::dataflow::channels::pact::{Exchange, Pipeline as Local};
 use timely::dataflow::operators::probe::Handle;
@@ -15,7 +15,7 @@ use turnflow_operators::dedupe::{Dedupe, Settle};
 use turnflow_operators::embed::Embed;
 use turnflow_operators::generate::Generate;
 use turnflow_operators::lookup::{Gather, Lookup, Policy, Search, ToGather};
-use turnflow_operators::message::{Ask, Ended, Found, Notice, QuestionKey, RequestId, Settlement, ToCommit};
+use turnflow_operators::message::{Ask, Ended, Found, Notice, RequestId, Settlement, ToCommit};
 use turnflow_operators::recall::{Recall, RecallLimits};
 use turnflow_operators::reply::{Deliver, Reply};
 use turnflow_operators::retrieve::{PooledRetriever, Retrieve};
@@ -38,8 +38,8 @@ pub(crate) struct Blueprint {
     pub(crate) streams: Arc<Streams>,
     pub(crate) committer: Arc<Committer>,
     pub(crate) searchers: Pool,
-    /// Cached answers of an earlier run, in order of their ids.
-    pub(crate) entries: Vec<CacheEntry>,
+    /// Cached answers of an earlier run, by the worker that remembers them, in order of their ids. Taken when used.
+    pub(crate) entries: Vec<Mutex<Vec<CacheEntry>>>,
     /// The greatest entry id ever given.
     pub(crate) last_entry: EntryId,
 }
@@ -154,11 +154,12 @@ impl Blueprint {
     fn shard(&self, index: u64, peers: u64, journal: &GroupedJournal) -> Shard {
         #[expect(clippy::cast_possible_truncation, reason = "a count of threads")]
         let mut shard = Shard::new(self.config.cache.entries_max.div_ceil(peers as usize));
-        let mine = |entry: &&CacheEntry| QuestionKey::new(entry.scope, &entry.question).owner() % peers == index;
-        for entry in self.entries.iter().filter(mine) {
-            let forgotten: Vec<EntryId> = shard.insert(entry.clone()).unwrap_or_else(|error| {
-                tracing::warn!(entry = %entry.id, error = &error as &dyn std::error::Error, "a stored answer is dropped");
-                vec![entry.id]
+        let mut remembered = self.entries[worker_port(index)].lock().unwrap_or_else(PoisonError::into_inner);
+        for entry in std::mem::take(&mut *remembered) {
+            let id = entry.id;
+            let forgotten: Vec<EntryId> = shard.insert(entry).unwrap_or_else(|error| {
+                tracing::warn!(entry = %id, error = &error as &dyn std::error::Error, "a stored answer is dropped");
+                vec![id]
             });
             for id in forgotten {
                 turnflow_operators::commit::Journal::forget(journal, id);

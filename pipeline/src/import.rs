@@ -1,9 +1,9 @@
 //! Fills the knowledge base: cuts articles into chunks, embeds what is new, and writes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use turnflow_state::{Article, ArticleChange, Chunk, ChunkId, ContentHash, ScoredChunk, TenantId};
+use turnflow_state::{Article, ArticleChange, ArticleId, Chunk, ChunkId, ContentHash, ScoredChunk, TenantId};
 
 use crate::{Config, Parts, PipelineError};
 
@@ -55,6 +55,26 @@ pub fn import_articles(
         summary.entries_dropped += applied.entries_dropped;
         progress(summary.articles);
     }
+}
+
+/// Removes the articles of a tenant that are not among `kept`, and the cached answers that may rest on them. Blocks.
+/// Returns how many were removed.
+///
+/// # Errors
+/// [`PipelineError`] when the store fails.
+pub fn retain_articles(parts: &Parts, tenant: &TenantId, kept: &HashSet<ArticleId>) -> Result<usize, PipelineError> {
+    let mut removed = Vec::new();
+    parts.store.articles(tenant, &mut |article| {
+        if !kept.contains(&article.id) {
+            removed.push(ArticleChange::Delete { tenant: tenant.clone(), article: article.id });
+        }
+        std::ops::ControlFlow::Continue(())
+    })?;
+    let count = removed.len();
+    if count > 0 {
+        parts.knowledge.apply(removed)?;
+    }
+    Ok(count)
 }
 
 /// Embeds a query and searches the knowledge base. Blocks.

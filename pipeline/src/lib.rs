@@ -21,6 +21,6 @@ pub use config::{
     WorkersConfig,
 };
 pub use error::PipelineError;
-pub use import::{ImportSummary, import_articles, search_knowledge};
+pub use import::{ImportSummary, import_articles, retain_articles, search_knowledge};
 pub use parts::Parts;
 pub use pipeline::{Pipeline, PipelineStats};

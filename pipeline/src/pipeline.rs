@@ -8,9 +8,9 @@ use timely::WorkerConfig;
 use timely::communication::WorkerGuards;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use turnflow_operators::Clock;
-use turnflow_operators::message::{Ask, RequestId, conversation_owner};
+use turnflow_operators::message::{Ask, QuestionKey, RequestId, conversation_owner};
 use turnflow_operators::pool::Pool;
-use turnflow_state::{Committer, Turn};
+use turnflow_state::{CacheEntry, Committer, Turn};
 
 use crate::admission::Streams;
 use crate::bridge::Port;
@@ -63,12 +63,14 @@ impl Pipeline {
     /// # Errors
     /// [`PipelineError`] when the cached answers of an earlier run cannot be read, or a thread cannot be started.
     pub fn start(config: &Config, parts: &Parts) -> Result<Self, PipelineError> {
-        let mut entries = Vec::new();
+        let threads = config.workers.threads;
+        let mut entries: Vec<Vec<CacheEntry>> = (0..threads).map(|_| Vec::new()).collect();
         parts.store.entries(&mut |entry| {
-            entries.push(entry);
+            let owner = QuestionKey::new(entry.scope, &entry.question).owner() % threads as u64;
+            #[expect(clippy::cast_possible_truncation, reason = "a count of threads")]
+            entries[owner as usize].push(entry);
             std::ops::ControlFlow::Continue(())
         })?;
-        let threads = config.workers.threads;
         let room = config.limits.turns_in_flight_max;
         let ports: Vec<Port> = (0..threads).map(|_| Port::new(room)).collect();
         let (clock, streams) = (Clock::start(), Arc::new(Streams::new()));
@@ -80,7 +82,7 @@ impl Pipeline {
             streams: streams.clone(),
             committer: Arc::new(Committer::start(parts.store.clone(), config.storage.commit_queue_max)?),
             searchers: Pool::start("turnflow-search", config.workers.search_threads, room)?,
-            entries,
+            entries: entries.into_iter().map(Mutex::new).collect(),
             last_entry: parts.store.reserve_entry_ids(ENTRY_IDS_PER_RUN)?,
         };
         let timely = timely::Config {
@@ -173,7 +175,7 @@ impl Pipeline {
 
     fn admit(&self, turn: Turn, place: OwnedSemaphorePermit) -> Result<TurnStream, SubmitError> {
         let (number, stream) = self.0.streams.open(place);
-        let scope = self.0.config.scope.of(&turn.tenant);
+        let scope = self.0.config.scope_of(&turn.tenant);
         let worker = conversation_owner(&turn) % self.0.ports.len() as u64;
         #[expect(clippy::cast_possible_truncation, reason = "a count of threads")]
         let (index, worker) = (worker as usize, worker as u32);

@@ -33,6 +33,11 @@ fn errors_name_place_and_key() {
         "[prices.extractive]\ninput-per-million = -1.0\n",
         "t.toml:2: prices.extractive.input-per-million = -1: must be",
     );
+    check("[workers]\nthreads = 20000\n", "t.toml:2: workers.threads = 20000: must be at most 256");
+    check(
+        "[storage]\ncommit-queue-max = 9999999999\n",
+        "t.toml:2: storage.commit-queue-max = 9999999999: must be at most",
+    );
     check("[cache\n", "t.toml:1: ");
 }
 
@@ -42,4 +47,22 @@ fn the_models_own_defaults_are_the_same() {
     assert_eq!(config.encoder, turnflow_models::EncoderEngineConfig::default());
     assert_eq!(config.tier, turnflow_models::TierEngineConfig::default());
     assert_eq!(config.extractive, turnflow_models::ExtractiveConfig::default());
+}
+
+#[test]
+fn every_setting_that_changes_answers_changes_the_scope() {
+    let tenant = turnflow_state::TenantId::new("shop").unwrap();
+    let scope = |text: &str| Config::from_text(text, "t.toml").unwrap().scope_of(&tenant);
+    let defaults = scope("");
+    for text in [
+        "[scope]\nlanguage = \"de\"",
+        "[scope]\nsystem-prompt = \"be kind\"",
+        "[extractive]\npassages-max = 1",
+        "[extractive]\nconfidence-min = 0.5",
+        "[knowledge]\nchunks-retrieved = 8",
+        "[knowledge]\nchunk-tokens-max = 100",
+    ] {
+        assert_ne!(scope(text), defaults, "{text}");
+    }
+    assert_eq!(scope("[workers]\nthreads = 2\n[cache]\nsimilarity-min = 0.9"), defaults);
 }

@@ -7,7 +7,9 @@ use std::future::Future;
 use std::sync::OnceLock;
 
 use turnflow_models::{ModelFiles, ModelHome, WeightSource, default_home, ensure};
-use turnflow_pipeline::{Config, Parts, Pipeline, SubmitError, TurnStream, import_articles, search_knowledge};
+use turnflow_pipeline::{
+    Config, Parts, Pipeline, SubmitError, TurnStream, import_articles, retain_articles, search_knowledge,
+};
 use turnflow_state::{
     Article, ArticleId, CacheControl, CacheLevel, Channel, Completion, ConversationId, Store, TenantId, Turn,
     TurnError, TurnErrorKind, TurnEvent, TurnId,
@@ -474,6 +476,39 @@ fn an_import_that_changes_content_drops_cached_answers() {
     let fresh = ask_once(&parts, "c");
     assert_eq!(fresh.verdict.level, CacheLevel::Miss);
     assert!(fresh.text.contains("nine working days") && fresh.sources[0].version == 3, "{fresh:?}");
+}
+
+#[test]
+fn articles_that_are_not_kept_are_gone() {
+    let config = config(1);
+    let parts = parts(&config, Store::memory());
+    let kept = [ArticleId::new("returns").expect("valid")].into();
+    assert_eq!(retain_articles(&parts, &tenant(), &kept).expect("removes"), articles().len() - 1);
+    let found = search_knowledge(&parts, &tenant(), "lime scale in my kettle", 5).expect("search");
+    assert!(found.iter().all(|found| found.chunk.id.article.as_str() == "returns"));
+    assert_eq!(retain_articles(&parts, &tenant(), &kept).expect("removes"), 0);
+}
+
+/// More questions than a tier can hold: those refused must wait quietly and be answered all the same.
+#[test]
+fn a_full_tier_is_waited_for() {
+    at_each(
+        |config| {
+            config.tier.queue_max = 1;
+            config.encoder.queue_max = 1;
+            config.cache.semantic = false;
+        },
+        |pipeline| async move {
+            let mut streams = Vec::new();
+            for number in 0..40 {
+                let text = format!("How long does delivery to street {number} take?");
+                streams.push(pipeline.submit(turn(&format!("c{number}"), "1", &text)).await.expect("admitted"));
+            }
+            for stream in streams {
+                ended(stream).await.expect("answered");
+            }
+        },
+    );
 }
 
 #[test]

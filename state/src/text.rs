@@ -2,15 +2,17 @@
 
 use unicode_normalization::UnicodeNormalization;
 
-/// Normal form of a text: NFKC, lower case, white space collapsed, and no punctuation or white space at the ends.
+/// Normal form of a text: NFKC, lower case, white space collapsed, and no punctuation at the end.
 ///
-/// Punctuation between words stays, because it can carry the meaning: `1.5` is not `15`, and `a@b.example` is not
-/// `a b example`. A text of punctuation alone is kept as it is, trimmed.
+/// Other punctuation stays, because it can carry the meaning: `1.5` is not `15`, `.5` is not `5`, and `a@b.example` is
+/// not `a b example`. A text of punctuation alone is kept as it is, trimmed.
 #[must_use]
 pub fn normalise(text: &str) -> String {
-    let folded: String = text.nfkc().flat_map(char::to_lowercase).nfkc().collect();
+    // The minus sign and the hyphen are one: people type whichever they have.
+    let folded: String =
+        text.nfkc().map(|c| if c == '\u{2212}' { '-' } else { c }).flat_map(char::to_lowercase).nfkc().collect();
     let trimmed =
-        folded.trim_matches(|c: char| c.is_whitespace() || matches!(c, '.' | '!' | '?' | ',' | ';' | ':' | '…'));
+        folded.trim_end_matches(|c: char| c.is_whitespace() || matches!(c, '.' | '!' | '?' | ',' | ';' | ':' | '…'));
     let kept = if trimmed.is_empty() { folded.trim() } else { trimmed };
     kept.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -31,6 +33,8 @@ mod tests {
         check("ﬁrst ＡＢＣ", "first abc");
         check("İstanbul", "i̇stanbul");
         check("???", "???");
+        check(".5 litre pan!", ".5 litre pan");
+        check("\u{2212}5 degrees", "-5 degrees");
         check("", "");
         check("order #42", "order #42");
     }

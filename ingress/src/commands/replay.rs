@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use tempfile::TempDir;
-use turnflow_pipeline::{Parts, Pipeline};
+use turnflow_pipeline::{Parts, Pipeline, retain_articles};
 
 use super::signal::shutdown_signal;
 use super::{Context, open};
@@ -33,10 +33,14 @@ pub(super) fn run_command(context: &Context, args: &ReplayArgs) -> Result<(), Fa
     let edits = args.gold_edits.as_deref().map(read_edits).transpose()?;
     let versions_told_apart = edits.is_some();
     let articles = read_articles(&args.kb, &context.config.limits)?;
+    refuse_overwriting(args)?;
     let temporary = if args.data.is_none() { Some(temporary_folder()?) } else { None };
     let dir = temporary.as_ref().map(TempDir::path).or(args.data.as_deref()).unwrap_or(Path::new("."));
     let parts = open::parts(context, open::store(context, dir)?)?;
+    // The file is the knowledge base of this replay: what an earlier one left beside it must not answer.
+    let kept = articles.iter().map(|article| article.id.clone()).collect();
     open::import(context, &parts, &args.tenant, articles)?;
+    retain_articles(&parts, &args.tenant, &kept)?;
     let mut sink = FileSink::create(args)?;
     let reader = LogReader::new(BufReader::new(log), &name, &context.config.limits, edits);
     let ending = replay(context, &parts, reader, &plan(context, args, &parts), &mut sink)?;
@@ -86,6 +90,33 @@ fn plan(context: &Context, args: &ReplayArgs, parts: &Parts) -> Plan {
         in_flight_per_conversation_max: limits.turns_per_conversation_max,
         tenant: args.tenant.clone(),
         earlier: args.data.is_some().then(|| parts.store.clone()),
+    }
+}
+
+/// Results that were written over what the replay reads would destroy it.
+fn refuse_overwriting(args: &ReplayArgs) -> Result<(), Failure> {
+    let Some(out) = args.out.as_deref() else { return Ok(()) };
+    let inputs = [Some(args.log.as_path()), Some(args.kb.as_path()), args.gold_edits.as_deref()];
+    for input in inputs.into_iter().flatten() {
+        if is_same_file(out, input) {
+            let error = anyhow::anyhow!("--out {} is {}, which is read", out.display(), input.display());
+            return Err(Failure::usage(error).with_hint("name another file for the results"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether two names lead to one file; false when one of them leads nowhere.
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt as _;
+        let identity = |path: &Path| path.metadata().map(|found| (found.dev(), found.ino()));
+        matches!((identity(a), identity(b)), (Ok(a), Ok(b)) if a == b)
+    }
+    #[cfg(not(unix))]
+    {
+        matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
     }
 }
 

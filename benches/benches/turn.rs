@@ -37,7 +37,7 @@ fn exact_hit(criterion: &mut Criterion) {
     let conversations = AtomicU64::new(0);
     let next = || conversations.fetch_add(1, Ordering::Relaxed);
     for workers in [1, 2] {
-        let pipeline = pipeline(Store::memory(), workers).expect("a pipeline");
+        let pipeline = pipeline(&runtime, Store::memory(), workers).expect("a pipeline");
         runtime.block_on(ask(&pipeline, next(), QUESTION)).expect("answered");
         group.bench_function(format!("turn, memory store, {workers} workers"), |bencher| {
             bencher.iter(|| runtime.block_on(ask(&pipeline, next(), QUESTION)).expect("answered"));
@@ -45,7 +45,7 @@ fn exact_hit(criterion: &mut Criterion) {
         runtime.block_on(pipeline.shutdown());
     }
     let folder = tempfile::tempdir().expect("a folder");
-    let pipeline = pipeline(Store::open(folder.path()).expect("a store"), 1).expect("a pipeline");
+    let pipeline = pipeline(&runtime, Store::open(folder.path()).expect("a store"), 1).expect("a pipeline");
     runtime.block_on(ask(&pipeline, next(), QUESTION)).expect("answered");
     group.bench_function("turn, synced to disk, 1 worker", |bencher| {
         bencher.iter(|| runtime.block_on(ask(&pipeline, next(), QUESTION)).expect("answered"));

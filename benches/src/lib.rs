@@ -5,28 +5,27 @@
 
 use anyhow::Context as _;
 use turnflow_models::{ModelHome, WeightSource, default_home, ensure};
-use turnflow_pipeline::{Config, Parts, Pipeline, import_articles};
-use turnflow_state::{
-    Article, ArticleId, CacheControl, Channel, ConversationId, Store, TenantId, Turn, TurnEvent, TurnId,
-};
+use turnflow_pipeline::{ArticleDraft, Config, DraftContent, Parts, Pipeline};
+use turnflow_state::{ArticleId, CacheControl, Channel, ConversationId, Store, TenantId, Turn, TurnEvent, TurnId};
 
 /// A pipeline with default settings over one article, on a store in a folder or in memory.
 ///
 /// # Errors
 /// When the weights cannot be had, or something cannot be started.
-pub fn pipeline(store: Store, workers: usize) -> anyhow::Result<Pipeline> {
+pub fn pipeline(runtime: &tokio::runtime::Runtime, store: Store, workers: usize) -> anyhow::Result<Pipeline> {
     let mut config = Config::defaults();
     config.workers.threads = workers;
     let files = ensure(&ModelHome::new(default_home()?), &WeightSource::defaults(None), &|_| {})?;
     let parts = Parts::open(&config, store, &files)?;
-    let article = Article {
-        id: ArticleId::new("delivery")?,
+    let content = DraftContent {
         title: "Delivery times".into(),
         body: "Delivery takes three to five working days. Express delivery takes one day.".into(),
-        version: 1,
+        ..DraftContent::default()
     };
-    import_articles(&parts, &config, &tenant()?, vec![article], &mut |_| {})?;
-    Ok(Pipeline::start(&config, &parts)?)
+    let article = ArticleDraft { id: ArticleId::new("delivery")?, content: Some(content), expected_version: None };
+    let pipeline = Pipeline::start(&config, &parts)?;
+    runtime.block_on(pipeline.knowledge().write(&tenant()?, vec![article]))?;
+    Ok(pipeline)
 }
 
 /// Asks one question in a conversation of its own and waits for the end.
@@ -41,6 +40,7 @@ pub async fn ask(pipeline: &Pipeline, conversation: u64, text: &str) -> anyhow::
         channel: Channel::Web,
         text: text.into(),
         cache_control: CacheControl::Default,
+        at_ms: 0,
     };
     let mut events = pipeline.submit_patiently(turn).await?;
     while let Some(event) = events.next().await {
@@ -51,7 +51,11 @@ pub async fn ask(pipeline: &Pipeline, conversation: u64, text: &str) -> anyhow::
     Ok(())
 }
 
-fn tenant() -> anyhow::Result<TenantId> {
+/// The tenant of all benches.
+///
+/// # Errors
+/// None in fact.
+pub fn tenant() -> anyhow::Result<TenantId> {
     Ok(TenantId::new("bench")?)
 }
 

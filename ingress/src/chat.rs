@@ -3,19 +3,18 @@
 //! Works at a terminal, with a prompt, and in a pipe, where it prints answers only and stops at the first error.
 
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
+use crate::grpc::client::connect;
 use crate::grpc::proto::ask_response::Event;
 use crate::grpc::proto::conversations_client::ConversationsClient;
 use crate::grpc::proto::{self, AskRequest, CacheLevel, Done, Turn};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A matched question is shown up to this many characters.
 const QUESTION_CHARS_MAX: usize = 80;
 
@@ -27,7 +26,7 @@ const QUESTION_CHARS_MAX: usize = 80;
 /// When there is no server, or standard input or output fails. A turn that fails ends a pipe, but not a terminal's
 /// session.
 pub async fn chat(endpoint: String, conversation: Option<String>) -> Result<()> {
-    let mut client = connect(&endpoint).await?;
+    let mut client = ConversationsClient::new(connect(&endpoint).await?);
     // Turn ids have to be new in a conversation that is taken up again: they start with the time.
     let started = Timestamp::now().as_microsecond();
     let conversation = conversation.unwrap_or_else(|| format!("chat-{started}"));
@@ -60,15 +59,6 @@ pub async fn chat(endpoint: String, conversation: Option<String>) -> Result<()> 
             Err(status) => return Err(status).context("asking"),
         }
     }
-}
-
-async fn connect(address: &str) -> Result<ConversationsClient<Channel>> {
-    let url = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-    let endpoint = Endpoint::from_shared(url).with_context(|| format!("parsing the endpoint {address:?}"))?;
-    let connected = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect().await;
-    // Tonic's own words for what the system says repeat each other.
-    let connected = connected.map_err(|error| anyhow!("{}", anyhow::Error::from(error).root_cause()));
-    Ok(ConversationsClient::new(connected.with_context(|| format!("connecting to {address}"))?))
 }
 
 /// Reads on a thread of its own: a read of standard input cannot be cancelled, and must not hold up the runtime's end.

@@ -3,13 +3,11 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use turnflow_state::TenantId;
 
-use crate::replay::{OnBadLine, Speed};
-
-/// Whose knowledge base and conversations, when nobody says.
-pub const TENANT_DEFAULT: &str = "default";
+use crate::grpc::TENANT_DEFAULT;
+use crate::replay::{OnBadLine, Scheme, Speed};
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 64 bad configuration or usage.";
 
@@ -43,7 +41,7 @@ pub enum Command {
     Demo(StoreArgs),
     /// Send a log of customer turns through the pipeline and report how well it went
     Replay(ReplayArgs),
-    /// Import and search the knowledge base
+    /// Read and write the knowledge base, of a running server or in its store
     #[command(subcommand)]
     Kb(KbCommand),
     /// Get and inspect the models' weights
@@ -122,10 +120,23 @@ pub struct ReplayArgs {
     #[arg(long, default_value = TENANT_DEFAULT, value_parser = tenant)]
     pub tenant: TenantId,
 
-    /// Edits that were made to the knowledge base while the log was recorded: tells scoring which versions of an
-    /// article differ in content; not applied
+    /// Edits that were made to the knowledge base while the log was recorded, one per line, as JSON: made again on the
+    /// log's clock
     #[arg(long, value_name = "EDITS.jsonl")]
-    pub gold_edits: Option<PathBuf>,
+    pub updates: Option<PathBuf>,
+
+    /// Do not ask the questions that an edit brings along to try its effect
+    #[arg(long, requires = "updates")]
+    pub no_probes: bool,
+
+    /// What keeps cached answers in step with the knowledge base: exact, none, or a time to live such as ttl=60s, ttl=10m
+    /// or ttl=1h [default: as configured]
+    #[arg(long, value_name = "VALIDITY")]
+    pub validity: Option<Scheme>,
+
+    /// Replay under exact, ttl=60s, ttl=600s and none, one after the other, and compare
+    #[arg(long, requires = "updates", conflicts_with_all = ["data", "out", "validity"])]
+    pub compare: bool,
 
     /// Keep the store here, so that an interrupted replay can go on [default: a temporary folder]
     #[arg(long, value_name = "DIR")]
@@ -135,26 +146,159 @@ pub struct ReplayArgs {
 /// Work on the knowledge base.
 #[derive(Debug, Subcommand)]
 pub enum KbCommand {
-    /// Import articles; an article that is there already is replaced
+    /// Write the articles of files and folders
     Import(KbImportArgs),
+    /// Write an article in place of all that it was
+    Upsert(KbUpsertArgs),
+    /// Delete an article
+    Delete(KbDeleteArgs),
+    /// Show an article, as a Markdown file
+    Get(KbGetArgs),
+    /// List the articles
+    List(KbListArgs),
     /// Show which parts of which articles a question finds
     Search(KbSearchArgs),
+    /// Tell of every change of a running server's knowledge base
+    Watch(KbWatchArgs),
+}
+
+/// Which knowledge base.
+#[derive(Debug, Args)]
+pub struct KbTarget {
+    /// Ask the server there [default: the one at the configured address if it runs, else the store is opened]
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "data")]
+    pub endpoint: Option<String>,
+
+    /// Open the store in this folder, and ask no server
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+
+    /// Whose knowledge base; servers know only the default one
+    #[arg(long, default_value = TENANT_DEFAULT, value_parser = tenant)]
+    pub tenant: TenantId,
+}
+
+/// What to do about an item that is no article, or is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnBadItem {
+    /// Name it and go on.
+    Skip,
+    /// Name it and stop.
+    Stop,
 }
 
 /// Arguments of `kb import`.
 #[derive(Debug, Args)]
 pub struct KbImportArgs {
-    /// The articles: one per line, as JSON with id, and title or body or both
-    #[arg(value_name = "KB.jsonl")]
-    pub file: PathBuf,
+    /// JSONL files with an article per line, and folders of Markdown files with an article each
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<PathBuf>,
 
-    /// Whose knowledge base
-    #[arg(long, default_value = TENANT_DEFAULT, value_parser = tenant)]
-    pub tenant: TenantId,
+    /// What to do about an item that is no article or is refused
+    #[arg(long, value_enum, default_value_t = OnBadItem::Skip)]
+    pub on_bad_item: OnBadItem,
 
-    /// Where the store is.
+    /// Delete the articles that are not in the import
+    #[arg(long)]
+    pub delete_missing: bool,
+
+    /// Change nothing, and tell which cached answers would become invalid
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Which knowledge base.
     #[command(flatten)]
-    pub store: StoreArgs,
+    pub target: KbTarget,
+}
+
+/// Arguments of `kb upsert`.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("text").required(true).args(["body", "body_file"])))]
+pub struct KbUpsertArgs {
+    /// The article
+    pub id: String,
+
+    /// A short heading
+    #[arg(long, value_name = "TEXT")]
+    pub title: String,
+
+    /// The text that answers are taken from
+    #[arg(long, value_name = "TEXT")]
+    pub body: Option<String>,
+
+    /// The same from a file, or from standard input (-)
+    #[arg(long, value_name = "FILE")]
+    pub body_file: Option<PathBuf>,
+
+    /// A note to keep with it; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = note)]
+    pub meta: Vec<(String, String)>,
+
+    /// The version it gets [default: the next]
+    #[arg(long, value_name = "N")]
+    pub version: Option<u64>,
+
+    /// Write only if this is its version now; 0 if it must not exist
+    #[arg(long, value_name = "N")]
+    pub expect: Option<u64>,
+
+    /// Change nothing, and tell which cached answers would become invalid
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Which knowledge base.
+    #[command(flatten)]
+    pub target: KbTarget,
+}
+
+/// Arguments of `kb delete`.
+#[derive(Debug, Args)]
+pub struct KbDeleteArgs {
+    /// The article
+    pub id: String,
+
+    /// Delete only if this is its version now
+    #[arg(long, value_name = "N")]
+    pub expect: Option<u64>,
+
+    /// Change nothing, and tell which cached answers would become invalid
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Which knowledge base.
+    #[command(flatten)]
+    pub target: KbTarget,
+}
+
+/// Arguments of `kb get`.
+#[derive(Debug, Args)]
+pub struct KbGetArgs {
+    /// The article
+    pub id: String,
+
+    /// Which knowledge base.
+    #[command(flatten)]
+    pub target: KbTarget,
+}
+
+/// Arguments of `kb list`.
+#[derive(Debug, Args)]
+pub struct KbListArgs {
+    /// Only articles whose id begins like this
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub prefix: String,
+
+    /// How many articles at most
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+
+    /// With the bodies: as JSON, what can be imported again
+    #[arg(long)]
+    pub with_body: bool,
+
+    /// Which knowledge base.
+    #[command(flatten)]
+    pub target: KbTarget,
 }
 
 /// Arguments of `kb search`.
@@ -164,16 +308,20 @@ pub struct KbSearchArgs {
     pub query: String,
 
     /// How many results at most
-    #[arg(short, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
-    pub k: u16,
+    #[arg(short, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub k: u32,
 
-    /// Whose knowledge base
-    #[arg(long, default_value = TENANT_DEFAULT, value_parser = tenant)]
-    pub tenant: TenantId,
-
-    /// Where the store is.
+    /// Which knowledge base.
     #[command(flatten)]
-    pub store: StoreArgs,
+    pub target: KbTarget,
+}
+
+/// Arguments of `kb watch`.
+#[derive(Debug, Args)]
+pub struct KbWatchArgs {
+    /// Where the server is [default: the configured address]
+    #[arg(long, value_name = "ADDRESS")]
+    pub endpoint: Option<String>,
 }
 
 /// Work on the models' weights.
@@ -187,6 +335,11 @@ pub enum ModelsCommand {
     },
     /// Show what is installed, and whether it is intact
     List,
+}
+
+fn note(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("not NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 fn tenant(text: &str) -> Result<TenantId, String> {

@@ -1,47 +1,172 @@
-//! Reads a knowledge base from a JSONL file: one article per line with `id`, and `title` or `body` or both.
+//! Reads knowledge bases from files: JSONL with one article per line, and folders of Markdown files with one article each.
 //!
-//! `version` counts the article's versions and is 1 when it is missing; other fields are ignored. The first bad line
-//! ends the reading: half a knowledge base answers worse than an error message.
+//! A line of JSONL has `id`, and `title` or `body` or both, and optionally `version` and `metadata`; other fields are
+//! ignored. What a Markdown file holds is told in [`markdown`]. A bad item is named with file and line, and whoever reads
+//! decides whether to go on: [`ArticleReader`] does, [`read_articles`] does not, since half a knowledge base answers worse
+//! than an error message.
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::path::Path;
+pub mod markdown;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use serde::Deserialize;
-use turnflow_state::{Article, ArticleId, Limits};
+use turnflow_pipeline::{ArticleDraft, DraftContent};
+use turnflow_state::{ArticleId, Limits};
 
-use crate::lines::{BadLine, Lines, parse_line};
+use crate::lines::{BadLine, LINE_BYTES_MAX, Lines, parse_line};
 
-/// Reads all articles of a file.
+/// Reads all articles of a file or folder.
 ///
 /// # Errors
-/// When the file cannot be read, or a [`BadLine`] naming file and line.
-pub fn read_articles(path: &Path, limits: &Limits) -> anyhow::Result<Vec<Article>> {
-    let file = File::open(path).with_context(|| format!("cannot open the knowledge base {}", path.display()))?;
-    parse_articles(BufReader::new(file), &path.display().to_string(), limits)
+/// When it cannot be read, or the first [`BadLine`] naming file and line.
+pub fn read_articles(path: &Path, limits: &Limits) -> anyhow::Result<Vec<ArticleDraft>> {
+    ArticleReader::open(&[path.to_owned()], limits)?.read_all(&path.display().to_string())
 }
 
-/// Reads all articles from `reader`, which is called `name` in messages.
+/// Reads all articles from the JSONL of `reader`, which is called `name` in messages.
 ///
 /// # Errors
 /// As [`read_articles`].
-pub fn parse_articles(reader: impl BufRead, name: &str, limits: &Limits) -> anyhow::Result<Vec<Article>> {
-    let mut lines = Lines::new(reader, name);
-    let mut articles = Vec::new();
-    let mut first_lines: HashMap<ArticleId, u64> = HashMap::new();
-    while let Some(line) = lines.next_line().with_context(|| format!("cannot read {name}"))? {
-        let (number, text) = line?;
-        let bad = |reason: String| BadLine::new(lines.file(), number, reason);
-        let article = parse_article(&text, limits).map_err(bad)?;
-        if let Some(first) = first_lines.insert(article.id.clone(), number) {
-            return Err(bad(format!("article {} was already given on line {first}", article.id)).into());
+pub fn parse_articles(
+    reader: impl BufRead + 'static,
+    name: &str,
+    limits: &Limits,
+) -> anyhow::Result<Vec<ArticleDraft>> {
+    let mut articles = ArticleReader::over(VecDeque::new(), limits);
+    articles.open = Some(Lines::new(Box::new(reader), name));
+    articles.read_all(name)
+}
+
+/// An article and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// The article.
+    pub draft: ArticleDraft,
+    /// The file as the user named it.
+    pub file: Arc<str>,
+    /// The line on which the article begins, from 1.
+    pub line: u64,
+}
+
+/// Articles of files and folders, one at a time.
+pub struct ArticleReader {
+    article_bytes_max: usize,
+    sources: VecDeque<Source>,
+    /// The JSONL file that is being read.
+    open: Option<Lines<Box<dyn BufRead>>>,
+    /// Where each article was given.
+    places: HashMap<ArticleId, (Arc<str>, u64)>,
+}
+
+/// A file that is still to be read.
+enum Source {
+    Jsonl(PathBuf, File),
+    /// With the id of the article if it does not name itself.
+    Markdown(PathBuf, Option<String>),
+}
+
+impl ArticleReader {
+    /// Articles of these files and folders, in this order; those of a folder in the order of their names.
+    ///
+    /// # Errors
+    /// When a file or folder cannot be opened.
+    pub fn open(paths: &[PathBuf], limits: &Limits) -> anyhow::Result<Self> {
+        let mut sources = VecDeque::new();
+        for path in paths {
+            let cannot = || format!("cannot open the knowledge base {}", path.display());
+            if path.metadata().with_context(cannot)?.is_dir() {
+                let files = markdown_files(path).with_context(cannot)?;
+                sources.extend(files.into_iter().map(|file| {
+                    let id = default_id(&file, path);
+                    Source::Markdown(file, id)
+                }));
+            } else if is_markdown(path) {
+                let id = default_id(path, path.parent().unwrap_or(Path::new("")));
+                sources.push_back(Source::Markdown(path.clone(), id));
+            } else {
+                let file = File::open(path).with_context(cannot)?;
+                sources.push_back(Source::Jsonl(path.clone(), file));
+            }
         }
-        articles.push(article);
+        Ok(Self::over(sources, limits))
     }
-    anyhow::ensure!(!articles.is_empty(), "{name} holds no articles");
-    Ok(articles)
+
+    fn over(sources: VecDeque<Source>, limits: &Limits) -> Self {
+        Self { article_bytes_max: limits.article_bytes_max, sources, open: None, places: HashMap::new() }
+    }
+
+    /// How many articles there may be: lines of JSONL files and Markdown files. None when a file cannot be read twice,
+    /// such as a pipe.
+    #[must_use]
+    pub fn estimate(&self) -> Option<u64> {
+        let lines = |source: &Source| match source {
+            Source::Jsonl(path, file) => {
+                if !file.metadata().ok()?.is_file() {
+                    return None;
+                }
+                let bytes = BufReader::new(File::open(path).ok()?).bytes();
+                Some(bytes.filter(|byte| matches!(byte, Ok(b'\n'))).count() as u64)
+            }
+            Source::Markdown(..) => Some(1),
+        };
+        self.sources.iter().map(lines).sum()
+    }
+
+    /// The next article; None at the end.
+    ///
+    /// # Errors
+    /// The outer error is the file system's and final; the inner one is about this article alone.
+    pub fn next_article(&mut self) -> anyhow::Result<Option<Result<Given, BadLine>>> {
+        loop {
+            if let Some(lines) = &mut self.open {
+                let file = lines.file().clone();
+                match lines.next_line().with_context(|| format!("cannot read {file}"))? {
+                    Some(Err(bad)) => return Ok(Some(Err(bad))),
+                    Some(Ok((line, text))) => {
+                        let parsed = parse_article(&text).map_err(|reason| BadLine::new(&file, line, reason));
+                        return Ok(Some(parsed.and_then(|draft| self.check(Given { draft, file, line }))));
+                    }
+                    None => self.open = None,
+                }
+            }
+            match self.sources.pop_front() {
+                None => return Ok(None),
+                Some(Source::Jsonl(path, file)) => {
+                    let reader: Box<dyn BufRead> = Box::new(BufReader::new(file));
+                    self.open = Some(Lines::new(reader, &path.display().to_string()));
+                }
+                Some(Source::Markdown(path, id)) => {
+                    let read = read_markdown(&path, id.as_deref());
+                    return Ok(Some(read.and_then(|given| self.check(given))));
+                }
+            }
+        }
+    }
+
+    fn read_all(mut self, name: &str) -> anyhow::Result<Vec<ArticleDraft>> {
+        let mut drafts = Vec::new();
+        while let Some(article) = self.next_article()? {
+            drafts.push(article?.draft);
+        }
+        anyhow::ensure!(!drafts.is_empty(), "{name} holds no articles");
+        Ok(drafts)
+    }
+
+    fn check(&mut self, given: Given) -> Result<Given, BadLine> {
+        let Given { draft, file, line } = &given;
+        let bad = |reason: String| BadLine::new(file, *line, reason);
+        check_content(draft, self.article_bytes_max).map_err(bad)?;
+        if let Some((file, line)) = self.places.get(&draft.id) {
+            return Err(bad(format!("article {} was already given at {file}:{line}", draft.id)));
+        }
+        self.places.insert(draft.id.clone(), (file.clone(), *line));
+        Ok(given)
+    }
 }
 
 #[derive(Deserialize)]
@@ -53,23 +178,81 @@ struct RawArticle {
     body: Option<String>,
     #[serde(default)]
     version: Option<u64>,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
 }
 
-fn parse_article(text: &str, limits: &Limits) -> Result<Article, String> {
-    let raw: RawArticle = parse_line(text)?;
-    let id = ArticleId::new(&raw.id).map_err(|error| error.to_string())?;
-    let (title, body) = (raw.title.unwrap_or_default(), raw.body.unwrap_or_default());
-    let bytes = title.len() + body.len();
+fn parse_article(text: &str) -> Result<ArticleDraft, String> {
+    let RawArticle { id, title, body, version, metadata } = parse_line(text)?;
+    let id = ArticleId::new(&id).map_err(|error| error.to_string())?;
+    let (title, body) = (title.unwrap_or_default(), body.unwrap_or_default());
+    let content = Some(DraftContent { title, body, metadata, version });
+    Ok(ArticleDraft { id, content, expected_version: None })
+}
+
+/// The pipeline checks this as well. Here the message names the line, and no article is too large to be sent.
+fn check_content(draft: &ArticleDraft, bytes_max: usize) -> Result<(), String> {
+    let Some(DraftContent { title, body, metadata, version }) = &draft.content else { return Ok(()) };
+    let id = &draft.id;
     if title.trim().is_empty() && body.trim().is_empty() {
         return Err(format!("article {id} has neither a title nor a body"));
     }
-    if bytes > limits.article_bytes_max {
-        return Err(format!("article {id} of {bytes} bytes, at most {} are allowed", limits.article_bytes_max));
+    let notes: usize = metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let bytes = title.len() + body.len() + notes;
+    if bytes > bytes_max {
+        return Err(format!("article {id} of {bytes} bytes, at most {bytes_max} are allowed"));
     }
-    match raw.version.unwrap_or(1) {
-        0 => Err(format!("article {id} has version 0, versions count from 1")),
-        version => Ok(Article { id, title, body, version }),
+    if *version == Some(0) {
+        return Err(format!("article {id} has version 0, versions count from 1"));
     }
+    Ok(())
+}
+
+fn read_markdown(path: &Path, id: Option<&str>) -> Result<Given, BadLine> {
+    let file: Arc<str> = path.display().to_string().into();
+    let bad = |line: u64, reason: String| BadLine::new(&file, line, reason);
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(LINE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes));
+    read.map_err(|error| bad(1, format!("cannot be read: {error}")))?;
+    if bytes.len() > LINE_BYTES_MAX {
+        return Err(bad(1, format!("file of more than {LINE_BYTES_MAX} bytes")));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        bad(valid.iter().filter(|&&byte| byte == b'\n').count() as u64 + 1, "not UTF-8".to_owned())
+    })?;
+    let draft = markdown::parse(&text, id).map_err(|fault| bad(fault.line, fault.reason))?;
+    Ok(Given { draft, file, line: 1 })
+}
+
+fn is_markdown(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("md"))
+}
+
+/// The Markdown files of a folder and of the folders in it, in the order of their names. Links to folders are not
+/// followed: they may lead in a circle.
+fn markdown_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let path = entry.path();
+            if entry.file_type()?.is_dir() {
+                folders.push(path);
+            } else if is_markdown(&path) && path.is_file() {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The path within its folder, without the extension and with `/` between its parts. None when it is not Unicode.
+fn default_id(file: &Path, folder: &Path) -> Option<String> {
+    let relative = file.strip_prefix(folder).unwrap_or(file).with_extension("");
+    let parts: Option<Vec<&str>> = relative.iter().map(|part| part.to_str()).collect();
+    Some(parts?.join("/"))
 }
 
 #[cfg(test)]
@@ -78,26 +261,30 @@ mod tests {
 
     use super::*;
 
-    fn read(text: &str) -> Result<Vec<(String, u64)>, String> {
-        let mut limits = Config::defaults().limits;
-        limits.article_bytes_max = 40;
-        let articles = parse_articles(text.as_bytes(), "kb.jsonl", &limits).map_err(|error| format!("{error:#}"))?;
-        Ok(articles.into_iter().map(|article| (article.id.to_string(), article.version)).collect())
+    fn limits() -> Limits {
+        Limits { article_bytes_max: 40, ..Config::defaults().limits }
+    }
+
+    fn read(text: &'static str) -> Result<Vec<(String, Option<u64>)>, String> {
+        let articles = parse_articles(text.as_bytes(), "kb.jsonl", &limits()).map_err(|error| format!("{error:#}"))?;
+        let version = |draft: &ArticleDraft| draft.content.as_ref().and_then(|content| content.version);
+        Ok(articles.iter().map(|draft| (draft.id.to_string(), version(draft))).collect())
     }
 
     #[test]
     fn articles_and_their_faults() {
-        let check = |text: &str, expected: Result<&[(&str, u64)], &str>| {
+        let check = |text: &'static str, expected: Result<&[(&str, Option<u64>)], &str>| {
             let expected = expected
                 .map(|articles| articles.iter().map(|&(id, version)| (id.to_owned(), version)).collect::<Vec<_>>())
                 .map_err(str::to_owned);
             assert_eq!(read(text), expected, "{text}");
         };
-        check(r#"{"id":"a","title":"T"}"#, Ok(&[("a", 1)]));
+        check(r#"{"id":"a","title":"T"}"#, Ok(&[("a", None)]));
         check(
             "{\"id\":\"a\",\"body\":\"B\",\"version\":7,\"facts\":[1]}\n\n{\"id\":\"b\",\"title\":\"T\"}\n",
-            Ok(&[("a", 7), ("b", 1)]),
+            Ok(&[("a", Some(7)), ("b", None)]),
         );
+        check(r#"{"id":"a","title":"T","metadata":{"by":"Ada"}}"#, Ok(&[("a", None)]));
         check(r#"{"title":"T"}"#, Err("kb.jsonl:1: missing field `id` (column 13)"));
         check(r#"{"id":"","title":"T"}"#, Err("kb.jsonl:1: empty article id"));
         check(r#"{"id":"a","title":" "}"#, Err("kb.jsonl:1: article a has neither a title nor a body"));
@@ -107,12 +294,49 @@ mod tests {
         );
         check(
             "{\"id\":\"a\",\"title\":\"T\"}\n{\"id\":\"a\",\"title\":\"U\"}",
-            Err("kb.jsonl:2: article a was already given on line 1"),
+            Err("kb.jsonl:2: article a was already given at kb.jsonl:1"),
         );
         check(
-            &format!("{{\"id\":\"a\",\"body\":\"{}\"}}", "x".repeat(41)),
+            r#"{"id":"a","body":"twenty bytes of body","metadata":{"note":"seventeen of note"}}"#,
             Err("kb.jsonl:1: article a of 41 bytes, at most 40 are allowed"),
         );
         check("\n\n", Err("kb.jsonl holds no articles"));
+    }
+
+    #[test]
+    fn files_and_folders_are_read_in_order_and_bad_items_are_passed_over() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let write = |name: &str, text: &[u8]| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+            fs::write(&path, text).expect("written");
+            path
+        };
+        let lines = write("kb.jsonl", b"{\"id\":\"x\",\"title\":\"X\"}\nnonsense\n{\"id\":\"y\",\"title\":\"Y\"}\n");
+        write("pages/b.md", b"# B\nsecond");
+        write("pages/a/deep.md", b"---\ntitle: Deep\n---\nfirst");
+        write("pages/c.MD", b"good\nbad \xFF");
+        write("pages/notes.txt", b"no article");
+        write("pages/again.md", b"---\nid: y\n---\nagain");
+        let pages = dir.path().join("pages");
+
+        let mut reader = ArticleReader::open(&[lines, pages.clone()], &limits()).expect("they are there");
+        assert_eq!(reader.estimate(), Some(3 + 4));
+        let (mut ids, mut bad) = (Vec::new(), Vec::new());
+        while let Some(article) = reader.next_article().expect("readable") {
+            match article {
+                Ok(given) => ids.push(given.draft.id.to_string()),
+                Err(error) => bad.push(error.to_string().replace(&dir.path().display().to_string(), "")),
+            }
+        }
+        assert_eq!(ids, ["x", "y", "a/deep", "b"]);
+        let again = format!("/pages/again.md:1: article y was already given at {}/kb.jsonl:3", dir.path().display());
+        let again = again.replace(&dir.path().display().to_string(), "");
+        assert_eq!(bad, ["/kb.jsonl:2: not a JSON object", &again, "/pages/c.MD:2: not UTF-8"]);
+
+        let single = read_articles(&pages.join("b.md"), &limits()).expect("one article");
+        assert_eq!(single[0].id.as_str(), "b");
+        let error = ArticleReader::open(&[dir.path().join("no.jsonl")], &limits()).err().expect("not there");
+        assert!(format!("{error:#}").starts_with("cannot open the knowledge base "), "{error:#}");
     }
 }

@@ -2,7 +2,8 @@
 
 use std::io::Cursor;
 
-use turnflow_state::{Article, Limits};
+use turnflow_pipeline::ArticleDraft;
+use turnflow_state::Limits;
 
 use crate::kb_file::parse_articles;
 use crate::replay::LogReader;
@@ -14,7 +15,7 @@ const LOG: &str = include_str!("../sample/log.jsonl");
 ///
 /// # Errors
 /// When the limits are too small for them.
-pub fn articles(limits: &Limits) -> anyhow::Result<Vec<Article>> {
+pub fn articles(limits: &Limits) -> anyhow::Result<Vec<ArticleDraft>> {
     parse_articles(ARTICLES.as_bytes(), "sample articles", limits)
 }
 

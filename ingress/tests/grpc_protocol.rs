@@ -12,8 +12,8 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
-use turnflow::grpc::SERVICE_NAME;
 use turnflow::grpc::proto::{AskRequest, ConverseRequest, ErrorKind, Turn};
+use turnflow::grpc::{KNOWLEDGE_SERVICE_NAME, SERVICE_NAME};
 
 use self::support::transcript::{End, Transcript};
 use self::support::{TestServer, ask, bounded, converse_request, raw, turn};
@@ -201,7 +201,7 @@ async fn a_server_that_stops_finishes_what_it_began() {
         let gate = server.gate.clone();
         let address = server.address;
         let mut health = HealthClient::new(server.channel().await);
-        for service in ["", SERVICE_NAME] {
+        for service in ["", SERVICE_NAME, KNOWLEDGE_SERVICE_NAME] {
             assert_eq!(health_of(&mut health, service).await, ServingStatus::Serving);
         }
         let unknown = HealthCheckRequest { service: "nobody".to_owned() };
@@ -245,7 +245,7 @@ async fn a_pipeline_that_shuts_down_is_unavailable() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reflection_knows_the_service() {
+async fn reflection_knows_the_services() {
     use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
     use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
     use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
@@ -258,6 +258,7 @@ async fn reflection_knows_the_service() {
         let requests = [
             request(MessageRequest::ListServices(String::new())),
             request(MessageRequest::FileContainingSymbol(SERVICE_NAME.to_owned())),
+            request(MessageRequest::FileContainingSymbol(KNOWLEDGE_SERVICE_NAME.to_owned())),
         ];
         let mut client = ServerReflectionClient::new(server.channel().await);
         let mut responses =
@@ -268,11 +269,15 @@ async fn reflection_knows_the_service() {
             panic!("not a list of services");
         };
         let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
-        assert!(names.contains(&SERVICE_NAME) && names.contains(&"grpc.health.v1.Health"), "{names:?}");
-        let Some(MessageResponse::FileDescriptorResponse(files)) = next().await.message_response else {
-            panic!("not a file");
-        };
-        assert!(!files.file_descriptor_proto.is_empty());
+        for expected in [SERVICE_NAME, KNOWLEDGE_SERVICE_NAME, "grpc.health.v1.Health"] {
+            assert!(names.contains(&expected), "{expected} is not among {names:?}");
+        }
+        for _ in [SERVICE_NAME, KNOWLEDGE_SERVICE_NAME] {
+            let Some(MessageResponse::FileDescriptorResponse(files)) = next().await.message_response else {
+                panic!("not a file");
+            };
+            assert!(!files.file_descriptor_proto.is_empty());
+        }
 
         // Older tools ask for the alpha version.
         use tonic_reflection::pb::v1alpha as alpha;

@@ -1,194 +1,19 @@
-//! The replay against a scripted stand-in for the pipeline: order, bounds, bad lines and scores, without a model.
+//! The replay against a scripted stand-in for the pipeline: order, bounds, bad lines and scores, without a model. And with
+//! edits of the knowledge base: against the stand-in, and the real thing on the sample shop.
 
 #![expect(clippy::expect_used, reason = "helpers of tests fail loudly too")]
 
-use std::collections::{HashMap, VecDeque};
-use std::io::{self, Cursor};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+mod binary;
+mod edits;
+mod script;
 
 use serde_json::{Value, json};
-use tokio::sync::Notify;
-use turnflow::lines::BadLine;
-use turnflow::replay::report::{PartScore, Report};
-use turnflow::replay::{
-    Answers, Edits, Ending, EventStream, Gold, LogReader, OnBadLine, Plan, Sink, Speed, Stop, TurnResult, run,
-    write_result,
-};
-use turnflow_pipeline::{Config, SubmitError};
-use turnflow_state::{
-    ArticleId, CacheLevel, Completion, Source, StageLatencies, TenantId, Tier, Turn, TurnError, TurnErrorKind,
-    TurnEvent, TurnKey, Usage, Verdict,
-};
+use turnflow::replay::report::Report;
+use turnflow::replay::scores::PartScore;
+use turnflow::replay::{ContentVersions, OnBadLine, Plan, Speed, Stop, run, write_result};
 
-const TEXT_BYTES_MAX: usize = 100;
-/// How long the answer to the text `slow` takes.
-const SLOW: Duration = Duration::from_millis(20);
-
-/// Answers a text that was asked before from its first turn, and holds answers back to give them in reverse order.
-#[derive(Clone, Default)]
-struct Script {
-    state: Arc<Mutex<State>>,
-    hold_back: usize,
-}
-
-#[derive(Default)]
-struct State {
-    submitted: Vec<TurnKey>,
-    first_asked: HashMap<String, TurnKey>,
-    held: Vec<Arc<Notify>>,
-    open: usize,
-    open_max: usize,
-    open_of: HashMap<String, usize>,
-    open_of_max: usize,
-}
-
-struct ScriptStream {
-    script: Script,
-    conversation: String,
-    release: Arc<Notify>,
-    slow: bool,
-    events: VecDeque<TurnEvent>,
-}
-
-impl Script {
-    fn holding_back(hold_back: usize) -> Self {
-        Self { hold_back, ..Self::default() }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no panic under the lock")
-    }
-
-    /// Lets the held answers go, the latest first.
-    fn release(&self) {
-        for held in self.state().held.drain(..).rev() {
-            held.notify_one();
-        }
-    }
-}
-
-impl Answers for Script {
-    type Stream = ScriptStream;
-
-    async fn submit(&self, turn: Turn) -> Result<ScriptStream, SubmitError> {
-        if turn.text == "unwelcome" {
-            return Err(SubmitError::Invalid { field: "text", message: "not today".to_owned() });
-        }
-        let (key, conversation) = (turn.key(), turn.conversation.as_str().to_owned());
-        let release = Arc::new(Notify::new());
-        let mut state = self.state();
-        state.submitted.push(key.clone());
-        let origin = state.first_asked.get(&turn.text).cloned();
-        state.first_asked.entry(turn.text.clone()).or_insert(key);
-        state.open += 1;
-        state.open_max = state.open_max.max(state.open);
-        let open_of = state.open_of.entry(conversation.clone()).or_default();
-        *open_of += 1;
-        state.open_of_max = (*open_of).max(state.open_of_max);
-        state.held.push(Arc::clone(&release));
-        let full = state.held.len() >= self.hold_back;
-        drop(state);
-        if full {
-            self.release();
-        }
-        let last = if turn.text == "broken" {
-            TurnEvent::Error(TurnError::new(TurnErrorKind::Internal, "out of order"))
-        } else {
-            TurnEvent::Done(Box::new(completion(&turn.text, origin)))
-        };
-        let events = VecDeque::from([TurnEvent::Accepted, TurnEvent::Delta("…".to_owned()), last]);
-        Ok(ScriptStream { script: self.clone(), conversation, release, slow: turn.text == "slow", events })
-    }
-}
-
-impl EventStream for ScriptStream {
-    async fn next(&mut self) -> Option<TurnEvent> {
-        let event = self.events.pop_front()?;
-        if event.is_terminal() {
-            self.release.notified().await;
-            let since = Instant::now();
-            while self.slow && since.elapsed() < SLOW {
-                tokio::task::yield_now().await;
-            }
-            let mut state = self.script.state();
-            state.open -= 1;
-            *state.open_of.get_mut(&self.conversation).expect("opened") -= 1;
-        }
-        Some(event)
-    }
-}
-
-/// An answer that cites the article named by the text's first word and takes 10 tokens.
-fn completion(text: &str, origin: Option<TurnKey>) -> Completion {
-    let level = if origin.is_some() { CacheLevel::Exact } else { CacheLevel::Miss };
-    let article = ArticleId::new(text.split(' ').next().unwrap_or("none")).expect("an id");
-    let usage = if origin.is_some() { Usage::default() } else { Usage { input_tokens: 7, output_tokens: 3 } };
-    Completion {
-        text: format!("answer to {text}"),
-        tier: Tier::Extractive,
-        grounded: true,
-        sources: vec![Source { article_id: article, version: 1, chunk: 0 }],
-        usage,
-        cost_micros: 0,
-        verdict: Verdict { level, entry: None, similarity: None, question: None, origin, reason: String::new() },
-        latency: StageLatencies::default(),
-        total_us: 1,
-    }
-}
-
-#[derive(Default)]
-struct Collected {
-    results: Vec<TurnResult>,
-    bad: Vec<String>,
-}
-
-impl Sink for Collected {
-    fn result(&mut self, result: &TurnResult, _: Option<&Gold>) -> io::Result<()> {
-        self.results.push(result.clone());
-        Ok(())
-    }
-
-    fn pause(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn bad_line(&mut self, bad: &BadLine) {
-        self.bad.push(bad.to_string());
-    }
-}
-
-fn plan(in_flight_max: usize, on_bad_line: OnBadLine) -> Plan {
-    Plan {
-        speed: Speed::Max,
-        on_bad_line,
-        in_flight_max,
-        in_flight_per_conversation_max: 3,
-        tenant: TenantId::new("shop").expect("an id"),
-        earlier: None,
-    }
-}
-
-fn line(conversation: &str, turn: u64, text: &str, gold: &Value) -> String {
-    let ts = "2026-03-02T09:00:00.000Z";
-    let mut line = json!({"conversation_id": conversation, "turn": turn, "ts": ts, "channel": "web", "text": text});
-    if !gold.is_null() {
-        line["gold"] = gold.clone();
-    }
-    line.to_string()
-}
-
-fn reader(log: &str, edits: Option<Edits>) -> LogReader<Cursor<Vec<u8>>> {
-    let mut limits = Config::defaults().limits;
-    limits.text_bytes_max = TEXT_BYTES_MAX;
-    LogReader::new(Cursor::new(log.as_bytes().to_vec()), "log.jsonl", &limits, edits)
-}
-
-async fn replay(log: &str, script: &Script, plan: &Plan) -> (Ending, Collected) {
-    let mut sink = Collected::default();
-    let ending = run(reader(log, None), script, plan, &mut sink, std::future::pending()).await.expect("a replay");
-    (ending, sink)
-}
+use edits::{edit, updates};
+use script::{Collected, SLOW, Script, TEXT_BYTES_MAX, line, plan, reader, replay};
 
 #[tokio::test]
 async fn results_come_in_the_logs_order_whatever_order_answers_come_in() {
@@ -273,7 +98,8 @@ async fn an_interrupt_waits_for_what_is_in_flight() {
     };
     let mut sink = Collected::default();
     let plan = plan(5, OnBadLine::Stop);
-    let ending = run(reader(&lines.join("\n"), None), &script, &plan, &mut sink, interrupt).await.expect("a replay");
+    let ending =
+        run(reader(&lines.join("\n"), None), &script, &plan, None, &mut sink, interrupt).await.expect("a replay");
     assert_eq!(ending.stop, Some(Stop::Interrupted));
     assert_eq!((sink.results.len(), script.state().submitted.len()), (5, 5));
 }
@@ -287,14 +113,14 @@ async fn on_a_schedule_latency_counts_from_the_time_a_turn_was_due() {
     assert!(u128::from(sink.results[1].total_us) >= SLOW.as_micros(), "{:?}", sink.results);
 }
 
-fn kb(id: &str, version: u64, entity: Option<&str>) -> Value {
+pub(crate) fn kb(id: &str, version: u64, entity: Option<&str>) -> Value {
     let entities: Vec<_> = entity.iter().map(|value| json!(["id", value])).collect();
     json!({
         "kind": "kb", "kb_id": id, "kb_version": version, "personal": entity.is_some(), "entities": entities, "source": "bitext",
     })
 }
 
-fn plain(kind: &str, id: Option<&str>, source: &str) -> Value {
+pub(crate) fn plain(kind: &str, id: Option<&str>, source: &str) -> Value {
     json!({"kind": kind, "kb_id": id, "personal": false, "entities": [], "source": source})
 }
 
@@ -322,12 +148,12 @@ async fn hits_are_scored_by_kind_and_source() {
         lines.push(line(&format!("second{n}"), 1, text, second));
     }
     for with_edits in [false, true] {
-        let edit = r#"{"op": "update", "kind": "fact", "kb_id": "a", "version": 2}"#;
-        let edits = with_edits.then(|| Edits::read(edit.as_bytes(), "edits").expect("edits"));
+        let versions = with_edits.then(|| ContentVersions::of(&updates(&[edit("a", 2, 0, "new")]).edits));
         let mut sink = Collected::default();
-        let log = reader(&lines.join("\n"), edits);
+        let log = reader(&lines.join("\n"), versions);
         let plan = plan(1, OnBadLine::Stop);
-        let ending = run(log, &Script::default(), &plan, &mut sink, std::future::pending()).await.expect("a replay");
+        let ending =
+            run(log, &Script::default(), &plan, None, &mut sink, std::future::pending()).await.expect("a replay");
         let report = Report::of(&ending, with_edits);
         let scores = report.scores.expect("a labelled log");
         assert_eq!(scores.edits_not_applied, !with_edits);

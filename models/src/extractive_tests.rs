@@ -51,6 +51,7 @@ fn found(article: &str, ordinal: u32, title: &str, text: &str, score: f32) -> Sc
         text: text.to_owned(),
         hash: ContentHash::of(title, text),
         vector: Arc::from(QUESTION),
+        since: 1,
     };
     ScoredChunk { chunk: Arc::new(chunk), score }
 }

@@ -31,9 +31,6 @@ pub trait Journal: 'static {
 
     /// Writes a batch and reports when it is durable.
     fn write(&self, batch: StoreBatch, report: Report<(), Written>);
-
-    /// Deletes an entry that the cache has no room for; when, does not matter.
-    fn forget(&self, entry: EntryId);
 }
 
 /// A store whose writes are grouped by a committer.
@@ -52,19 +49,6 @@ impl Journal for GroupedJournal {
 
     fn write(&self, batch: StoreBatch, report: Report<(), Written>) {
         self.committer.submit(batch, Box::new(move |result| report.finish(result)));
-    }
-
-    fn forget(&self, entry: EntryId) {
-        let mut batch = StoreBatch::new();
-        batch.delete_entry(entry);
-        self.committer.submit(
-            batch,
-            Box::new(|result| {
-                if let Err(error) = result {
-                    tracing::error!(error = &error as &dyn std::error::Error, "cannot delete a cached answer");
-                }
-            }),
-        );
     }
 }
 
@@ -188,13 +172,14 @@ impl<J: Journal> Commit<J> {
         ask: &Ask,
         served: Served,
     ) -> Result<(Box<Completion>, Settled, bool, StoreBatch), StateError> {
-        let Served { answer, verdict, offer, streamed } = served;
+        let Served { answer, verdict, basis, offer, streamed } = served;
         let asked_a_tier = !verdict.level.is_hit();
         let usage = if asked_a_tier { answer.usage } else { Usage::default() };
         let settled = Settled {
             answer: answer.clone(),
             origin: verdict.origin.clone().unwrap_or_else(|| ask.turn.key()),
             question: verdict.question.clone().unwrap_or_else(|| ask.turn.text.clone()),
+            basis,
             entry: offer.map(|entry| Box::new(CacheEntry { id: self.numbers.next(), ..*entry })),
         };
         let completion = Completion {
@@ -212,9 +197,6 @@ impl<J: Journal> Commit<J> {
         conversation.record(ask.turn.id.clone());
         let mut batch = StoreBatch::new();
         batch.put_turn(&TurnRecord { turn: ask.turn.clone(), completion: completion.clone() }, &conversation)?;
-        if let Some(entry) = &settled.entry {
-            batch.put_entry(entry)?;
-        }
         Ok((Box::new(completion), settled, streamed, batch))
     }
 
@@ -246,7 +228,7 @@ fn end(ask: &Ask, events: Vec<TurnEvent>, settled: Option<Settled>) -> Committed
     let cached = settled.as_ref().is_some_and(|settled| settled.entry.is_some());
     if ask.leads || cached {
         let resolution = Resolution { key: ask.key.clone(), result: settled };
-        Committed::Settle(Box::new(Settlement { resolution, leads: ask.leads, ended }))
+        Committed::Settle(Box::new(Settlement { resolution, ended }))
     } else {
         Committed::End(ended)
     }
@@ -288,18 +270,5 @@ impl<J: Journal> Stage for Commit<J> {
 
     fn held(&self) -> usize {
         self.jobs.len()
-    }
-}
-
-/// The core that deletes what the cache had to forget.
-#[derive(Debug)]
-pub struct Forget<J>(pub J);
-
-impl<J: Journal> Stage for Forget<J> {
-    type Input = EntryId;
-    type Output = ();
-
-    fn push(&mut self, entry: EntryId, _now_us: u64, _out: &mut Vec<()>) {
-        self.0.forget(entry);
     }
 }

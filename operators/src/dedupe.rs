@@ -2,36 +2,58 @@
 //! wait for the first of them.
 //!
 //! Contract: exchanged by question, so one worker sees all turns that ask it. A turn that goes on with
-//! [`Ask::leads`] set comes back as exactly one [`Settlement`], with its answer or without: with it, those who wait
-//! get the same answer; without, the first of them goes on in its place. Nothing crosses a scope, because the scope
-//! is part of the key.
+//! [`Ask::leads`] set comes back as exactly one [`Settlement`], with its answer or without. Those who wait do not get the
+//! answer at once: they may have been admitted after a change of the knowledge base that it knows nothing of. It is put
+//! forward as a [`Proposal`], and comes back as exactly one [`Resolution`]: with it, those who wait get the answer;
+//! without, the first of them goes on in the leader's place. Nothing crosses a scope, because the scope is part of the
+//! key.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
-use turnflow_state::{CacheLevel, EntryId, Stage as StageName, Verdict};
+use turnflow_state::{CacheLevel, EntryId, Stage as StageName, TurnKey, Verdict};
 
 use crate::message::{Ask, Ended, Ending, Outcome, QuestionKey, Resolution, Served, Settled, Settlement, Step};
 use crate::shard::Shard;
 use crate::shell::{Mailbox, Stage};
+use crate::validity::keeper::Proposal;
+
+/// A question in flight.
+#[derive(Debug, Default)]
+struct Flight {
+    /// Turns that wait for its answer.
+    waiting: VecDeque<Box<Ask>>,
+    /// How many of them came before it was answered; None until it is.
+    joined: Option<usize>,
+}
 
 /// The core that decides.
 #[derive(Debug)]
 pub struct Dedupe {
     shard: Rc<RefCell<Shard>>,
-    resolutions: Mailbox<Resolution>,
-    /// Questions in flight, and the turns that wait for their answers.
-    in_flight: HashMap<QuestionKey, VecDeque<Box<Ask>>>,
+    boxes: Boxes,
+    in_flight: HashMap<QuestionKey, Flight>,
     waiting: usize,
     exact: bool,
+}
+
+/// What dedupe hears from settle and from validity, and what it tells validity. All of it stays at the worker.
+#[derive(Clone, Debug, Default)]
+pub struct Boxes {
+    /// From settle: turns that led, or whose answer is to be cached, have ended.
+    pub settled: Mailbox<Resolution>,
+    /// To validity: may this be served to others?
+    pub proposals: Mailbox<Proposal>,
+    /// From validity: it may, or may not.
+    pub resolved: Mailbox<Resolution>,
 }
 
 impl Dedupe {
     /// A stage over a shard; `exact: false` switches the response cache off, but not the joining.
     #[must_use]
-    pub fn new(shard: Rc<RefCell<Shard>>, resolutions: Mailbox<Resolution>, exact: bool) -> Self {
-        Self { shard, resolutions, in_flight: HashMap::new(), waiting: 0, exact }
+    pub fn new(shard: Rc<RefCell<Shard>>, boxes: Boxes, exact: bool) -> Self {
+        Self { shard, boxes, in_flight: HashMap::new(), waiting: 0, exact }
     }
 
     fn exact_hit(&self, ask: &Ask) -> Option<Box<Served>> {
@@ -39,57 +61,84 @@ impl Dedupe {
             return None;
         }
         let mut shard = self.shard.borrow_mut();
-        let entry = shard.exact(&ask.key)?;
-        Some(Box::new(Served {
-            answer: entry.answer.clone(),
-            verdict: Verdict {
-                level: CacheLevel::Exact,
-                entry: Some(entry.id),
-                similarity: None,
-                question: Some(entry.question.clone()),
-                origin: Some(entry.origin.clone()),
-                reason: "the same question was answered before".into(),
-            },
-            offer: None,
-            streamed: false,
-        }))
+        let entry = shard.exact(&ask.key, ask.turn.at_ms)?;
+        let verdict = same_question(CacheLevel::Exact, Some(entry.id), &entry.question, &entry.origin);
+        Some(Box::new(Served { answer: entry.answer.clone(), verdict, basis: None, offer: None, streamed: false }))
     }
 
-    fn resolve(&mut self, resolution: &Resolution, now_us: u64, out: &mut Vec<Step>) {
-        let Some(waiting) = self.in_flight.get_mut(&resolution.key) else { return };
-        match &resolution.result {
+    /// A turn that led has ended: asks whether those who wait may have its answer, if there is an answer and anybody to
+    /// have it.
+    fn settle(&mut self, resolution: Resolution, now_us: u64, out: &mut Vec<Step>) {
+        let flight = self.in_flight.get_mut(&resolution.key);
+        let is_awaited = flight.as_ref().is_some_and(|flight| !flight.waiting.is_empty());
+        let settled = resolution.result.as_ref();
+        let Some((basis, entry)) = settled.and_then(|settled| Some((settled.basis.clone()?, settled.entry.clone())))
+        else {
+            return self.resolve(resolution.without_answer(), now_us, out);
+        };
+        if entry.is_none() && !is_awaited {
+            self.in_flight.remove(&resolution.key);
+            return;
+        }
+        if let Some(flight) = flight {
+            flight.joined = Some(flight.waiting.len());
+        }
+        // The scope derives from the tenant, so everybody who waits is of the tenant of the turn that led.
+        let Some(tenant) = settled.map(|settled| settled.origin.tenant.clone()) else { return };
+        self.boxes.proposals.send(Proposal { tenant, basis, entry, stored: false, resolution: Some(resolution) });
+    }
+
+    fn resolve(&mut self, resolution: Resolution, now_us: u64, out: &mut Vec<Step>) {
+        match resolution.result {
             Some(settled) => {
-                let waiting = self.in_flight.remove(&resolution.key).unwrap_or_default();
+                let Some(Flight { waiting, joined }) = self.in_flight.remove(&resolution.key) else { return };
                 self.waiting -= waiting.len();
-                out.extend(waiting.into_iter().map(|ask| Err(joined(ask, settled, now_us))));
+                let joined = joined.unwrap_or(waiting.len());
+                out.extend(waiting.into_iter().enumerate().map(|(place, ask)| {
+                    let level = if place < joined { CacheLevel::Joined } else { CacheLevel::Exact };
+                    Err(answered(ask, level, &settled, now_us))
+                }));
             }
-            None => match waiting.pop_front() {
-                Some(mut heir) => {
-                    self.waiting -= 1;
-                    heir.leads = true;
-                    heir.left(StageName::Dedupe, now_us);
-                    out.push(Ok(heir));
+            None => {
+                let Some(flight) = self.in_flight.get_mut(&resolution.key) else { return };
+                flight.joined = None;
+                match flight.waiting.pop_front() {
+                    Some(mut heir) => {
+                        self.waiting -= 1;
+                        heir.leads = true;
+                        heir.left(StageName::Dedupe, now_us);
+                        out.push(Ok(heir));
+                    }
+                    None => {
+                        self.in_flight.remove(&resolution.key);
+                    }
                 }
-                None => {
-                    self.in_flight.remove(&resolution.key);
-                }
-            },
+            }
         }
     }
 }
 
-fn joined(mut ask: Box<Ask>, settled: &Settled, now_us: u64) -> Outcome {
+fn answered(mut ask: Box<Ask>, level: CacheLevel, settled: &Settled, now_us: u64) -> Outcome {
     ask.left(StageName::Dedupe, now_us);
-    let verdict = Verdict {
-        level: CacheLevel::Joined,
-        entry: settled.entry.as_ref().map(|entry| entry.id),
-        similarity: None,
-        question: Some(settled.question.clone()),
-        origin: Some(settled.origin.clone()),
-        reason: "the same question was being answered".into(),
-    };
-    let served = Served { answer: settled.answer.clone(), verdict, offer: None, streamed: false };
+    let entry = settled.entry.as_ref().map(|entry| entry.id);
+    let verdict = same_question(level, entry, &settled.question, &settled.origin);
+    let served = Served { answer: settled.answer.clone(), verdict, basis: None, offer: None, streamed: false };
     Outcome { ask, ending: Ending::Served(Box::new(served)) }
+}
+
+fn same_question(level: CacheLevel, entry: Option<EntryId>, question: &str, origin: &TurnKey) -> Verdict {
+    let reason = match level {
+        CacheLevel::Joined => "the same question was being answered",
+        _ => "the same question was answered before",
+    };
+    Verdict {
+        level,
+        entry,
+        similarity: None,
+        question: Some(question.to_owned()),
+        origin: Some(origin.clone()),
+        reason: reason.into(),
+    }
 }
 
 impl Stage for Dedupe {
@@ -106,14 +155,14 @@ impl Stage for Dedupe {
         }
         // A turn that may not write the cache joins others, but nobody waits for it.
         match self.in_flight.get_mut(&ask.key) {
-            Some(waiting) => {
-                waiting.push_back(ask);
+            Some(flight) => {
+                flight.waiting.push_back(ask);
                 self.waiting += 1;
             }
             None => {
                 if ask.may_write_cache() {
                     ask.leads = true;
-                    self.in_flight.insert(ask.key.clone(), VecDeque::new());
+                    self.in_flight.insert(ask.key.clone(), Flight::default());
                 }
                 out.push(Ok(ask));
             }
@@ -121,8 +170,11 @@ impl Stage for Dedupe {
     }
 
     fn poll(&mut self, now_us: u64, out: &mut Vec<Step>) {
-        while let Some(resolution) = self.resolutions.take() {
-            self.resolve(&resolution, now_us, out);
+        while let Some(settled) = self.boxes.settled.take() {
+            self.settle(settled, now_us, out);
+        }
+        while let Some(resolution) = self.boxes.resolved.take() {
+            self.resolve(resolution, now_us, out);
         }
     }
 
@@ -131,42 +183,20 @@ impl Stage for Dedupe {
     }
 }
 
-/// The core that takes a settlement at the question's shard: remembers its entry, then lets those who wait go.
+/// The core that takes a settlement at the question's worker, and tells the [`Dedupe`] there.
 ///
-/// Runs on the worker of the [`Dedupe`] that it reports to. Gives out the end of the turn, so that it is told only when
-/// its answer can be served again, and the entries that had to go to make room.
+/// Gives out the end of the turn, so that it is told only after its answer was put forward: whoever asks the same again
+/// after hearing the end finds it pending or kept.
 #[derive(Debug)]
-pub struct Settle {
-    shard: Rc<RefCell<Shard>>,
-    resolutions: Mailbox<Resolution>,
-}
-
-impl Settle {
-    /// A stage over the shard and mailbox of a [`Dedupe`].
-    #[must_use]
-    pub fn new(shard: Rc<RefCell<Shard>>, resolutions: Mailbox<Resolution>) -> Self {
-        Self { shard, resolutions }
-    }
-}
+pub struct Settle(pub Mailbox<Resolution>);
 
 impl Stage for Settle {
     type Input = Box<Settlement>;
-    type Output = Result<Box<Ended>, EntryId>;
+    type Output = Box<Ended>;
 
     fn push(&mut self, settlement: Box<Settlement>, _now_us: u64, out: &mut Vec<Self::Output>) {
-        let Settlement { resolution, leads, ended } = *settlement;
-        if let Some(entry) = resolution.result.as_ref().and_then(|settled| settled.entry.as_deref()) {
-            match self.shard.borrow_mut().insert(entry.clone()) {
-                Ok(forgotten) => out.extend(forgotten.into_iter().map(Err)),
-                Err(error) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "cannot remember an answer");
-                    out.push(Err(entry.id));
-                }
-            }
-        }
-        if leads {
-            self.resolutions.send(resolution);
-        }
-        out.push(Ok(ended));
+        let Settlement { resolution, ended } = *settlement;
+        self.0.send(resolution);
+        out.push(ended);
     }
 }

@@ -12,7 +12,7 @@ use turnflow_state::{
 };
 
 use crate::jobs::{Came, Jobs, Report};
-use crate::message::{Ask, Ending, Notice, Outcome, Served, ToCommit};
+use crate::message::{Ask, Basis, Ending, Notice, Outcome, Served, ToCommit};
 use crate::prioritise::Queue;
 use crate::shell::{Stage, Wake};
 
@@ -127,16 +127,25 @@ fn ungenerated(ask: Box<Ask>) -> Outcome {
 
 fn served(mut ask: Box<Ask>, answer: Answer, chunks_wanted: usize) -> Outcome {
     let answer = Arc::new(answer);
-    let offer = (answer.grounded && ask.may_write_cache()).then(|| {
+    // Commit needs none of it, and it may cross to another worker.
+    let (retrieved, vector) = (std::mem::take(&mut ask.retrieved), ask.vector.take());
+    let basis = vector.filter(|_| !ask.leans).map(|vector| Basis {
+        vector,
+        support: Arc::new(Support::of(&retrieved, chunks_wanted, ask.read_epoch)),
+        valid_at: ask.read_epoch,
+    });
+    let cacheable = basis.as_ref().filter(|_| answer.grounded && ask.may_write_cache());
+    let offer = cacheable.map(|basis| {
         Box::new(CacheEntry {
             // Given at commit, which numbers the entries that are written.
             id: EntryId(0),
             scope: ask.key.scope,
             question: ask.turn.text.clone(),
-            vector: ask.vector.clone(),
+            vector: Some(basis.vector.clone()),
             answer: answer.clone(),
-            support: Support::of(&ask.retrieved, chunks_wanted, ask.read_epoch),
+            support: basis.support.clone(),
             origin: ask.turn.key(),
+            created_ms: ask.turn.at_ms,
         })
     });
     let (level, reason) = if ask.leans {
@@ -147,8 +156,5 @@ fn served(mut ask: Box<Ask>, answer: Answer, chunks_wanted: usize) -> Outcome {
         (CacheLevel::Bypass, "the caller asked for it".to_owned())
     };
     let verdict = Verdict { level, entry: None, similarity: None, question: None, origin: None, reason };
-    // Commit needs none of it, and it may cross to another worker.
-    ask.retrieved = Vec::new();
-    ask.vector = None;
-    Outcome { ask, ending: Ending::Served(Box::new(Served { answer, verdict, offer, streamed: true })) }
+    Outcome { ask, ending: Ending::Served(Box::new(Served { answer, verdict, basis, offer, streamed: true })) }
 }

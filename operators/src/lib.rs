@@ -5,6 +5,8 @@
 //! given items and the time, and appends what it decided to a buffer. It holds no capability and reads no clock,
 //! no randomness and no environment; the one shell of every stage is in [`shell`].
 //!
+//! Which cached answers still follow from the knowledge base is maintained by the dataflow of [`validity`].
+//!
 //! What a turn carries is in [`message`]. What a worker remembers of answered questions is a [`shard::Shard`].
 
 pub mod acknowledge;
@@ -25,6 +27,7 @@ pub mod retrieve;
 pub mod route;
 pub mod shard;
 pub mod shell;
+pub mod validity;
 
 pub use error::OperatorError;
 pub use shell::{Clock, Stage};

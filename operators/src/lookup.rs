@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use turnflow_state::{CacheLevel, Stage as StageName, Verdict};
 
 use crate::guard::Mentions;
-use crate::message::{Ask, Candidate, Ending, Found, Outcome, Query, RequestId, Served, Step};
+use crate::message::{Ask, Basis, Candidate, Ending, Found, Outcome, Query, RequestId, Served, Step};
 use crate::shard::Shard;
 use crate::shell::Stage;
 
@@ -67,7 +67,8 @@ impl Lookup {
     fn query(self, ask: &Ask) -> Option<Query> {
         let vector = ask.vector.clone().filter(|_| self.enabled && ask.may_read_cache())?;
         let text = ask.turn.text.clone();
-        Some(Query { request: ask.request, asker: self.worker, scope: ask.key.scope, text, vector })
+        let (scope, at_ms) = (ask.key.scope, ask.turn.at_ms);
+        Some(Query { request: ask.request, asker: self.worker, scope, text, vector, at_ms })
     }
 }
 
@@ -105,9 +106,10 @@ impl Stage for Search {
     fn push(&mut self, query: Query, _now_us: u64, out: &mut Vec<Found>) {
         let mentions = Mentions::of(&query.text);
         let mut shard = self.shard.borrow_mut();
+        let valid_at = shard.valid_at();
         let mut hit = None;
         let mut near_miss = None;
-        for (entry, similarity) in shard.nearest(query.scope, &query.vector, CANDIDATES_MAX) {
+        for (entry, similarity) in shard.nearest(query.scope, &query.vector, CANDIDATES_MAX, query.at_ms) {
             match self.policy.judge(&mentions, &entry.mentions, similarity) {
                 Ok(()) => {
                     hit = Some(Candidate {
@@ -116,6 +118,8 @@ impl Stage for Search {
                         question: entry.question.clone(),
                         answer: entry.answer.clone(),
                         origin: entry.origin.clone(),
+                        // Whatever came up to now did not touch it, or it would not be here.
+                        basis: Basis { valid_at: valid_at.max(entry.basis.valid_at), ..entry.basis.clone() },
                     });
                     break;
                 }
@@ -191,7 +195,7 @@ impl Gathered {
             origin: Some(hit.origin),
             reason: "a similar question was answered before, and both mention the same".into(),
         };
-        let served = Served { answer: hit.answer, verdict, offer: None, streamed: false };
+        let served = Served { answer: hit.answer, verdict, basis: Some(hit.basis), offer: None, streamed: false };
         Some(Err(Outcome { ask, ending: Ending::Served(Box::new(served)) }))
     }
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use turnflow_state::{
-    Answer, CacheControl, CacheEntry, ConversationId, EntryId, ScopeId, ScoredChunk, Stage, StageLatencies, TenantId,
-    Tier, Turn, TurnError, TurnEvent, TurnKey, TurnRecord, Verdict, normalise,
+    Answer, CacheControl, CacheEntry, ConversationId, EntryId, ScopeId, ScoredChunk, Stage, StageLatencies, Support,
+    TenantId, Tier, Turn, TurnError, TurnEvent, TurnKey, TurnRecord, Verdict, normalise,
 };
 
 /// A stable hash, for deciding which worker owns something: equal in every process of one build.
@@ -165,6 +165,17 @@ pub fn conversation_owner(turn: &Turn) -> u64 {
     owner_hash(&(&turn.tenant, &turn.conversation))
 }
 
+/// What an answer follows from, so that it can be told whether it still does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Basis {
+    /// The question that was retrieved for.
+    pub vector: Arc<[f32]>,
+    /// What was retrieved.
+    pub support: Arc<Support>,
+    /// An epoch of the knowledge base at which the answer held.
+    pub valid_at: u64,
+}
+
 /// An answer that a stage decided on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Served {
@@ -172,6 +183,8 @@ pub struct Served {
     pub answer: Arc<Answer>,
     /// Where it came from, and why.
     pub verdict: Verdict,
+    /// What it follows from; None when nobody else may get it.
+    pub basis: Option<Basis>,
     /// What to remember it by; its id is given at commit. None when it is not to be cached.
     pub offer: Option<Box<CacheEntry>>,
     /// Whether its text was already streamed.
@@ -280,8 +293,6 @@ impl Ended {
 pub struct Settlement {
     /// What the question was answered with, for those who wait for it.
     pub resolution: Resolution,
-    /// Whether turns may wait for it.
-    pub leads: bool,
     /// The end itself, to be told afterwards.
     pub ended: Box<Ended>,
 }
@@ -291,8 +302,16 @@ pub struct Settlement {
 pub struct Resolution {
     /// The question.
     pub key: QuestionKey,
-    /// Its answer; None when it failed.
+    /// Its answer; None when it failed, or when those who wait may not have it.
     pub result: Option<Settled>,
+}
+
+impl Resolution {
+    /// The same question, without an answer.
+    #[must_use]
+    pub fn without_answer(self) -> Self {
+        Self { result: None, ..self }
+    }
 }
 
 /// An answer as it reaches the question's shard.
@@ -304,7 +323,9 @@ pub struct Settled {
     pub origin: TurnKey,
     /// The question as it was asked there.
     pub question: String,
-    /// The entry to remember, written already.
+    /// What it follows from; None when nobody else may get it.
+    pub basis: Option<Basis>,
+    /// The entry to remember.
     pub entry: Option<Box<CacheEntry>>,
 }
 
@@ -321,6 +342,8 @@ pub struct Query {
     pub text: String,
     /// Its vector.
     pub vector: Arc<[f32]>,
+    /// When it was asked, in milliseconds of Unix time.
+    pub at_ms: u64,
 }
 
 /// A cached question that may answer another.
@@ -336,6 +359,8 @@ pub struct Candidate {
     pub answer: Arc<Answer>,
     /// The turn that was answered first.
     pub origin: TurnKey,
+    /// What the answer follows from.
+    pub basis: Basis,
 }
 
 /// One shard's reply to a [`Query`].

@@ -1,18 +1,22 @@
-//! What one worker remembers of answered questions: exact by text, similar by vector, bounded by count.
+//! What one worker remembers of answered questions: exact by text, similar by vector, bounded by bytes and by age.
 //!
 //! A question belongs to the shard of the worker that its key hashes to, so an exact look-up asks one shard; a
-//! similarity search asks all. Scopes share nothing: each has an index of its own. When full, the least recently
-//! served entry goes.
+//! similarity search asks all. Scopes share nothing: each has an index of its own. When a tenant, or all of them, hold
+//! more bytes than they may, the tenant's, or everybody's, least recently served entry goes. An entry that is older than
+//! its time to live is not served any more.
+//!
+//! Everything in a shard is valid: what is pending or has fallen is not in it. That is the
+//! [keeper's](crate::validity::keeper) part.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use turnflow_state::{Answer, CacheEntry, EntryId, ScopeId, StateError, TurnKey, VectorIndex};
+use turnflow_state::{Answer, CacheEntry, ChunkKey, EntryId, ScopeId, StateError, TenantId, TurnKey, VectorIndex};
 
 use crate::guard::Mentions;
-use crate::message::QuestionKey;
+use crate::message::{Basis, QuestionKey};
 
-/// An entry as the shard keeps it. Its vector is in the index only.
+/// An entry as the shard keeps it.
 #[derive(Clone, Debug)]
 pub struct Remembered {
     /// The entry.
@@ -25,64 +29,112 @@ pub struct Remembered {
     pub answer: Arc<Answer>,
     /// The turn that was answered first.
     pub origin: TurnKey,
+    /// What it follows from.
+    pub basis: Basis,
     key: QuestionKey,
+    claim: u64,
+    support: Arc<[ChunkKey]>,
+    created_ms: u64,
+    bytes: usize,
     last_served: u64,
+}
+
+/// An entry that is no longer remembered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forgotten {
+    /// The entry.
+    pub entry: EntryId,
+    /// The turn that was answered first.
+    pub origin: TurnKey,
+    /// The claim it was.
+    pub claim: u64,
+    /// What it rested on.
+    pub support: Arc<[ChunkKey]>,
+}
+
+/// The bounds of a shard.
+#[derive(Clone, Copy, Debug)]
+pub struct ShardLimits {
+    /// What all entries may take, in bytes.
+    pub bytes_max: usize,
+    /// What the entries of one tenant may take, in bytes.
+    pub tenant_bytes_max: usize,
+    /// How long an entry is served, in milliseconds; for ever when it is None.
+    pub ttl_ms: Option<u64>,
+    /// Whether similar questions are to be found at all.
+    pub similar: bool,
+}
+
+/// What entries take, and in which order they were served.
+#[derive(Debug, Default)]
+struct Usage {
+    bytes: usize,
+    /// Entries by the tick they were last served at: the first is the next to go.
+    by_last_served: BTreeMap<u64, EntryId>,
 }
 
 /// One worker's part of the caches.
 pub struct Shard {
-    entries_max: usize,
+    limits: ShardLimits,
     entries: HashMap<EntryId, Remembered>,
     by_question: HashMap<QuestionKey, EntryId>,
     by_vector: HashMap<ScopeId, VectorIndex<EntryId>>,
-    /// Entries by the tick they were last served at: the first is the next to go.
-    by_last_served: BTreeMap<u64, EntryId>,
+    all: Usage,
+    tenants: HashMap<TenantId, Usage>,
+    expired: Vec<EntryId>,
     tick: u64,
+    valid_at: u64,
 }
 
 impl std::fmt::Debug for Shard {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shard").field("entries", &self.entries.len()).field("entries_max", &self.entries_max).finish()
+        f.debug_struct("Shard").field("entries", &self.entries.len()).field("limits", &self.limits).finish()
     }
 }
 
 impl Shard {
-    /// An empty shard with room for `entries_max` entries.
+    /// An empty shard.
     #[must_use]
-    pub fn new(entries_max: usize) -> Self {
-        assert!(entries_max > 0, "a cache needs room for an entry");
+    pub fn new(limits: ShardLimits) -> Self {
         Self {
-            entries_max,
+            limits,
             entries: HashMap::new(),
             by_question: HashMap::new(),
             by_vector: HashMap::new(),
-            by_last_served: BTreeMap::new(),
+            all: Usage::default(),
+            tenants: HashMap::new(),
+            expired: Vec::new(),
             tick: 0,
+            valid_at: 0,
         }
     }
 
-    /// Remembers an answered question; returns what was forgotten for it.
+    /// Remembers an answered question; returns what was forgotten for it, which may be the entry itself when it is larger
+    /// than the shard.
     ///
     /// # Errors
     /// [`StateError::Dimension`] when the vector does not fit the others of its scope; then nothing is remembered.
-    pub fn insert(&mut self, entry: CacheEntry) -> Result<Vec<EntryId>, StateError> {
+    pub fn insert(
+        &mut self,
+        entry: CacheEntry,
+        claim: u64,
+        basis: Basis,
+        support: Arc<[ChunkKey]>,
+    ) -> Result<Vec<Forgotten>, StateError> {
         let key = QuestionKey::new(entry.scope, &entry.question);
-        if let Some(vector) = entry.vector {
-            self.by_vector
-                .entry(entry.scope)
-                .or_insert_with(|| VectorIndex::new(Default::default()))
-                .insert(entry.id, vector)?;
+        let bytes = entry.weight_bytes();
+        if let Some(vector) = entry.vector.filter(|_| self.limits.similar) {
+            let index = self.by_vector.entry(entry.scope).or_insert_with(|| VectorIndex::new(Default::default()));
+            index.insert(entry.id, vector)?;
         }
-        let mut forgotten: Vec<EntryId> = self.by_question.get(&key).copied().into_iter().collect();
-        while self.entries.len() - forgotten.len() >= self.entries_max {
-            let oldest = self.by_last_served.values().find(|id| !forgotten.contains(id)).copied();
-            forgotten.extend(oldest);
-        }
-        for id in &forgotten {
-            self.remove(*id);
-        }
+        let replaced = self.by_question.get(&key).copied();
+        let mut forgotten: Vec<Forgotten> = replaced.and_then(|id| self.remove(id)).into_iter().collect();
         self.tick += 1;
-        self.by_last_served.insert(self.tick, entry.id);
+        let tenant = entry.origin.tenant.clone();
+        for usage in [&mut self.all, self.tenants.entry(tenant.clone()).or_default()] {
+            usage.bytes += bytes;
+            usage.by_last_served.insert(self.tick, entry.id);
+        }
         self.by_question.insert(key.clone(), entry.id);
         let remembered = Remembered {
             id: entry.id,
@@ -90,17 +142,38 @@ impl Shard {
             question: entry.question,
             answer: entry.answer,
             origin: entry.origin,
+            basis,
             key,
+            claim,
+            support,
+            created_ms: entry.created_ms,
+            bytes,
             last_served: self.tick,
         };
         self.entries.insert(entry.id, remembered);
+        while let Some(oldest) = self.over_limit(&tenant) {
+            forgotten.extend(self.remove(oldest));
+        }
         Ok(forgotten)
     }
 
-    /// Forgets an entry; false when it was not there.
-    pub fn remove(&mut self, id: EntryId) -> bool {
-        let Some(entry) = self.entries.remove(&id) else { return false };
-        self.by_last_served.remove(&entry.last_served);
+    /// The entry that has to go, if one has.
+    fn over_limit(&self, tenant: &TenantId) -> Option<EntryId> {
+        let own = self.tenants.get(tenant).filter(|usage| usage.bytes > self.limits.tenant_bytes_max);
+        let all = Some(&self.all).filter(|usage| usage.bytes > self.limits.bytes_max);
+        own.or(all)?.by_last_served.values().next().copied()
+    }
+
+    /// Forgets an entry; None when it was not there.
+    pub fn remove(&mut self, id: EntryId) -> Option<Forgotten> {
+        let entry = self.entries.remove(&id)?;
+        self.all.take(&entry);
+        if let Some(usage) = self.tenants.get_mut(&entry.origin.tenant) {
+            usage.take(&entry);
+            if usage.by_last_served.is_empty() {
+                self.tenants.remove(&entry.origin.tenant);
+            }
+        }
         if self.by_question.get(&entry.key) == Some(&id) {
             self.by_question.remove(&entry.key);
         }
@@ -110,37 +183,78 @@ impl Shard {
                 self.by_vector.remove(&entry.key.scope);
             }
         }
-        true
+        Some(Forgotten { entry: id, origin: entry.origin, claim: entry.claim, support: entry.support })
     }
 
-    /// The answer to exactly this question; marks it as served.
-    pub fn exact(&mut self, key: &QuestionKey) -> Option<&Remembered> {
+    /// The answer to exactly this question, asked at a time in milliseconds; marks it as served.
+    pub fn exact(&mut self, key: &QuestionKey, at_ms: u64) -> Option<&Remembered> {
         let id = *self.by_question.get(key)?;
+        if self.is_expired(self.entries.get(&id)?, at_ms) {
+            self.expired.push(id);
+            return None;
+        }
         self.served(id)
     }
 
-    /// The entries of the scope whose questions are nearest to a vector, nearest first, with their cosines.
+    /// The entries of the scope whose questions are nearest to a vector, nearest first, with their cosines; without those
+    /// that are too old at a time in milliseconds.
     #[must_use]
-    pub fn nearest(&self, scope: ScopeId, vector: &[f32], k: usize) -> Vec<(&Remembered, f32)> {
+    pub fn nearest(&mut self, scope: ScopeId, vector: &[f32], k: usize, at_ms: u64) -> Vec<(&Remembered, f32)> {
         let Some(index) = self.by_vector.get(&scope) else { return Vec::new() };
-        match index.search(vector, k) {
-            Ok(found) => found.into_iter().filter_map(|(id, cosine)| Some((self.entries.get(&id)?, cosine))).collect(),
-            Err(error) => {
-                // Entries of a scope come from one encoder, so this is a defect; a miss is the safe answer to it.
-                tracing::error!(error = &error as &dyn std::error::Error, "cannot search the semantic cache");
-                Vec::new()
+        let found = index.search(vector, k).unwrap_or_else(|error| {
+            // Entries of a scope come from one encoder, so this is a defect; a miss is the safe answer to it.
+            tracing::error!(error = &error as &dyn std::error::Error, "cannot search the semantic cache");
+            Vec::new()
+        });
+        let mut near = Vec::with_capacity(found.len());
+        for (id, cosine) in found {
+            let Some(entry) = self.entries.get(&id) else { continue };
+            if self.is_expired(entry, at_ms) {
+                self.expired.push(id);
+            } else {
+                near.push((entry, cosine));
             }
         }
+        near
+    }
+
+    fn is_expired(&self, entry: &Remembered, at_ms: u64) -> bool {
+        self.limits.ttl_ms.is_some_and(|ttl_ms| at_ms >= entry.created_ms.saturating_add(ttl_ms))
+    }
+
+    /// Forgets the entries that were found too old.
+    pub fn take_expired(&mut self) -> Vec<Forgotten> {
+        let expired = std::mem::take(&mut self.expired);
+        expired.into_iter().filter_map(|id| self.remove(id)).collect()
     }
 
     /// Marks an entry as served, which keeps it longer.
     pub fn served(&mut self, id: EntryId) -> Option<&Remembered> {
         let entry = self.entries.get_mut(&id)?;
         self.tick += 1;
-        self.by_last_served.remove(&entry.last_served);
-        self.by_last_served.insert(self.tick, id);
+        for usage in [Some(&mut self.all), self.tenants.get_mut(&entry.origin.tenant)].into_iter().flatten() {
+            usage.by_last_served.remove(&entry.last_served);
+            usage.by_last_served.insert(self.tick, id);
+        }
         entry.last_served = self.tick;
         Some(entry)
+    }
+
+    /// An entry, without marking it as served.
+    #[must_use]
+    pub fn get(&self, id: EntryId) -> Option<&Remembered> {
+        self.entries.get(&id)
+    }
+
+    /// The epoch of the knowledge base up to which everything here is known to be valid.
+    #[must_use]
+    pub const fn valid_at(&self) -> u64 {
+        self.valid_at
+    }
+
+    /// Notes that everything here is valid at an epoch of the knowledge base.
+    pub fn set_valid_at(&mut self, epoch: u64) {
+        self.valid_at = self.valid_at.max(epoch);
     }
 
     /// Entries remembered.
@@ -153,5 +267,18 @@ impl Shard {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// What the entries take, in bytes.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.all.bytes
+    }
+}
+
+impl Usage {
+    fn take(&mut self, entry: &Remembered) {
+        self.bytes -= entry.bytes;
+        self.by_last_served.remove(&entry.last_served);
     }
 }

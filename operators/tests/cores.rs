@@ -1,65 +1,27 @@
-//! The cores, without a dataflow: tables, and property tests against slow and obvious references.
+//! The cores, without a dataflow: tables, and property tests against slow and obvious references. The caches are in
+//! `caches.rs`.
 
 #![expect(clippy::expect_used, reason = "a test may fail loudly")]
 
+mod support;
+
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use proptest::prelude::*;
+use support::{answer, ask, basis, numbers, turn};
 use turnflow_operators::Stage;
 use turnflow_operators::commit::{EntryNumbers, Price};
-use turnflow_operators::dedupe::{Dedupe, Settle};
 use turnflow_operators::guard::Mentions;
-use turnflow_operators::lookup::{Gather, Policy, Search, ToGather};
-use turnflow_operators::message::{
-    Ask, Candidate, Ended, Ending, Found, Outcome, Query, QuestionKey, RequestId, Resolution, Settled, Settlement, Step,
-};
+use turnflow_operators::lookup::{Gather, Policy, ToGather};
+use turnflow_operators::message::{Candidate, Ending, Found, Outcome, RequestId};
 use turnflow_operators::recall::{Memory, Recall, RecallLimits, Release, leans};
-use turnflow_operators::shard::Shard;
 use turnflow_operators::shell::Mailbox;
 use turnflow_state::{
-    Answer, CacheControl, CacheEntry, CacheLevel, Channel, Completion, Conversation, ConversationId, EntryId, ScopeId,
-    StageLatencies, StateError, Support, TenantId, Tier, Turn, TurnErrorKind, TurnId, TurnKey, TurnRecord, Usage,
-    Verdict,
+    CacheLevel, Completion, Conversation, ConversationId, EntryId, StageLatencies, StateError, TenantId, Tier, Turn,
+    TurnErrorKind, TurnKey, TurnRecord, Usage, Verdict,
 };
-
-fn turn(conversation: &str, id: &str, text: &str) -> Turn {
-    Turn {
-        tenant: TenantId::new("shop").expect("valid"),
-        conversation: ConversationId::new(conversation).expect("valid"),
-        id: TurnId::new(id).expect("valid"),
-        channel: Channel::Web,
-        text: text.into(),
-        cache_control: CacheControl::Default,
-    }
-}
-
-fn scope(name: &str) -> ScopeId {
-    ScopeId::derive(&TenantId::new(name).expect("valid"), &[])
-}
-
-fn ask(number: u64, conversation: &str, id: &str, text: &str) -> Box<Ask> {
-    Box::new(Ask::new(RequestId { worker: 0, number }, turn(conversation, id, text), scope("shop"), 0))
-}
-
-fn answer(text: &str) -> Arc<Answer> {
-    let usage = Usage { input_tokens: 10, output_tokens: 5 };
-    Arc::new(Answer { text: text.into(), tier: Tier::Extractive, sources: Vec::new(), usage, grounded: true })
-}
-
-fn entry(id: u64, scope: ScopeId, question: &str, vector: Option<Vec<f32>>) -> CacheEntry {
-    CacheEntry {
-        id: EntryId(id),
-        scope,
-        question: question.into(),
-        vector: vector.map(Into::into),
-        answer: answer(&format!("answer {id}")),
-        support: Support { chunks: Vec::new(), kth_score: 0.0, read_epoch: 0 },
-        origin: turn("c0", &format!("t{id}"), question).key(),
-    }
-}
 
 fn record(turn: Turn) -> TurnRecord {
     let verdict = Verdict {
@@ -116,13 +78,6 @@ fn recall(memory: Remembers, per_conversation: usize) -> (Recall<Remembers>, Mai
 fn released(conversation: &str) -> Release {
     let Turn { tenant, conversation, .. } = turn(conversation, "any", "any");
     Release((tenant, conversation))
-}
-
-fn numbers(steps: &[Step]) -> Vec<u64> {
-    steps
-        .iter()
-        .map(|step| step.as_ref().map_or_else(|outcome| outcome.ask.request.number, |ask| ask.request.number))
-        .collect()
 }
 
 #[test]
@@ -224,140 +179,6 @@ fn what_leans() {
     check("", false);
 }
 
-fn dedupe(entries: Vec<CacheEntry>) -> (Dedupe, Settle, Rc<RefCell<Shard>>) {
-    let mut shard = Shard::new(100);
-    for entry in entries {
-        shard.insert(entry).expect("fits");
-    }
-    let shard = Rc::new(RefCell::new(shard));
-    let settlements = Mailbox::default();
-    (Dedupe::new(shard.clone(), settlements.clone(), true), Settle::new(shard.clone(), settlements), shard)
-}
-
-fn verdict_of(step: &Step) -> CacheLevel {
-    match step {
-        Err(Outcome { ending: Ending::Served(served), .. }) => served.verdict.level,
-        other => panic!("{other:?}"),
-    }
-}
-
-#[test]
-fn dedupe_serves_the_same_words_in_the_same_scope_only() {
-    let (mut dedupe, _, _) = dedupe(vec![entry(1, scope("shop"), "Where is my order?", None)]);
-    let mut out = Vec::new();
-    dedupe.push(ask(1, "a", "1", "  where is MY order"), 0, &mut out);
-    assert_eq!(verdict_of(&out[0]), CacheLevel::Exact);
-    let mut elsewhere = ask(2, "a", "2", "where is my order");
-    elsewhere.key = QuestionKey::new(scope("other"), &elsewhere.turn.text);
-    dedupe.push(elsewhere, 0, &mut out);
-    assert!(out[1].is_ok(), "another scope is another world");
-    let mut bypass = ask(3, "a", "3", "where is my order");
-    bypass.turn.cache_control = CacheControl::Bypass;
-    dedupe.push(bypass, 0, &mut out);
-    assert!(out[2].as_ref().is_ok_and(|ask| !ask.leads));
-}
-
-fn settlement(question: &str, result: Option<(u64, Arc<Answer>)>) -> Box<Settlement> {
-    let key = QuestionKey::new(scope("shop"), question);
-    let result = result.map(|(id, answer)| Settled {
-        answer,
-        origin: turn("a", "1", question).key(),
-        question: question.into(),
-        entry: Some(Box::new(entry(id, scope("shop"), question, None))),
-    });
-    let ended = Ended::new(&ask(1, "a", "1", question), Vec::new());
-    Box::new(Settlement { resolution: Resolution { key, result }, leads: true, ended })
-}
-
-#[test]
-fn dedupe_answers_identical_questions_once() {
-    let (mut dedupe, mut settle, _) = dedupe(Vec::new());
-    let mut out = Vec::new();
-    for number in 1..=3 {
-        dedupe.push(ask(number, &number.to_string(), "1", "is tea sold loose?"), 0, &mut out);
-    }
-    assert_eq!(numbers(&out), [1]);
-    assert!(out[0].as_ref().is_ok_and(|ask| ask.leads));
-    assert_eq!(dedupe.held(), 2);
-    out.clear();
-    settle.push(settlement("is tea sold loose?", Some((7, answer("yes")))), 0, &mut Vec::new());
-    dedupe.poll(9, &mut out);
-    assert_eq!(numbers(&out), [2, 3]);
-    assert!(out.iter().all(|step| verdict_of(step) == CacheLevel::Joined));
-    out.clear();
-    dedupe.push(ask(4, "4", "1", "Is tea sold loose"), 0, &mut out);
-    assert_eq!(verdict_of(&out[0]), CacheLevel::Exact);
-}
-
-#[test]
-fn dedupe_has_an_heir_when_the_first_fails() {
-    let (mut dedupe, mut settle, _) = dedupe(Vec::new());
-    let mut out = Vec::new();
-    for number in 1..=3 {
-        dedupe.push(ask(number, &number.to_string(), "1", "q"), 0, &mut out);
-    }
-    for expected in [vec![2], vec![3], vec![]] {
-        out.clear();
-        settle.push(settlement("q", None), 0, &mut Vec::new());
-        dedupe.poll(0, &mut out);
-        assert_eq!(numbers(&out), expected);
-        assert!(out.iter().all(|step| step.as_ref().is_ok_and(|ask| ask.leads)));
-    }
-    dedupe.push(ask(4, "4", "1", "q"), 0, &mut out);
-    assert_eq!(numbers(&out), [4], "after all have failed the question is free again");
-}
-
-#[test]
-fn dedupe_lets_a_reader_join_but_not_lead() {
-    let (mut dedupe, _, _) = dedupe(Vec::new());
-    let reader = |number: u64| {
-        let mut ask = ask(number, &number.to_string(), "1", "q");
-        ask.turn.cache_control = CacheControl::ReadOnly;
-        ask
-    };
-    let mut out = Vec::new();
-    dedupe.push(reader(1), 0, &mut out);
-    dedupe.push(ask(2, "2", "1", "q"), 0, &mut out);
-    dedupe.push(reader(3), 0, &mut out);
-    let leads: Vec<_> = out.iter().map(|step| step.as_ref().expect("goes on").leads).collect();
-    assert_eq!(leads, [false, true]);
-    assert_eq!(dedupe.held(), 1);
-}
-
-/// A unit vector at an angle, so that cosines are easy to say.
-fn at(degrees: f32) -> Vec<f32> {
-    let (sin, cos) = degrees.to_radians().sin_cos();
-    vec![cos, sin]
-}
-
-fn found_by(shard: &Rc<RefCell<Shard>>, similarity_min: f32, text: &str, degrees: f32) -> Found {
-    let mut search = Search::new(shard.clone(), Policy { similarity_min });
-    let request = RequestId { worker: 0, number: 1 };
-    let query = Query { request, asker: 0, scope: scope("shop"), text: text.into(), vector: at(degrees).into() };
-    let mut out = Vec::new();
-    search.push(query, 0, &mut out);
-    out.pop().expect("one reply to one query")
-}
-
-#[test]
-fn search_serves_the_nearest_that_mentions_the_same() {
-    let shop = scope("shop");
-    let (_, _, shard) = dedupe(vec![
-        entry(1, shop, "where is order 41", Some(at(0.0))),
-        entry(2, shop, "where is order 42", Some(at(10.0))),
-        entry(3, shop, "where is my order", Some(at(2.0))),
-        entry(4, scope("other"), "where is order 42", Some(at(0.0))),
-    ]);
-    let hit = |found: &Found| found.hit.as_ref().map(|hit| hit.entry.0);
-    assert_eq!(hit(&found_by(&shard, 0.9, "order 42, where?", 0.0)), Some(2), "a nearer one mentions another order");
-    assert_eq!(hit(&found_by(&shard, 0.9, "my order where?", 0.0)), Some(3));
-    let none = found_by(&shard, 0.9, "where is order 43", 0.0);
-    assert_eq!(hit(&none), None);
-    let (similarity, reason) = none.near_miss.expect("the nearest is named");
-    assert!(similarity > 0.999 && reason.contains("43") && reason.contains("41"), "{reason}");
-    assert_eq!(hit(&found_by(&shard, 0.9999, "order 42", 0.0)), None, "too far");
-}
-
 #[test]
 fn gather_waits_for_every_shard_in_any_order() {
     let candidate = |entry: u64, similarity: f32| Candidate {
@@ -366,6 +187,7 @@ fn gather_waits_for_every_shard_in_any_order() {
         question: "q".into(),
         answer: answer("a"),
         origin: turn("a", "1", "q").key(),
+        basis: basis(&[1.0]),
     };
     let reply = |hit: Option<Candidate>, near_miss: Option<(f32, String)>| {
         ToGather::Reply(Found { request: RequestId { worker: 0, number: 1 }, asker: 0, hit, near_miss })
@@ -434,70 +256,7 @@ fn price_of_tokens() {
     assert_eq!(Price::default().cost_micros(Usage { input_tokens: 1000, output_tokens: 100 }), 0);
 }
 
-/// The reference of a shard: a list, least recently served first.
-#[derive(Default)]
-struct ListShard(Vec<(u64, String)>);
-
-impl ListShard {
-    fn touch(&mut self, at: usize) -> u64 {
-        let one = self.0.remove(at);
-        let id = one.0;
-        self.0.push(one);
-        id
-    }
-
-    fn insert(&mut self, id: u64, question: &str, max: usize) {
-        self.0.retain(|(_, known)| known != question);
-        if self.0.len() == max {
-            self.0.remove(0);
-        }
-        self.0.push((id, question.into()));
-    }
-}
-
 proptest! {
-    /// A shard agrees with a plain list on what it remembers, and tells everything that it forgets.
-    #[test]
-    fn shard_agrees_with_a_list(max in 1usize..6, operations in prop::collection::vec((0u8..3, 0u64..8), 1..80)) {
-        let mut shard = Shard::new(max);
-        let mut list = ListShard::default();
-        let mut alive: BTreeMap<u64, String> = BTreeMap::new();
-        for (next, (operation, choice)) in operations.into_iter().enumerate() {
-            let question = format!("question {choice}");
-            let key = QuestionKey::new(scope("shop"), &question);
-            match operation {
-                0 => {
-                    let id = next as u64;
-                    let degrees = choice as f32 * 20.0;
-                    for gone in shard.insert(entry(id, scope("shop"), &question, Some(at(degrees)))).expect("fits") {
-                        prop_assert!(alive.remove(&gone.0).is_some());
-                    }
-                    alive.insert(id, question.clone());
-                    list.insert(id, &question, max);
-                }
-                1 => {
-                    let expected = list.0.iter().position(|(_, known)| *known == question).map(|at| list.touch(at));
-                    prop_assert_eq!(shard.exact(&key).map(|entry| entry.id.0), expected);
-                }
-                _ => {
-                    let id = list.0.iter().find(|(_, known)| *known == question).map(|(id, _)| *id);
-                    if let Some(id) = id {
-                        prop_assert!(shard.remove(EntryId(id)));
-                        alive.remove(&id);
-                        list.0.retain(|(known, _)| *known != id);
-                    }
-                }
-            }
-            let mut expected: Vec<u64> = list.0.iter().map(|(id, _)| *id).collect();
-            expected.sort_unstable();
-            prop_assert_eq!(alive.keys().copied().collect::<Vec<_>>(), expected.clone());
-            prop_assert_eq!(shard.len(), expected.len());
-            let mut near: Vec<u64> = shard.nearest(scope("shop"), &at(30.0), 100).iter().map(|(entry, _)| entry.id.0).collect();
-            near.sort_unstable();
-            prop_assert_eq!(near, expected);
-        }
-    }
-
     /// Whatever order turns and releases come in, recall keeps each conversation's order and never has two of its
     /// turns under way.
     #[test]

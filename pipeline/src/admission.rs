@@ -49,6 +49,8 @@ impl TurnStream {
 struct Waiting {
     // Unbounded in type, bounded in fact: the pieces of one answer and a terminal event.
     events: mpsc::UnboundedSender<TurnEvent>,
+    /// The knowledge base's epoch that was acknowledged when it was admitted: it reads nothing older.
+    epoch: u64,
     _place: OwnedSemaphorePermit,
 }
 
@@ -67,12 +69,12 @@ impl Streams {
     }
 
     /// Opens a stream that holds a place until its terminal event.
-    pub(crate) fn open(&self, place: OwnedSemaphorePermit) -> (u64, TurnStream) {
+    pub(crate) fn open(&self, place: OwnedSemaphorePermit, epoch: u64) -> (u64, TurnStream) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, events) = mpsc::unbounded_channel();
         // The receiver is right here.
         let _ = sender.send(TurnEvent::Accepted);
-        self.shard(number).insert(number, Waiting { events: sender, _place: place });
+        self.shard(number).insert(number, Waiting { events: sender, epoch, _place: place });
         (number, TurnStream { events })
     }
 
@@ -98,6 +100,12 @@ impl Streams {
     /// Turns that wait for their terminal event.
     pub(crate) fn len(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).len()).sum()
+    }
+
+    /// The knowledge base's epoch that the turn admitted longest ago may have read; None when no turn waits.
+    pub(crate) fn oldest_epoch(&self) -> Option<u64> {
+        let oldest = |shard: &Mutex<HashMap<u64, Waiting>>| lock(shard).values().map(|waiting| waiting.epoch).min();
+        self.shards.iter().filter_map(oldest).min()
     }
 
     fn shard(&self, number: u64) -> MutexGuard<'_, HashMap<u64, Waiting>> {

@@ -143,6 +143,16 @@ section!(
         system_prompt: String,
     }
 );
+/// What keeps cached answers in step with the knowledge base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Validity {
+    /// No answer is served that no longer follows from the knowledge base.
+    Exact,
+    /// Nothing does: answers are served until they are too old, or have to make room.
+    Off,
+}
+
 section!(
     /// The caches.
     CacheConfig {
@@ -152,8 +162,14 @@ section!(
         semantic: bool,
         /// Smallest cosine between two questions that share an answer.
         similarity_min: f32,
-        /// Entries kept, over all workers.
-        entries_max: usize,
+        /// What keeps cached answers in step with the knowledge base.
+        validity: Validity,
+        /// How long an answer is served, in seconds; 0 for as long as it is valid.
+        ttl_s: u64,
+        /// What all entries may take, over all workers, in bytes.
+        bytes_max: usize,
+        /// What the entries of one tenant may take, in bytes.
+        tenant_bytes_max: usize,
     }
 );
 section!(
@@ -165,6 +181,12 @@ section!(
         chunk_tokens_max: usize,
         /// Chunks kept in memory, in bytes.
         cache_bytes: usize,
+        /// Recent chunks that late answers are compared with, for each tenant.
+        recent_chunks_max: usize,
+        /// Changes that may wait to be taken into account.
+        writes_waiting_max: usize,
+        /// Changes that are kept for those who watch and are slow to listen.
+        events_kept_max: usize,
     }
 );
 section!(
@@ -257,7 +279,10 @@ impl Config {
             // Queues of this length are allocated when they are made, and every thread has a stack.
             let most = match key.rsplit_once('.').map_or(key, |(_, leaf)| leaf) {
                 "threads" | "search-threads" => THREADS_MAX,
-                "commit-queue-max" | "turns-in-flight-max" | "queue-max" => QUEUE_MAX,
+                "bytes-max" | "tenant-bytes-max" => usize::MAX,
+                "commit-queue-max" | "turns-in-flight-max" | "queue-max" | "writes-waiting-max" | "events-kept-max" => {
+                    QUEUE_MAX
+                }
                 _ => COUNT_MAX,
             };
             if value > most {
@@ -293,7 +318,7 @@ impl Config {
     }
 
     /// Settings of which there must be at least one.
-    fn counts(&self) -> [(&'static str, usize); 21] {
+    fn counts(&self) -> [(&'static str, usize); 25] {
         let limits = &self.limits;
         [
             ("storage.commit-queue-max", self.storage.commit_queue_max),
@@ -306,7 +331,11 @@ impl Config {
             ("limits.turns-in-flight-max", limits.turns_in_flight_max),
             ("limits.turns-per-conversation-max", limits.turns_per_conversation_max),
             ("limits.article-bytes-max", limits.article_bytes_max),
-            ("cache.entries-max", self.cache.entries_max),
+            ("cache.bytes-max", self.cache.bytes_max),
+            ("cache.tenant-bytes-max", self.cache.tenant_bytes_max),
+            ("knowledge.recent-chunks-max", self.knowledge.recent_chunks_max),
+            ("knowledge.writes-waiting-max", self.knowledge.writes_waiting_max),
+            ("knowledge.events-kept-max", self.knowledge.events_kept_max),
             ("knowledge.chunks-retrieved", self.knowledge.chunks_retrieved),
             ("knowledge.chunk-tokens-max", self.knowledge.chunk_tokens_max),
             ("conversation.history-turns-max", self.conversation.history_turns_max),

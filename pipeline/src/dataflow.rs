@@ -1,8 +1,10 @@
-//! The dataflow "turns", as one worker puts it up.
+//! The dataflow "turns", as one worker puts it up beside "validity".
+//!
+//! Neither gates the other: they share the worker, its caches and its mailboxes, but no edge.
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use timely::dataflow::channels::pact::{Exchange, Pipeline as Local};
 use timely::dataflow::operators::probe::Handle;
@@ -10,8 +12,8 @@ use timely::dataflow::operators::vec::{Broadcast, Map};
 use timely::dataflow::operators::{Concatenate, Exchange as _, OkErr, Probe};
 use timely::worker::Worker;
 use turnflow_operators::acknowledge::Acknowledge;
-use turnflow_operators::commit::{Commit, Committed, EntryNumbers, Forget, GroupedJournal};
-use turnflow_operators::dedupe::{Dedupe, Settle};
+use turnflow_operators::commit::{Commit, Committed, EntryNumbers, GroupedJournal};
+use turnflow_operators::dedupe::{Boxes, Dedupe, Settle};
 use turnflow_operators::embed::Embed;
 use turnflow_operators::generate::Generate;
 use turnflow_operators::lookup::{Gather, Lookup, Policy, Search, ToGather};
@@ -20,14 +22,17 @@ use turnflow_operators::recall::{Recall, RecallLimits};
 use turnflow_operators::reply::{Deliver, Reply};
 use turnflow_operators::retrieve::{PooledRetriever, Retrieve};
 use turnflow_operators::route::Route;
-use turnflow_operators::shard::Shard;
+use turnflow_operators::shard::{Shard, ShardLimits};
 use turnflow_operators::shell::{Mailbox, Turns, stage};
+use turnflow_operators::validity::TopK;
 use turnflow_operators::{Clock, pool::Pool};
-use turnflow_state::{CacheEntry, Committer, EntryId, Tier, TurnEvent};
+use turnflow_state::{Committer, EntryId, Tier, TurnEvent};
 
 use crate::admission::Streams;
 use crate::bridge::Port;
-use crate::{Config, Parts};
+use crate::config::Validity;
+use crate::validity::{Driver, Left, Shared};
+use crate::{Config, Parts, validity};
 
 /// What every worker needs to put up its part.
 pub(crate) struct Blueprint {
@@ -38,8 +43,13 @@ pub(crate) struct Blueprint {
     pub(crate) streams: Arc<Streams>,
     pub(crate) committer: Arc<Committer>,
     pub(crate) searchers: Pool,
-    /// Cached answers of an earlier run, by the worker that remembers them, in order of their ids. Taken when used.
-    pub(crate) entries: Vec<Mutex<Vec<CacheEntry>>>,
+    pub(crate) validity: Arc<Shared>,
+    /// What an earlier run left, by worker. Taken when used.
+    pub(crate) left: Vec<Mutex<Left>>,
+    /// Hears of every worker that has taken in what an earlier run left.
+    pub(crate) ready: Mutex<mpsc::Sender<()>>,
+    #[cfg(test)]
+    pub(crate) fault: validity::Fault,
     /// The greatest entry id ever given.
     pub(crate) last_entry: EntryId,
 }
@@ -56,13 +66,55 @@ impl Deliver for ToStreams {
 }
 
 impl Blueprint {
-    /// Puts up the dataflow; the handle tells when its last turn has ended.
-    pub(crate) fn put_up(&self, worker: &mut Worker) -> Handle<()> {
+    /// Puts up both dataflows and works until the entrances are closed and everything inside has ended.
+    pub(crate) fn work(&self, worker: &mut Worker) {
+        let index = worker.index();
+        let shard = Rc::new(RefCell::new(Shard::new(self.shard_limits(worker.peers()))));
+        let boxes = Boxes::default();
+        let parts = validity::Parts {
+            shared: self.validity.clone(),
+            shard: shard.clone(),
+            topk: TopK::new(self.parts.axes.clone(), self.config.knowledge.recent_chunks_max),
+            boxes: boxes.clone(),
+            committer: self.committer.clone(),
+            streams: self.streams.clone(),
+            exact: self.config.cache.validity == Validity::Exact,
+            #[cfg(test)]
+            fault: self.fault,
+            #[cfg(test)]
+            store: self.parts.store.clone(),
+        };
+        let left = std::mem::take(&mut *self.left[index].lock().unwrap_or_else(PoisonError::into_inner));
+        let mut driver = Driver::put_up(worker, parts, left);
+        let turns = self.put_up(worker, &shard, &boxes);
+        // Who started the pipeline waits for this; should it have given up, the entrances are closed.
+        let _ = self.ready.lock().unwrap_or_else(PoisonError::into_inner).send(());
+        while !turns.done() {
+            if driver.turn() {
+                worker.step()
+            } else {
+                worker.step_or_park(None)
+            };
+        }
+        driver.finish(worker);
+    }
+
+    fn shard_limits(&self, workers: usize) -> ShardLimits {
+        let cache = &self.config.cache;
+        ShardLimits {
+            bytes_max: cache.bytes_max.div_ceil(workers),
+            tenant_bytes_max: cache.tenant_bytes_max.div_ceil(workers),
+            ttl_ms: (cache.ttl_s > 0).then(|| cache.ttl_s.saturating_mul(1_000)),
+            similar: cache.semantic,
+        }
+    }
+
+    /// Puts up the dataflow of turns; the handle tells when its last turn has ended.
+    fn put_up(&self, worker: &mut Worker, shard: &Rc<RefCell<Shard>>, boxes: &Boxes) -> Handle<()> {
         let (index, peers) = (worker.index() as u64, worker.peers() as u64);
         let (config, parts, clock) = (&self.config, &self.parts, self.clock);
         let journal = GroupedJournal { store: parts.store.clone(), committer: self.committer.clone() };
-        let shard = Rc::new(RefCell::new(self.shard(index, peers, &journal)));
-        let (releases, resolutions) = (Mailbox::default(), Mailbox::default());
+        let releases = Mailbox::default();
         let semantic = config.cache.semantic;
         let limits = RecallLimits {
             turns_per_conversation_max: config.limits.turns_per_conversation_max,
@@ -88,8 +140,9 @@ impl Blueprint {
             .ok_err(|step| step);
 
             let (leading, deduped) = stage(recalled, questions, "dedupe", clock, |wake| {
-                resolutions.deliver_to(wake.clone());
-                Dedupe::new(shard.clone(), resolutions.clone(), config.cache.exact)
+                boxes.settled.deliver_to(wake.clone());
+                boxes.resolved.deliver_to(wake.clone());
+                Dedupe::new(shard.clone(), boxes.clone(), config.cache.exact)
             })
             .ok_err(|step| step);
 
@@ -133,10 +186,7 @@ impl Blueprint {
             let (settling, ended) = closing.ok_err(|closing| closing);
 
             let questions = Exchange::new(by_settled_question);
-            let (settled, forgotten) =
-                stage(settling, questions, "settle", clock, |_| Settle::new(shard.clone(), resolutions.clone()))
-                    .ok_err(|settled| settled);
-            stage(forgotten, Local, "forget", clock, |_| Forget(journal.clone())).probe_with(&probe);
+            let settled = stage(settling, questions, "settle", clock, |_| Settle(boxes.settled.clone()));
 
             // One exchange for both: a settled end returns to its conversation's worker, the others are there already.
             let ends = Exchange::new(by_conversation_ended);
@@ -148,24 +198,6 @@ impl Blueprint {
             stage(notices, by_entrance, "reply", clock, |_| Reply(ToStreams(self.streams.clone()))).probe_with(&probe);
         });
         probe
-    }
-
-    /// The worker's part of the caches, filled with what an earlier run remembered.
-    fn shard(&self, index: u64, peers: u64, journal: &GroupedJournal) -> Shard {
-        #[expect(clippy::cast_possible_truncation, reason = "a count of threads")]
-        let mut shard = Shard::new(self.config.cache.entries_max.div_ceil(peers as usize));
-        let mut remembered = self.entries[worker_port(index)].lock().unwrap_or_else(PoisonError::into_inner);
-        for entry in std::mem::take(&mut *remembered) {
-            let id = entry.id;
-            let forgotten: Vec<EntryId> = shard.insert(entry).unwrap_or_else(|error| {
-                tracing::warn!(entry = %id, error = &error as &dyn std::error::Error, "a stored answer is dropped");
-                vec![id]
-            });
-            for id in forgotten {
-                turnflow_operators::commit::Journal::forget(journal, id);
-            }
-        }
-        shard
     }
 }
 

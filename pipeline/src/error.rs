@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use turnflow_models::ModelError;
 use turnflow_operators::OperatorError;
-use turnflow_state::{ArticleId, StateError};
+use turnflow_state::StateError;
 
 /// Errors of the pipeline.
 #[derive(Debug, thiserror::Error)]
@@ -30,20 +30,7 @@ pub enum PipelineError {
         /// What the dataflow engine said.
         reason: String,
     },
-    /// An article is larger than the limit.
-    #[error("article {id} has {bytes} bytes of title and body, at most {limit} are allowed")]
-    ArticleTooLarge {
-        /// Which one.
-        id: ArticleId,
-        /// Its size.
-        bytes: usize,
-        /// The limit.
-        limit: usize,
-    },
-    /// An article has no text.
-    #[error("article {id} has neither title nor body")]
-    ArticleEmpty {
-        /// Which one.
-        id: ArticleId,
-    },
+    /// The pipeline takes nothing more.
+    #[error("shutting down")]
+    ShuttingDown,
 }

@@ -1,7 +1,9 @@
-//! Wires the stages of a turn into a dataflow, runs the workers, and hands turns in and events out.
+//! Wires the stages of a turn into a dataflow, and validity into another, runs the workers, and hands turns in and events
+//! out.
 //!
 //! [`Pipeline::submit`] admits a turn and returns the [`TurnStream`] of its events; [`Pipeline::start`] puts up the
-//! dataflow over the [`Parts`] that the composition root made from a [`Config`].
+//! dataflows over the [`Parts`] that the composition root made from a [`Config`]. [`Knowledge`] reads and writes the
+//! knowledge base meanwhile.
 //!
 //! Bounded by admission: a turn takes a place when it is admitted and gives it back with its terminal event, so no
 //! queue inside ever holds more than [`Limits::turns_in_flight_max`](turnflow_state::Limits) turns.
@@ -11,16 +13,21 @@ mod bridge;
 mod config;
 mod dataflow;
 mod error;
-mod import;
+#[cfg(test)]
+mod history_tests;
+mod knowledge;
 mod parts;
 mod pipeline;
+mod validity;
 
 pub use admission::{SubmitError, TurnStream};
 pub use config::{
-    CacheConfig, Config, ConfigError, KnowledgeConfig, PriceConfig, ScopeConfig, ServerConfig, StorageConfig,
+    CacheConfig, Config, ConfigError, KnowledgeConfig, PriceConfig, ScopeConfig, ServerConfig, StorageConfig, Validity,
     WorkersConfig,
 };
 pub use error::PipelineError;
-pub use import::{ImportSummary, import_articles, retain_articles, search_knowledge};
+pub use knowledge::{ArticleChanged, ArticleDraft, ChangeEvent, DraftContent, DraftError, Knowledge, Receipt};
 pub use parts::Parts;
 pub use pipeline::{Pipeline, PipelineStats};
+pub use turnflow_operators::validity::{Fall, Invalidated};
+pub use validity::{Forecast, ValidityStats};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use turnflow_models::{Encoder, EncoderEngine, EncoderHandle, Extractive, ModelFiles, TierEngine, TierHandle};
+use turnflow_operators::validity::Axes;
 use turnflow_state::{KnowledgeBase, Store};
 
 use crate::{Config, PipelineError};
@@ -18,6 +19,8 @@ pub struct Parts {
     pub encoder: EncoderHandle,
     /// Writes answers.
     pub tier: TierHandle,
+    /// Axes along which questions and chunks are compared first.
+    pub axes: Axes,
 }
 
 impl Parts {
@@ -30,6 +33,6 @@ impl Parts {
         let knowledge = Arc::new(KnowledgeBase::load(store.clone(), config.knowledge.cache_bytes)?);
         let extractive = Extractive::new(encoder.clone(), config.extractive.clone());
         let tier = TierEngine::start(Arc::new(extractive), config.tier)?;
-        Ok(Self { store, knowledge, encoder, tier })
+        Ok(Self { store, knowledge, encoder, tier, axes: Axes::default() })
     }
 }

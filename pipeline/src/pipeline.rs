@@ -1,20 +1,25 @@
 //! The running pipeline.
 
+use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use timely::WorkerConfig;
 use timely::communication::WorkerGuards;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore};
 use turnflow_operators::Clock;
 use turnflow_operators::message::{Ask, QuestionKey, RequestId, conversation_owner};
 use turnflow_operators::pool::Pool;
-use turnflow_state::{CacheEntry, Committer, Turn};
+use turnflow_operators::validity::KnowledgeUpdate;
+use turnflow_state::{Committer, StoreBatch, Turn};
 
 use crate::admission::Streams;
 use crate::bridge::Port;
 use crate::dataflow::Blueprint;
+use crate::knowledge::Knowledge;
+use crate::validity::{Left, Shared, ValidityStats};
 use crate::{Config, Parts, PipelineError, SubmitError, TurnStream};
 
 /// Entry ids that one run may use before they could meet those of the next.
@@ -25,8 +30,12 @@ const ENTRY_IDS_PER_RUN: u64 = 1 << 24;
 #[derive(Clone)]
 pub struct Pipeline(Arc<Running>);
 
-struct Running {
-    config: Config,
+pub(crate) struct Running {
+    pub(crate) config: Config,
+    pub(crate) parts: Parts,
+    pub(crate) validity: Arc<Shared>,
+    /// Held for reading by every write of the knowledge base; shutting down waits for it.
+    pub(crate) writes: Arc<RwLock<()>>,
     clock: Clock,
     ports: Vec<Port>,
     streams: Arc<Streams>,
@@ -40,6 +49,8 @@ struct Running {
 pub struct PipelineStats {
     /// Turns admitted and not yet ended.
     pub turns_in_flight: usize,
+    /// The caches, and what became of what was in them.
+    pub validity: ValidityStats,
 }
 
 /// Ends the process when a worker panics: the other workers would wait for it for ever, and everything that was
@@ -58,33 +69,46 @@ impl Drop for AbortOnPanic {
 }
 
 impl Pipeline {
-    /// Puts up the dataflow and starts its workers.
+    /// Puts up the dataflows and starts their workers. When it returns, the cached answers of an earlier run that still
+    /// follow from the knowledge base are served, and no others.
     ///
     /// # Errors
     /// [`PipelineError`] when the cached answers of an earlier run cannot be read, or a thread cannot be started.
     pub fn start(config: &Config, parts: &Parts) -> Result<Self, PipelineError> {
+        Self::start_with(config, parts, |_| {})
+    }
+
+    pub(crate) fn start_with(
+        config: &Config,
+        parts: &Parts,
+        adjust: impl FnOnce(&mut Blueprint),
+    ) -> Result<Self, PipelineError> {
         let threads = config.workers.threads;
-        let mut entries: Vec<Vec<CacheEntry>> = (0..threads).map(|_| Vec::new()).collect();
-        parts.store.entries(&mut |entry| {
-            let owner = QuestionKey::new(entry.scope, &entry.question).owner() % threads as u64;
-            #[expect(clippy::cast_possible_truncation, reason = "a count of threads")]
-            entries[owner as usize].push(entry);
-            std::ops::ControlFlow::Continue(())
-        })?;
         let room = config.limits.turns_in_flight_max;
         let ports: Vec<Port> = (0..threads).map(|_| Port::new(room)).collect();
         let (clock, streams) = (Clock::start(), Arc::new(Streams::new()));
-        let blueprint = Blueprint {
+        let knowledge_epoch = parts.knowledge.epoch();
+        let knowledge = &config.knowledge;
+        let validity =
+            Arc::new(Shared::new(threads, knowledge_epoch, knowledge.writes_waiting_max, knowledge.events_kept_max));
+        let committer = Arc::new(Committer::start(parts.store.clone(), config.storage.commit_queue_max)?);
+        let (ready, readiness) = mpsc::channel();
+        let mut blueprint = Blueprint {
             config: config.clone(),
             parts: parts.clone(),
             clock,
             ports: ports.clone(),
             streams: streams.clone(),
-            committer: Arc::new(Committer::start(parts.store.clone(), config.storage.commit_queue_max)?),
+            committer: committer.clone(),
             searchers: Pool::start("turnflow-search", config.workers.search_threads, room)?,
-            entries: entries.into_iter().map(Mutex::new).collect(),
+            validity: validity.clone(),
+            left: left(parts, threads)?.into_iter().map(Mutex::new).collect(),
+            ready: Mutex::new(ready),
             last_entry: parts.store.reserve_entry_ids(ENTRY_IDS_PER_RUN)?,
+            #[cfg(test)]
+            fault: crate::validity::Fault::None,
         };
+        adjust(&mut blueprint);
         let timely = timely::Config {
             communication: if threads == 1 {
                 timely::CommunicationConfig::Thread
@@ -95,14 +119,20 @@ impl Pipeline {
         };
         let workers = timely::execute(timely, move |worker| {
             let _guard = AbortOnPanic;
-            let probe = blueprint.put_up(worker);
-            while !probe.done() {
-                worker.step_or_park(None);
-            }
+            blueprint.work(worker);
         })
         .map_err(|reason| PipelineError::Workers { workers: threads, reason })?;
+        let is_ready = readiness.iter().take(threads).count() == threads;
+        debug_assert!(is_ready, "a worker that panics ends the process");
+        // Behind the deletions of what was no longer valid, which the workers have handed over.
+        let mut batch = StoreBatch::new();
+        batch.put_validated_epoch(knowledge_epoch);
+        committer.submit(batch, Box::new(|_| {}));
         Ok(Self(Arc::new(Running {
             config: config.clone(),
+            parts: parts.clone(),
+            validity,
+            writes: Arc::default(),
             clock,
             ports,
             streams,
@@ -110,6 +140,12 @@ impl Pipeline {
             draining: AtomicBool::new(false),
             workers: Mutex::new(Some(workers)),
         })))
+    }
+
+    /// The knowledge base, to be read and written while turns are answered.
+    #[must_use]
+    pub fn knowledge(&self) -> Knowledge {
+        Knowledge(self.0.clone())
     }
 
     /// Checks a turn against the limits, waits at most `limits.admission-wait-ms` for a place, and admits it.
@@ -136,12 +172,14 @@ impl Pipeline {
         self.admit(turn, place)
     }
 
-    /// Takes no new turns, waits until those inside have ended and are written, and ends the workers. Idempotent.
+    /// Takes no new turns and no changes of the knowledge base, waits until those inside have ended and are written, and
+    /// ends the workers. Idempotent.
     pub async fn shutdown(&self) {
         self.0.draining.store(true, Ordering::Release);
         // All places free means that no turn is inside, nor on its way in.
         let all = u32::try_from(self.0.config.limits.turns_in_flight_max).unwrap_or(u32::MAX);
         let Ok(_every_place) = self.0.places.acquire_many(all).await else { return };
+        let _no_write = self.0.writes.write().await;
         self.0.close();
         let running = self.0.clone();
         // Joining the threads blocks, if only for a moment.
@@ -152,7 +190,7 @@ impl Pipeline {
     /// What the pipeline is doing.
     #[must_use]
     pub fn stats(&self) -> PipelineStats {
-        PipelineStats { turns_in_flight: self.0.streams.len() }
+        PipelineStats { turns_in_flight: self.0.streams.len(), validity: self.0.validity.stats() }
     }
 
     fn check(&self, turn: &Turn) -> Result<(), SubmitError> {
@@ -170,11 +208,11 @@ impl Pipeline {
     async fn place(&self) -> Result<OwnedSemaphorePermit, SubmitError> {
         let place = self.0.places.clone().acquire_owned().await.map_err(|_| SubmitError::ShuttingDown)?;
         // Asked after the place was taken: shutdown waits for all places before it closes the entrances.
-        if self.0.draining.load(Ordering::Acquire) { Err(SubmitError::ShuttingDown) } else { Ok(place) }
+        if self.0.is_draining() { Err(SubmitError::ShuttingDown) } else { Ok(place) }
     }
 
     fn admit(&self, turn: Turn, place: OwnedSemaphorePermit) -> Result<TurnStream, SubmitError> {
-        let (number, stream) = self.0.streams.open(place);
+        let (number, stream) = self.0.streams.open(place, self.0.validity.acknowledged());
         let scope = self.0.config.scope_of(&turn.tenant);
         let worker = conversation_owner(&turn) % self.0.ports.len() as u64;
         #[expect(clippy::cast_possible_truncation, reason = "a count of threads")]
@@ -192,11 +230,46 @@ impl Pipeline {
     }
 }
 
+/// What an earlier run left, for each worker.
+fn left(parts: &Parts, workers: usize) -> Result<Vec<Left>, PipelineError> {
+    let mut left: Vec<Left> = (0..workers).map(|_| Left::default()).collect();
+    parts.store.entries(&mut |entry| {
+        let owner = QuestionKey::new(entry.scope, &entry.question).owner() % workers as u64;
+        #[expect(clippy::cast_possible_truncation, reason = "a count of threads")]
+        left[owner as usize].entries.push(entry);
+        ControlFlow::Continue(())
+    })?;
+    let validated = parts.store.validated_epoch()?;
+    let mut keys = HashSet::new();
+    parts.store.chunks(&mut |chunk| {
+        let key = chunk.key();
+        // An article may say the same twice.
+        if !keys.insert(key) {
+        } else if chunk.since > validated {
+            let (tenant, came, vector) = (chunk.id.tenant, chunk.since, chunk.vector);
+            left[0].recent.push(KnowledgeUpdate::Added { tenant, key, came, vector });
+        } else {
+            left[0].present.push(key);
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(left)
+}
+
 impl Running {
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn validity_workers(&self) -> usize {
+        self.ports.len()
+    }
+
     fn close(&self) {
         for port in &self.ports {
             port.close();
         }
+        self.validity.close();
     }
 
     fn join(&self) {

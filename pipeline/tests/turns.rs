@@ -2,114 +2,13 @@
 
 #![expect(clippy::expect_used, reason = "a test may fail loudly")]
 
+mod support;
+
 use std::collections::HashSet;
-use std::future::Future;
-use std::sync::OnceLock;
 
-use turnflow_models::{ModelFiles, ModelHome, WeightSource, default_home, ensure};
-use turnflow_pipeline::{
-    Config, Parts, Pipeline, SubmitError, TurnStream, import_articles, retain_articles, search_knowledge,
-};
-use turnflow_state::{
-    Article, ArticleId, CacheControl, CacheLevel, Channel, Completion, ConversationId, Store, TenantId, Turn,
-    TurnError, TurnErrorKind, TurnEvent, TurnId,
-};
-
-fn files() -> &'static ModelFiles {
-    static FILES: OnceLock<ModelFiles> = OnceLock::new();
-    FILES.get_or_init(|| {
-        let home = ModelHome::new(default_home().expect("a home"));
-        ensure(&home, &WeightSource::defaults(None), &|_| {}).expect("weights")
-    })
-}
-
-fn tenant() -> TenantId {
-    TenantId::new("shop").expect("valid")
-}
-
-fn articles() -> Vec<Article> {
-    let article = |id: &str, title: &str, body: &str| Article {
-        id: ArticleId::new(id).expect("valid"),
-        title: title.into(),
-        body: body.into(),
-        version: 1,
-    };
-    vec![
-        article("returns", "Returns", "You can return any item within 30 days. Returns are free of charge."),
-        article(
-            "delivery",
-            "Delivery times",
-            "Delivery takes three to five working days. Express delivery takes one day.",
-        ),
-        article("gift-cards", "Gift cards", "Gift cards are sold in amounts from $10 to $200. They never expire."),
-        article(
-            "tracking",
-            "Track an order",
-            "Open the order history and choose the order to see where your parcel is.",
-        ),
-        article("kettle-care", "Cleaning a kettle", "Remove lime scale with a spoon of citric acid and boiling water."),
-    ]
-}
-
-fn config(workers: usize) -> Config {
-    let mut config = Config::defaults();
-    config.workers.threads = workers;
-    config
-}
-
-fn parts(config: &Config, store: Store) -> Parts {
-    let parts = Parts::open(config, store, files()).expect("parts");
-    import_articles(&parts, config, &tenant(), articles(), &mut |_| {}).expect("import");
-    parts
-}
-
-/// Runs a test at 1, 2 and 3 workers, each with a store of its own.
-fn at_each<F: Future<Output = ()>>(adjust: impl Fn(&mut Config), test: impl Fn(Pipeline) -> F) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
-    for workers in [1, 2, 3] {
-        let mut config = config(workers);
-        adjust(&mut config);
-        let pipeline = Pipeline::start(&config, &parts(&config, Store::memory())).expect("pipeline");
-        runtime.block_on(async {
-            test(pipeline.clone()).await;
-            pipeline.shutdown().await;
-        });
-    }
-}
-
-fn turn(conversation: &str, id: &str, text: &str) -> Turn {
-    Turn {
-        tenant: tenant(),
-        conversation: ConversationId::new(conversation).expect("valid"),
-        id: TurnId::new(id).expect("valid"),
-        channel: Channel::Web,
-        text: text.into(),
-        cache_control: CacheControl::Default,
-    }
-}
-
-/// Reads a stream to its end, checking the contract of events on the way.
-async fn ended(mut stream: TurnStream) -> Result<Completion, TurnError> {
-    assert_eq!(stream.next().await, Some(TurnEvent::Accepted));
-    let mut text = String::new();
-    let result = loop {
-        match stream.next().await.expect("a terminal event") {
-            TurnEvent::Accepted => panic!("accepted twice"),
-            TurnEvent::Delta(piece) => text.push_str(&piece),
-            TurnEvent::Done(completion) => {
-                assert_eq!(completion.text, text, "the pieces are the answer");
-                break Ok(*completion);
-            }
-            TurnEvent::Error(error) => break Err(error),
-        }
-    };
-    assert_eq!(stream.next().await, None, "nothing follows the terminal event");
-    result
-}
-
-async fn asked(pipeline: &Pipeline, turn: Turn) -> Completion {
-    ended(pipeline.submit(turn).await.expect("admitted")).await.expect("answered")
-}
+use support::{asked, at_each, config, ended, files, import, turn};
+use turnflow_pipeline::{Parts, Pipeline, SubmitError};
+use turnflow_state::{CacheControl, CacheLevel, Store, TenantId, Turn, TurnErrorKind};
 
 #[test]
 fn answers_come_from_the_article_then_from_the_caches() {
@@ -429,11 +328,11 @@ fn everything_survives_a_restart_with_another_number_of_workers() {
         let config = config(workers);
         let store = Store::open(folder.path()).expect("a store");
         let parts = Parts::open(&config, store, files()).expect("parts");
-        if first.is_none() {
-            import_articles(&parts, &config, &tenant(), articles(), &mut |_| {}).expect("import");
-        }
         let pipeline = Pipeline::start(&config, &parts).expect("pipeline");
         runtime.block_on(async {
+            if first.is_none() {
+                import(&pipeline).await;
+            }
             let same_turn = asked(&pipeline, turn("c", "1", question)).await;
             let same_words = asked(&pipeline, turn(&format!("c{workers}"), "1", question)).await;
             assert_eq!(same_words.verdict.level, CacheLevel::Exact);
@@ -443,50 +342,6 @@ fn everything_survives_a_restart_with_another_number_of_workers() {
             pipeline.shutdown().await;
         });
     }
-}
-
-#[test]
-fn an_import_that_changes_content_drops_cached_answers() {
-    let config = config(1);
-    let store = Store::memory();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-    let ask_once = |parts: &Parts, conversation: &str| {
-        let pipeline = Pipeline::start(&config, parts).expect("pipeline");
-        runtime.block_on(async {
-            let completion = asked(&pipeline, turn(conversation, "1", "How long does delivery take?")).await;
-            pipeline.shutdown().await;
-            completion
-        })
-    };
-    let parts = parts(&config, store);
-    assert_eq!(ask_once(&parts, "a").verdict.level, CacheLevel::Miss);
-
-    let mut cosmetic = articles();
-    cosmetic[1].body = cosmetic[1].body.to_uppercase().replace(". ", ".\n ");
-    cosmetic[1].version = 2;
-    let summary = import_articles(&parts, &config, &tenant(), cosmetic, &mut |_| {}).expect("import");
-    assert_eq!((summary.chunks_changed, summary.entries_dropped), (0, 0));
-    assert_eq!(ask_once(&parts, "b").verdict.level, CacheLevel::Exact);
-
-    let mut changed = articles();
-    changed[1].body = "Delivery takes nine working days.".into();
-    changed[1].version = 3;
-    let summary = import_articles(&parts, &config, &tenant(), changed, &mut |_| {}).expect("import");
-    assert_eq!(summary.entries_dropped, 1);
-    let fresh = ask_once(&parts, "c");
-    assert_eq!(fresh.verdict.level, CacheLevel::Miss);
-    assert!(fresh.text.contains("nine working days") && fresh.sources[0].version == 3, "{fresh:?}");
-}
-
-#[test]
-fn articles_that_are_not_kept_are_gone() {
-    let config = config(1);
-    let parts = parts(&config, Store::memory());
-    let kept = [ArticleId::new("returns").expect("valid")].into();
-    assert_eq!(retain_articles(&parts, &tenant(), &kept).expect("removes"), articles().len() - 1);
-    let found = search_knowledge(&parts, &tenant(), "lime scale in my kettle", 5).expect("search");
-    assert!(found.iter().all(|found| found.chunk.id.article.as_str() == "returns"));
-    assert_eq!(retain_articles(&parts, &tenant(), &kept).expect("removes"), 0);
 }
 
 /// More questions than a tier can hold: those refused must wait quietly and be answered all the same.
@@ -509,26 +364,4 @@ fn a_full_tier_is_waited_for() {
             }
         },
     );
-}
-
-#[test]
-fn knowledge_is_found_and_bad_articles_are_refused() {
-    let mut config = config(1);
-    let parts = parts(&config, Store::memory());
-    let found = search_knowledge(&parts, &tenant(), "lime scale in my kettle", 2).expect("search");
-    assert_eq!(found.len(), 2);
-    assert_eq!(found[0].chunk.id.article.as_str(), "kettle-care");
-    assert!(found[0].score > found[1].score);
-
-    let import = |adjust: &dyn Fn(&mut Article)| {
-        let mut article = articles().remove(0);
-        adjust(&mut article);
-        import_articles(&parts, &config, &tenant(), vec![article], &mut |_| {}).map_err(|error| error.to_string())
-    };
-    let empty = import(&|article| (article.title, article.body) = (" ".into(), String::new()));
-    assert_eq!(empty, Err("article returns has neither title nor body".into()));
-    assert!(import(&|article| article.body = String::new()).is_ok(), "a title alone is an article");
-    config.limits.article_bytes_max = 10;
-    let large = import_articles(&parts, &config, &tenant(), articles(), &mut |_| {}).map_err(|error| error.to_string());
-    assert_eq!(large, Err("article returns has 74 bytes of title and body, at most 10 are allowed".into()));
 }

@@ -1,5 +1,6 @@
 //! The knowledge base: articles as a shop writes them, chunks as the index sees them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -16,7 +17,9 @@ pub struct Article {
     pub title: String,
     /// The text that answers are taken from.
     pub body: String,
-    /// Counts the article's versions, from 1.
+    /// The shop's own notes: no answer is made from them, and they are part of no hash.
+    pub metadata: BTreeMap<String, String>,
+    /// Rises with every write of the article, from 1, and is never used twice.
     pub version: u64,
 }
 
@@ -55,6 +58,34 @@ impl fmt::Debug for ContentHash {
     }
 }
 
+/// "This article has a chunk of this content": what a cached answer rests on.
+///
+/// Where in the article the chunk stands is no part of it, so that a paragraph inserted above another one does not
+/// change the other.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ChunkKey(pub u128);
+
+impl ChunkKey {
+    /// Hashes the three, each with its length in front, so that no two different triples meet by concatenation.
+    #[must_use]
+    pub fn of(tenant: &TenantId, article: &ArticleId, content: ContentHash) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        for part in [tenant.as_str().as_bytes(), article.as_str().as_bytes(), &content.0] {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+        let mut key = [0; 16];
+        key.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        Self(u128::from_be_bytes(key))
+    }
+}
+
+impl fmt::Debug for ChunkKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ChunkKey({:032x})", self.0)
+    }
+}
+
 /// A piece of an article, small enough for the encoder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Chunk {
@@ -70,6 +101,16 @@ pub struct Chunk {
     pub hash: ContentHash,
     /// The encoder's vector of title and text: unit length.
     pub vector: Arc<[f32]>,
+    /// The knowledge base's epoch at which this content came to its article.
+    pub since: u64,
+}
+
+impl Chunk {
+    /// What stays the same while the article has this content, wherever it stands.
+    #[must_use]
+    pub fn key(&self) -> ChunkKey {
+        ChunkKey::of(&self.id.tenant, &self.id.article, self.hash)
+    }
 }
 
 /// A chunk that a search found.
@@ -97,5 +138,33 @@ impl Source {
     #[must_use]
     pub fn of(chunk: &Chunk) -> Self {
         Self { article_id: chunk.id.article.clone(), version: chunk.version, chunk: chunk.id.ordinal }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{chunk, id};
+
+    #[test]
+    fn chunk_keys_tell_tenant_article_and_content_apart() {
+        let content = ContentHash::of("title", "text");
+        let key = |tenant: &str, article: &str, content| ChunkKey::of(&id(tenant), &id(article), content);
+        let all = [
+            key("a", "bc", content),
+            key("ab", "c", content),
+            key("bc", "a", content),
+            key("a", "bc", ContentHash::of("title", "other")),
+        ];
+        let different: std::collections::BTreeSet<_> = all.iter().collect();
+        assert_eq!(different.len(), all.len());
+        assert_eq!(all[0], key("a", "bc", content));
+    }
+
+    #[test]
+    fn place_and_looks_of_a_chunk_are_no_part_of_its_key() {
+        let first = chunk("a", "x", 0, 1, "Some text", &[1.0]);
+        assert_eq!(first.key(), chunk("a", "x", 7, 3, "some  text.", &[0.5]).key());
+        assert_ne!(first.key(), chunk("a", "y", 0, 1, "Some text", &[1.0]).key());
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ChunkId, ContentHash, EntryId, ScopeId, ScoredChunk, Source, Tier, TurnKey, Usage};
+use crate::{ChunkId, ChunkKey, ContentHash, EntryId, ScopeId, ScoredChunk, Source, Tier, TurnKey, Usage};
 
 /// An answer as a tier wrote it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,6 +28,14 @@ pub struct SupportChunk {
     pub id: ChunkId,
     /// Its content.
     pub hash: ContentHash,
+}
+
+impl SupportChunk {
+    /// The chunk's content in its article, wherever it stands by now.
+    #[must_use]
+    pub fn key(&self) -> ChunkKey {
+        ChunkKey::of(&self.id.tenant, &self.id.article, self.hash)
+    }
 }
 
 /// What makes an entry valid: all retrieved chunks, not only the cited ones, and the score that a newer chunk
@@ -70,7 +78,75 @@ pub struct CacheEntry {
     /// The answer.
     pub answer: Arc<Answer>,
     /// What the answer rests on.
-    pub support: Support,
+    pub support: Arc<Support>,
     /// The turn that was answered first.
     pub origin: TurnKey,
+    /// When that turn was said, in milliseconds since 1970.
+    pub created_ms: u64,
+}
+
+/// What the allocations of an entry cost beyond their contents, in bytes.
+const ALLOCATIONS_BYTES: usize = 256;
+
+impl CacheEntry {
+    /// What the entry takes in memory, roughly, in bytes: for a cache that is bounded by them.
+    #[must_use]
+    pub fn weight_bytes(&self) -> usize {
+        let Self { question, vector, answer, support, origin, .. } = self;
+        let sources: usize =
+            answer.sources.iter().map(|source| size_of::<Source>() + source.article_id.as_str().len()).sum();
+        let chunks: usize = support
+            .chunks
+            .iter()
+            .map(|chunk| size_of::<SupportChunk>() + chunk.id.tenant.as_str().len() + chunk.id.article.as_str().len())
+            .sum();
+        let names = origin.tenant.as_str().len() + origin.conversation.as_str().len() + origin.turn.as_str().len();
+        size_of::<Self>()
+            + size_of::<Answer>()
+            + size_of::<Support>()
+            + ALLOCATIONS_BYTES
+            + question.len()
+            + answer.text.len()
+            + vector.as_deref().map_or(0, size_of_val)
+            + sources
+            + chunks
+            + names
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{chunk, entry, scored};
+
+    #[test]
+    fn a_support_holds_all_that_was_retrieved() {
+        let found =
+            [scored(chunk("a", "x", 0, 1, "one", &[1.0]), 0.9), scored(chunk("a", "y", 2, 1, "two", &[1.0]), 0.4)];
+        let full = Support::of(&found, 2, 7);
+        assert_eq!((full.kth_score, full.read_epoch), (0.4, 7));
+        let keys: Vec<_> = full.chunks.iter().map(SupportChunk::key).collect();
+        assert_eq!(keys, found.map(|found| found.chunk.key()));
+        assert_eq!(Support::of(&[], 2, 7).kth_score, f32::NEG_INFINITY, "any newer chunk would have been among them");
+    }
+
+    #[test]
+    fn every_part_of_an_entry_has_weight() {
+        let light = entry(EntryId(1), "a", &[1.0, 0.0]);
+        let check = |name: &str, heavy: CacheEntry, bytes: usize| {
+            assert_eq!(heavy.weight_bytes() - light.weight_bytes(), bytes, "{name}");
+        };
+        let longer = |text: &str| format!("{text}{}", "x".repeat(100));
+        check("question", CacheEntry { question: longer(&light.question), ..light.clone() }, 100);
+        check("vector", CacheEntry { vector: Some(vec![0.0; 102].into()), ..light.clone() }, 400);
+        let answer = Answer { text: longer(&light.answer.text), ..(*light.answer).clone() };
+        check("answer", CacheEntry { answer: answer.into(), ..light.clone() }, 100);
+        let mut answer = (*light.answer).clone();
+        answer.sources.extend(answer.sources.clone());
+        check("source", CacheEntry { answer: answer.into(), ..light.clone() }, size_of::<Source>() + 1);
+        let mut support = (*light.support).clone();
+        support.chunks.extend(support.chunks.clone());
+        check("support", CacheEntry { support: support.into(), ..light.clone() }, size_of::<SupportChunk>() + 2);
+        assert!(light.weight_bytes() > size_of::<CacheEntry>());
+    }
 }

@@ -70,6 +70,12 @@ pub enum StateError {
         /// The article's full name.
         article: String,
     },
+    /// One change that names an article more than once.
+    #[error("article {article} is named more than once in one change")]
+    NamedTwice {
+        /// The article's full name.
+        article: String,
+    },
     /// A value could not be encoded for a column.
     #[error("cannot encode a value for column {column}")]
     Encode {

@@ -1,10 +1,12 @@
 //! Values for tests: the smallest that are complete.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::{
-    Answer, Article, CacheControl, CacheEntry, CacheLevel, Channel, Chunk, ChunkId, Completion, ContentHash, EntryId,
-    IdError, ScopeId, Source, StageLatencies, Support, SupportChunk, Tier, Turn, TurnKey, TurnRecord, Usage, Verdict,
+    Answer, Article, ArticleWrite, CacheControl, CacheEntry, CacheLevel, Channel, Chunk, ChunkId, Completion,
+    ContentHash, EntryId, IdError, NewChunk, NewContent, ScopeId, ScoredChunk, Source, StageLatencies, Support,
+    SupportChunk, Tier, Turn, TurnKey, TurnRecord, Usage, Verdict,
 };
 
 /// Any text id.
@@ -23,6 +25,7 @@ pub(crate) fn record(tenant: &str, conversation: &str, turn: &str) -> TurnRecord
         id: id(turn),
         channel: Channel::Web,
         text: format!("question {turn}"),
+        at_ms: 1_700_000_000_000,
         cache_control: CacheControl::Default,
     };
     let verdict = Verdict {
@@ -47,12 +50,17 @@ pub(crate) fn record(tenant: &str, conversation: &str, turn: &str) -> TurnRecord
     TurnRecord { turn, completion }
 }
 
+pub(crate) fn title_of(article: &str) -> String {
+    format!("title of {article}")
+}
+
 pub(crate) fn article(name: &str, version: u64) -> Article {
-    Article { id: id(name), title: format!("title of {name}"), body: format!("body {version}"), version }
+    let metadata = [("language".to_owned(), "en".to_owned())].into();
+    Article { id: id(name), title: title_of(name), body: format!("body {version}"), metadata, version }
 }
 
 pub(crate) fn chunk(tenant: &str, article: &str, ordinal: u32, version: u64, text: &str, vector: &[f32]) -> Chunk {
-    let title = format!("title of {article}");
+    let title = title_of(article);
     Chunk {
         id: ChunkId { tenant: id(tenant), article: id(article), ordinal },
         version,
@@ -60,7 +68,30 @@ pub(crate) fn chunk(tenant: &str, article: &str, ordinal: u32, version: u64, tex
         title,
         text: text.to_owned(),
         vector: vector.into(),
+        since: version,
     }
+}
+
+/// A write of an article with one chunk per text.
+pub(crate) fn put<V: AsRef<[f32]>>(tenant: &str, article: &str, texts: &[(&str, V)]) -> ArticleWrite {
+    let title = title_of(article);
+    let cut = |(text, vector): &(&str, V)| NewChunk {
+        text: (*text).to_owned(),
+        hash: ContentHash::of(&title, text),
+        vector: vector.as_ref().into(),
+    };
+    let chunks = texts.iter().map(cut).collect();
+    let body = texts.iter().map(|(text, _)| *text).collect::<Vec<_>>().join("\n");
+    let content = NewContent { title, body, metadata: BTreeMap::new(), version: None, chunks };
+    ArticleWrite { tenant: id(tenant), article: id(article), expected_version: None, content: Some(content) }
+}
+
+pub(crate) fn delete(tenant: &str, article: &str) -> ArticleWrite {
+    ArticleWrite { tenant: id(tenant), article: id(article), expected_version: None, content: None }
+}
+
+pub(crate) fn scored(chunk: Chunk, score: f32) -> ScoredChunk {
+    ScoredChunk { chunk: Arc::new(chunk), score }
 }
 
 pub(crate) fn answer() -> Arc<Answer> {
@@ -83,8 +114,9 @@ pub(crate) fn entry(entry_id: EntryId, tenant: &str, vector: &[f32]) -> CacheEnt
         question: format!("question {entry_id}"),
         vector: Some(vector.into()),
         answer: answer(),
-        support,
+        support: Arc::new(support),
         origin: turn_key(tenant, "c", "t"),
+        created_ms: 1_700_000_000_123,
     }
 }
 

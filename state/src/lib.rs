@@ -2,7 +2,8 @@
 //!
 //! *Domain*: plain types that every crate shares ([`Turn`], [`TurnEvent`], [`Article`], [`Chunk`],
 //! [`CacheEntry`], ids and limits). *Stores*: a key-value store with one column per kind, on RocksDB or in
-//! memory, behind one trait. *Knowledge base*: chunks, their vector index and a bounded cache of hot chunks.
+//! memory, behind one trait. *Knowledge base*: articles with versions, changes with epochs, the chunks' vector index
+//! and a bounded cache of hot chunks.
 //!
 //! This is the only crate that knows RocksDB and hnsw_rs. It knows no model: vectors come in as numbers.
 
@@ -20,12 +21,15 @@ mod store;
 mod text;
 mod turn;
 
-pub use article::{Article, Chunk, ChunkId, ContentHash, ScoredChunk, Source};
+pub use article::{Article, Chunk, ChunkId, ChunkKey, ContentHash, ScoredChunk, Source};
 pub use entry::{Answer, CacheEntry, Support, SupportChunk};
 pub use error::StateError;
 pub use ids::{ArticleId, ConversationId, EntryId, ID_BYTES_MAX, IdError, ScopeId, TenantId, TurnId, TurnKey};
 pub use index::{ExactIndex, HnswIndex, IndexConfig, Key, VectorIndex, dot};
-pub use knowledge::{ApplySummary, ArticleChange, KnowledgeBase, KnowledgeStats};
+pub use knowledge::{
+    Applied, ArticleOutcome, ArticleWrite, KnowledgeBase, KnowledgeChange, KnowledgeStats, NewChunk, NewContent,
+    WriteRefused,
+};
 pub use limits::Limits;
 pub use lru::{BoundedCache, CacheStats};
 pub use store::{

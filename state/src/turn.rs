@@ -23,6 +23,8 @@ pub struct Turn {
     pub channel: Channel,
     /// What the customer said.
     pub text: String,
+    /// When it was said, in milliseconds since 1970.
+    pub at_ms: u64,
     /// Whether caches may be read and written for it.
     pub cache_control: CacheControl,
 }

@@ -4,13 +4,15 @@ use std::io;
 
 use serde_json::json;
 use tempfile::TempDir;
+use turnflow_pipeline::Pipeline;
 use turnflow_state::TenantId;
 
 use super::replay::{replay, temporary_folder};
 use super::{Context, open};
-use crate::cli::{StoreArgs, TENANT_DEFAULT};
+use crate::cli::StoreArgs;
 use crate::demo::{Examples, story};
 use crate::failure::Failure;
+use crate::grpc::TENANT_DEFAULT;
 use crate::lines::BadLine;
 use crate::progress::{Meter, Unit};
 use crate::replay::{Gold, OnBadLine, Plan, Report, Sink, Speed, TurnResult};
@@ -30,13 +32,12 @@ pub(super) fn run(context: &Context, args: &StoreArgs) -> Result<(), Failure> {
     let parts = open::parts(context, open::store(context, &dir)?)?;
     let articles = sample::articles(limits)?;
     eprintln!("A sample shop: {} help articles, {} questions of its customers.", articles.len(), sample::log_turns());
-    open::import(context, &parts, &tenant, articles)?;
     let plan = Plan {
         speed: Speed::Max,
         on_bad_line: OnBadLine::Stop,
         in_flight_max: IN_FLIGHT,
         in_flight_per_conversation_max: limits.turns_per_conversation_max,
-        tenant,
+        tenant: tenant.clone(),
         earlier: args.data.is_some().then(|| parts.store.clone()),
     };
     let mut sink = DemoSink {
@@ -44,7 +45,12 @@ pub(super) fn run(context: &Context, args: &StoreArgs) -> Result<(), Failure> {
         turns: 0,
         examples: Examples::default(),
     };
-    let ending = replay(context, &parts, sample::log(limits), &plan, &mut sink)?;
+    let ending: Result<_, Failure> = open::runtime()?.block_on(async {
+        let pipeline = Pipeline::start(&context.config, &parts)?;
+        open::import(&pipeline.knowledge(), &tenant, articles).await?;
+        replay(&pipeline, sample::log(limits), &plan, None, &mut sink).await
+    });
+    let ending = ending?;
     sink.meter.finish();
     let report = Report::of(&ending, false);
     let text = story(&report, &sink.examples);

@@ -17,7 +17,7 @@ use turnflow_models::{ModelHome, default_home};
 use turnflow_pipeline::Config;
 
 use crate::chat;
-use crate::cli::{Cli, Command, KbCommand, ModelsCommand};
+use crate::cli::{Cli, Command, ModelsCommand};
 use crate::failure::Failure;
 
 /// What every command has in hand.
@@ -78,8 +78,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Serve(args) => serve::run(&context, &args),
         Command::Demo(args) => demo::run(&context, &args),
         Command::Replay(args) => replay::run_command(&context, &args),
-        Command::Kb(KbCommand::Import(args)) => kb::import(&context, &args),
-        Command::Kb(KbCommand::Search(args)) => kb::search(&context, &args),
+        Command::Kb(command) => open::runtime()?.block_on(kb::run(&context, command)),
         Command::Models(ModelsCommand::Pull { from }) => models::pull(&context, from),
         Command::Models(ModelsCommand::List) => models::list(&context),
         Command::Chat(args) => {

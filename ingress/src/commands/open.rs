@@ -6,12 +6,15 @@ use std::path::Path;
 use anyhow::Context as _;
 use tokio::runtime::Runtime;
 use turnflow_models::{ModelFiles, Progress, WeightSource, ensure};
-use turnflow_pipeline::{ImportSummary, Parts, import_articles};
-use turnflow_state::{Article, Store, StoreOptions, TenantId};
+use turnflow_pipeline::{ArticleDraft, DraftContent, DraftError, Knowledge, Parts};
+use turnflow_state::{Store, StoreOptions, TenantId, WriteRefused};
 
 use super::Context;
 use crate::failure::Failure;
 use crate::progress::{Meter, Unit};
+
+/// Articles of one write: enough to fill the encoder's batches and to wait seldom for the disk.
+const IMPORT_BATCH: usize = 64;
 
 /// The runtime that connections and replays run on.
 pub(super) fn runtime() -> Result<Runtime, Failure> {
@@ -65,14 +68,60 @@ pub(super) fn parts(context: &Context, store: Store) -> Result<Parts, Failure> {
     Ok(Parts::open(&context.config, store, &files)?)
 }
 
-/// Imports articles and shows how far it has come.
-pub(super) fn import(
-    context: &Context,
-    parts: &Parts,
+/// What an import did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct ImportSummary {
+    /// Articles that are there now, those that were there already in the same version included.
+    pub(super) articles: usize,
+    /// Chunks of the articles that were written.
+    pub(super) chunks: usize,
+    /// Contents that came or went.
+    pub(super) chunks_changed: usize,
+    /// Cached answers that it made invalid.
+    pub(super) invalidated: usize,
+}
+
+/// Imports articles into a running pipeline and shows how far it has come. An article that is there already in the same
+/// version with the same content is left alone, so that an import can be repeated.
+///
+/// # Errors
+/// Names the first article that is refused; those before it are written.
+pub(super) async fn import(
+    knowledge: &Knowledge,
     tenant: &TenantId,
-    articles: Vec<Article>,
+    articles: Vec<ArticleDraft>,
 ) -> Result<ImportSummary, Failure> {
     let mut meter = Meter::new("importing", Unit::Things("articles"), Some(articles.len() as u64));
-    let mut progress = |done: usize| meter.set(done as u64);
-    Ok(import_articles(parts, &context.config, tenant, articles, &mut progress)?)
+    let mut summary = ImportSummary::default();
+    for drafts in articles.chunks(IMPORT_BATCH) {
+        let receipt = knowledge.write(tenant, drafts.to_vec()).await?;
+        for (draft, outcome) in drafts.iter().zip(receipt.outcomes) {
+            match outcome {
+                Ok(outcome) => {
+                    summary.chunks += outcome.chunks;
+                    summary.chunks_changed += outcome.chunks_changed;
+                }
+                Err(DraftError::Refused(WriteRefused::VersionNotNewer { .. }))
+                    if is_there(knowledge, tenant, draft).await? => {}
+                Err(error) => {
+                    return Err(anyhow::Error::from(error)
+                        .context(format!("cannot import article {}", draft.id))
+                        .into());
+                }
+            }
+            summary.articles += 1;
+        }
+        summary.invalidated += receipt.invalidated.len();
+        meter.set(summary.articles as u64);
+    }
+    Ok(summary)
+}
+
+/// Whether an article is there as it is to be written.
+async fn is_there(knowledge: &Knowledge, tenant: &TenantId, draft: &ArticleDraft) -> Result<bool, Failure> {
+    let (Some(wanted), Some(found)) = (&draft.content, knowledge.get(tenant, &draft.id).await?) else {
+        return Ok(false);
+    };
+    let DraftContent { title, body, metadata, version } = wanted;
+    Ok(*version == Some(found.version) && (title, body, metadata) == (&found.title, &found.body, &found.metadata))
 }

@@ -6,25 +6,29 @@ use std::net::SocketAddr;
 use anyhow::Context as _;
 use serde_json::json;
 use tokio::net::TcpListener;
-use turnflow_pipeline::{Config, Parts, Pipeline};
+use turnflow_pipeline::{Config, Knowledge, Pipeline};
 use turnflow_state::TenantId;
 
 use super::signal::shutdown_signal;
 use super::{Context, open};
-use crate::cli::{ServeArgs, TENANT_DEFAULT};
+use crate::cli::ServeArgs;
 use crate::failure::Failure;
-use crate::{grpc, sample};
+use crate::grpc::{self, TENANT_DEFAULT};
+use crate::sample;
 
 pub(super) fn run(context: &Context, args: &ServeArgs) -> Result<(), Failure> {
     let listen = args.listen.unwrap_or(context.config.server.listen);
     let dir = context.data_dir(args.store.data.as_ref())?;
     let store = open::store(context, &dir)?;
     let parts = open::parts(context, store)?;
-    stock(context, args, &parts)?;
     let runtime = open::runtime()?;
     runtime.block_on(async {
+        // When it has returned, no cached answer of an earlier run is served that has become invalid.
         let pipeline = Pipeline::start(&context.config, &parts)?;
-        let served = serve(context, listen, &pipeline).await;
+        let served = match stock(context, args, &pipeline.knowledge()).await {
+            Ok(()) => serve(context, listen, &pipeline).await,
+            Err(failure) => Err(failure),
+        };
         pipeline.shutdown().await;
         tracing::info!("stopped");
         served
@@ -32,17 +36,17 @@ pub(super) fn run(context: &Context, args: &ServeArgs) -> Result<(), Failure> {
 }
 
 /// Sees to it that there is a knowledge base, or says how to get one.
-fn stock(context: &Context, args: &ServeArgs, parts: &Parts) -> Result<(), Failure> {
-    let knowledge = parts.knowledge.stats();
-    if knowledge.articles > 0 {
-        eprintln!("knowledge base: {} articles in {} chunks", knowledge.articles, knowledge.chunks);
+async fn stock(context: &Context, args: &ServeArgs, knowledge: &Knowledge) -> Result<(), Failure> {
+    let stats = knowledge.stats();
+    if stats.articles > 0 {
+        eprintln!("knowledge base: {} articles in {} chunks", stats.articles, stats.chunks);
     } else if args.sample {
         let articles = sample::articles(&context.config.limits)?;
-        let summary = open::import(context, parts, &TenantId::new(TENANT_DEFAULT)?, articles)?;
+        let summary = open::import(knowledge, &TenantId::new(TENANT_DEFAULT)?, articles).await?;
         eprintln!("knowledge base: the sample shop, {} articles in {} chunks", summary.articles, summary.chunks);
     } else {
         eprintln!("the knowledge base is empty, so every answer will be \"I do not know\"");
-        eprintln!("  import yours while the server is stopped: turnflow kb import FILE.jsonl");
+        eprintln!("  import yours, now or later: turnflow kb import FILE.jsonl");
         eprintln!("  or try the sample shop: turnflow serve --sample");
     }
     Ok(())

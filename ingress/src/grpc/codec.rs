@@ -11,7 +11,11 @@ use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder};
 use tonic_prost::ProstEncoder;
 
-use super::proto::{AskRequest, AskResponse, ConverseRequest, ConverseResponse};
+use super::proto::{
+    AskRequest, AskResponse, ConverseRequest, ConverseResponse, DeleteRequest, DeleteResponse, GetRequest, GetResponse,
+    ImportRequest, ImportResponse, ListRequest, ListResponse, SearchRequest, SearchResponse, UpsertRequest,
+    UpsertResponse, WatchRequest, WatchResponse,
+};
 use super::refusal::Refusal;
 
 /// Messages that come in over the wire, and whom to blame when one cannot be decoded.
@@ -33,8 +37,22 @@ macro_rules! inbound {
 inbound! {
     AskRequest => blame_client,
     ConverseRequest => blame_client,
+    DeleteRequest => blame_client,
+    GetRequest => blame_client,
+    ImportRequest => blame_client,
+    ListRequest => blame_client,
+    SearchRequest => blame_client,
+    UpsertRequest => blame_client,
+    WatchRequest => blame_client,
     AskResponse => blame_server,
     ConverseResponse => blame_server,
+    DeleteResponse => blame_server,
+    GetResponse => blame_server,
+    ImportResponse => blame_server,
+    ListResponse => blame_server,
+    SearchResponse => blame_server,
+    UpsertResponse => blame_server,
+    WatchResponse => blame_server,
 }
 
 fn blame_client(error: &DecodeError) -> Status {

@@ -19,7 +19,7 @@ use super::convert;
 use super::proto::converse_response::Event;
 use super::proto::{ConverseRequest, ConverseResponse};
 use super::refusal::Refusal;
-use super::service::{Responses, next_event};
+use super::service::{Responses, next_event, now_ms};
 
 /// One open stream.
 pub(super) struct Session {
@@ -139,7 +139,7 @@ impl Session {
     }
 
     async fn admit(&self, request: ConverseRequest) -> Result<(TurnKey, TurnStream), Refusal> {
-        let turn = convert::turn(self.tenant.clone(), request.turn, &self.limits)?;
+        let turn = convert::turn(self.tenant.clone(), request.turn, &self.limits, now_ms())?;
         let key = turn.key();
         let events = self.pipeline.submit(turn).await?;
         Ok((key, events))

@@ -11,8 +11,8 @@ use turnflow_state::{
 use super::proto::{self, ask_response, converse_response};
 use super::refusal::Refusal;
 
-/// Checks a request's turn.
-pub(super) fn turn(tenant: TenantId, turn: Option<proto::Turn>, limits: &Limits) -> Result<Turn, Refusal> {
+/// Checks a request's turn, which came at this time.
+pub(super) fn turn(tenant: TenantId, turn: Option<proto::Turn>, limits: &Limits, at_ms: u64) -> Result<Turn, Refusal> {
     let Some(turn) = turn else {
         return Err(Refusal::Invalid { field: Some("turn".to_owned()), message: "missing".to_owned() });
     };
@@ -23,7 +23,8 @@ pub(super) fn turn(tenant: TenantId, turn: Option<proto::Turn>, limits: &Limits)
         id: TurnId::new(&turn.turn_id).map_err(bad_id("turn_id"))?,
         channel: channel(turn.channel)?,
         cache_control: cache_control(turn.cache_control)?,
-        text: text(turn.text, limits.text_bytes_max)?,
+        text: text("turn.text", turn.text, limits.text_bytes_max)?,
+        at_ms,
     })
 }
 
@@ -56,18 +57,25 @@ fn cache_control(value: Option<i32>) -> Result<CacheControl, Refusal> {
     })
 }
 
-fn text(text: String, bytes_max: usize) -> Result<String, Refusal> {
+/// Checks what somebody said or asks; `field` is its path from the request.
+pub(super) fn text(field: &str, text: String, bytes_max: usize) -> Result<String, Refusal> {
+    let invalid = |message: String| Err(Refusal::Invalid { field: Some(field.to_owned()), message });
     if text.len() > bytes_max {
-        return Err(Refusal::invalid("text", format!("{} bytes, at most {bytes_max} are allowed", text.len())));
+        return invalid(format!("{} bytes, at most {bytes_max} are allowed", text.len()));
     }
     if text.trim().is_empty() {
-        return Err(Refusal::invalid("text", "empty"));
+        return invalid("empty".to_owned());
     }
-    // White space counts as text, though line feeds and tabs are control characters by Unicode.
-    if let Some(at) = text.find(|c: char| c.is_control() && !c.is_whitespace()) {
-        return Err(Refusal::invalid("text", format!("contains a control character at byte {at}")));
+    if let Some(at) = control_character(&text) {
+        return invalid(format!("contains a control character at byte {at}"));
     }
     Ok(text)
+}
+
+/// Where a text has a control character that no text needs.
+pub(super) fn control_character(text: &str) -> Option<usize> {
+    // White space counts as text, though line feeds and tabs are control characters by Unicode.
+    text.find(|c: char| c.is_control() && !c.is_whitespace())
 }
 
 /// An event of an admitted turn on a stream of many.
@@ -192,7 +200,7 @@ mod tests {
     #[test]
     fn text_is_checked() {
         let check = |input: &str, expected: Option<&str>| {
-            let refused = text(input.to_owned(), 16).err().map(|refusal| refusal.into_event().message);
+            let refused = text("turn.text", input.to_owned(), 16).err().map(|refusal| refusal.into_event().message);
             assert_eq!(refused.as_deref(), expected, "{input:?}");
         };
         check("hi", None);

@@ -1,13 +1,20 @@
-//! The gRPC server: conversations, health and reflection on one port.
+//! The gRPC server: conversations, the knowledge base, health and reflection on one port.
 //!
 //! [`serve`] owns the connections and nothing else: the pipeline is started before it and shut down after it. Every
 //! bound on what a connection may hold is set here or in `incoming`, and comes from the configured limits or from a
 //! named constant; none is left to a library's default.
 
+mod article;
+mod changes;
+pub mod client;
 pub mod codec;
+mod conflict;
 mod converse;
 mod convert;
+mod import;
+mod in_process;
 mod incoming;
+mod knowledge;
 pub mod proto;
 mod refusal;
 mod service;
@@ -21,19 +28,24 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 use turnflow_pipeline::{Config, Pipeline, ServerConfig};
-use turnflow_state::Limits;
+use turnflow_state::{Limits, TenantId};
 
+pub use self::conflict::CURRENT_VERSION_KEY;
+pub use self::in_process::{InProcess, serve_in_process};
 use self::proto::conversations_server::ConversationsServer;
-pub use self::service::DEFAULT_TENANT;
+use self::proto::knowledge_base_server::KnowledgeBaseServer;
 use self::service::Service;
+pub use self::service::TENANT_DEFAULT;
 
-/// Full name of the service, for health checks.
+/// Full name of the service of conversations, for health checks.
 pub const SERVICE_NAME: &str = "turnflow.v1.Conversations";
+/// Full name of the service of the knowledge base, for health checks.
+pub const KNOWLEDGE_SERVICE_NAME: &str = "turnflow.v1.KnowledgeBase";
 /// The whole server's name, for health checks.
 const WHOLE_SERVER: &str = "";
 
-/// How long a call may take to its first response, on top of the wait for admission.
-const RESPONSE_HEAD_MAX: Duration = Duration::from_secs(10);
+/// How long a call may take to its first response, on top of the wait for admission: enough to embed a large article.
+const RESPONSE_HEAD_MAX: Duration = Duration::from_secs(120);
 /// Bytes a stream may send before the server reads them. Turns are small; the rest waits at the client.
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 /// Bytes a connection may send before the server reads them.
@@ -44,6 +56,8 @@ const PENDING_RESETS_MAX: usize = 20;
 const LOCAL_RESETS_MAX: usize = 256;
 /// Largest response, in bytes: what clients of every gRPC library accept by default, unless requests may be larger.
 const RESPONSE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// What a message with an article may hold besides its text, in bytes.
+const ARTICLE_ROOM_BYTES: usize = 64 * 1024;
 
 /// Why the server could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +94,7 @@ pub async fn serve(
     set_health(&health, ServingStatus::Serving).await;
 
     let response_bytes_max = RESPONSE_BYTES_MAX.max(limits.message_bytes_max.saturating_mul(2));
+    let knowledge_base = knowledge_service(&pipeline, limits, None, stopping.clone());
     let conversations = ConversationsServer::new(Service::new(pipeline, Arc::new(limits.clone()), stopping.clone()))
         .max_decoding_message_size(limits.message_bytes_max)
         .max_encoding_message_size(response_bytes_max);
@@ -87,7 +102,8 @@ pub async fn serve(
         .add_service(health_service.max_decoding_message_size(limits.message_bytes_max))
         .add_service(reflection().build_v1()?.max_decoding_message_size(limits.message_bytes_max))
         .add_service(reflection().build_v1alpha()?.max_decoding_message_size(limits.message_bytes_max))
-        .add_service(conversations);
+        .add_service(conversations)
+        .add_service(knowledge_base);
 
     let told_to_stop = async {
         shutdown.await;
@@ -100,6 +116,20 @@ pub async fn serve(
         () = overdue(stopping, grace) => tracing::warn!("streams were still open {grace:?} after shutdown began"),
     }
     Ok(())
+}
+
+/// The service of the knowledge base: of this tenant's, or of that of whoever calls.
+fn knowledge_service(
+    pipeline: &Pipeline,
+    limits: &Limits,
+    tenant: Option<TenantId>,
+    stopping: watch::Receiver<bool>,
+) -> KnowledgeBaseServer<knowledge::Service> {
+    let request_bytes_max = limits.article_bytes_max.saturating_add(ARTICLE_ROOM_BYTES);
+    let (knowledge, limits) = (pipeline.knowledge(), Arc::new(limits.clone()));
+    KnowledgeBaseServer::new(knowledge::Service { knowledge, limits, tenant, stopping })
+        .max_decoding_message_size(request_bytes_max)
+        .max_encoding_message_size(RESPONSE_BYTES_MAX.saturating_add(request_bytes_max))
 }
 
 /// Resolves when streams have had their time to end.
@@ -130,7 +160,7 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    for name in [WHOLE_SERVER, SERVICE_NAME] {
+    for name in [WHOLE_SERVER, SERVICE_NAME, KNOWLEDGE_SERVICE_NAME] {
         health.set_service_status(name, status).await;
     }
 }
@@ -142,7 +172,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn health_is_reported_under_the_services_name() {
+    fn health_is_reported_under_the_services_names() {
         assert_eq!(<ConversationsServer<Service> as NamedService>::NAME, SERVICE_NAME);
+        assert_eq!(<KnowledgeBaseServer<knowledge::Service> as NamedService>::NAME, KNOWLEDGE_SERVICE_NAME);
     }
 }

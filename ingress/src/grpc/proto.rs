@@ -1,4 +1,4 @@
-//! Messages, client and server of `turnflow.v1`, generated from `proto/turnflow/v1/conversations.proto`.
+//! Messages, client and server of `turnflow.v1`, generated from the files in `proto/turnflow/v1`.
 
 #![expect(
     clippy::allow_attributes,

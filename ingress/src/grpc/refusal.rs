@@ -1,6 +1,6 @@
 //! Why a turn was not answered, as a status of a call or as an event of a stream.
 //!
-//! This is the only place that knows which gRPC code stands for what. What Turnflow itself got wrong goes to the log;
+//! Here and in [`conflict`](super::conflict) is known which gRPC code stands for what. What Turnflow itself got wrong goes to the log;
 //! the client hears only that it was not to blame.
 
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::proto::{self, ErrorKind};
 /// When to come back with a turn that was shed after it had been admitted: the shed turn carries no time of its own.
 const RETRY_AFTER_SHED_MS: u64 = 1_000;
 
-const INTERNAL_MESSAGE: &str = "the server failed to answer the turn; its log says why";
+const INTERNAL_MESSAGE: &str = "the server failed; its log says why";
 const UNAVAILABLE_MESSAGE: &str = "the server is shutting down";
 
 /// Why a turn was not answered.
@@ -109,7 +109,8 @@ impl From<Refusal> for Status {
     }
 }
 
-fn describe(field: Option<&str>, message: &str) -> String {
+/// What is wrong, with the field at fault in front.
+pub(super) fn describe(field: Option<&str>, message: &str) -> String {
     field.map_or_else(|| message.to_owned(), |field| format!("{field}: {message}"))
 }
 

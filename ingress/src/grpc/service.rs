@@ -4,6 +4,7 @@
 //! without a trace; its turn is answered and stored all the same, and the same turn again gets that answer.
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,10 +20,10 @@ use super::proto::{AskRequest, AskResponse, ConverseRequest, ConverseResponse};
 use super::refusal::Refusal;
 
 /// The tenant of every client, as long as clients do not say who they are.
-pub const DEFAULT_TENANT: &str = "default";
+pub const TENANT_DEFAULT: &str = "default";
 
 /// Responses of one call that wait for a slow reader. HTTP/2 buffers more below.
-const RESPONSES_QUEUED_MAX: usize = 32;
+pub(super) const RESPONSES_QUEUED_MAX: usize = 32;
 
 /// Where the responses of one call go.
 pub(super) type Responses<R> = mpsc::Sender<Result<R, Status>>;
@@ -65,7 +66,7 @@ impl Conversations for Service {
     async fn ask(&self, request: Request<AskRequest>) -> Result<Response<Self::AskStream>, Status> {
         self.refuse_when_stopping()?;
         let tenant = tenant_of(request.metadata())?;
-        let turn = convert::turn(tenant, request.into_inner().turn, &self.limits)?;
+        let turn = convert::turn(tenant, request.into_inner().turn, &self.limits, now_ms())?;
         let key = turn.key();
         let events = self.pipeline.submit(turn).await.map_err(Refusal::from)?;
         let (out, responses) = mpsc::channel(RESPONSES_QUEUED_MAX);
@@ -74,9 +75,15 @@ impl Conversations for Service {
     }
 }
 
-/// Whose turns these are. Authentication belongs here.
-fn tenant_of(_metadata: &MetadataMap) -> Result<TenantId, Refusal> {
-    TenantId::new(DEFAULT_TENANT).map_err(|_| Refusal::Internal)
+/// Who calls. Authentication belongs here.
+pub(super) fn tenant_of(_metadata: &MetadataMap) -> Result<TenantId, Refusal> {
+    TenantId::new(TENANT_DEFAULT).map_err(|_| Refusal::Internal)
+}
+
+/// The time, in milliseconds since 1970.
+pub(super) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Passes the events of a turn on, up to its terminal event.

@@ -11,21 +11,20 @@
 //!
 //! *Content* is the strict reading (the wrong-hit rate of a report); *article* ignores that a knowledge base was edited
 //! while the log was recorded. Which versions of an article have equal content is told by the edits themselves
-//! ([`Edits`]); without them the knowledge base is taken as constant, as it is in a replay that applies no edits.
+//! ([`ContentVersions`]); without them the knowledge base is taken as constant, as it is in a replay that makes no edits.
+//! A wrong hit with equal article keys is *stale*: it was right before an edit.
 //! A text is normalised here as the labels were made: lower case, every run of characters other than letters, digits
 //! and `_` a space. That is coarser than what the caches use, on purpose: the judge shares no code with the judged.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::BufRead;
 use std::num::NonZeroU32;
 
-use anyhow::Context as _;
 use serde::Deserialize;
 use serde_json::Value;
 use unicode_normalization::char::is_combining_mark;
 
-use crate::lines::{BadLine, Lines, parse_line};
+use super::updates::Edit;
 
 /// Longest name of an article or source that is kept, in bytes; a longer one names nothing that exists.
 const NAME_BYTES_MAX: usize = 128;
@@ -40,6 +39,31 @@ pub struct GoldKeys {
     pub content: NonZeroU32,
     /// Equal when the same article is right for both, in whatever version.
     pub article: NonZeroU32,
+    /// The article that the label names, if it names one.
+    pub topic: Option<Topic>,
+}
+
+/// An article that a label names: a hash of its id, whose lowest bit tells whether a version of it answers the turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Topic(NonZeroU32);
+
+impl Topic {
+    fn of(article: &str, is_answer: bool) -> Self {
+        let hash = key(("topic", article)).get() & !1 | u32::from(is_answer);
+        Self(NonZeroU32::new(hash).unwrap_or(NonZeroU32::MIN))
+    }
+
+    /// Whether the label names this article.
+    #[must_use]
+    pub fn names(self, article: &str) -> bool {
+        self == Self::of(article, self.is_answer())
+    }
+
+    /// Whether a version of the article answers the turn.
+    #[must_use]
+    pub fn is_answer(self) -> bool {
+        self.0.get() & 1 == 1
+    }
 }
 
 /// What scoring needs to know of a turn's label.
@@ -49,6 +73,8 @@ pub struct Gold {
     pub keys: GoldKeys,
     /// Where the row comes from; scores are told apart by it.
     pub source: Option<String>,
+    /// The article that the label names: one that answers the turn, or would if it existed.
+    pub topic: Option<String>,
     /// The article that answers the turn, when one does.
     pub article: Option<String>,
     /// Whether the label names a version after the first.
@@ -74,27 +100,29 @@ struct RawGold {
 impl Gold {
     /// Reads a label; `None` when it does not say the turn's kind in the way scoring needs it.
     #[must_use]
-    pub fn read(label: Value, text: &str, edits: Option<&Edits>) -> Option<Self> {
+    pub fn read(label: Value, text: &str, versions: Option<&ContentVersions>) -> Option<Self> {
         let raw: RawGold = serde_json::from_value(label).ok()?;
         let entities = raw.personal.then(|| sorted_entities(&raw.entities));
         let version = raw.kb_version.unwrap_or(1);
+        let is_answer = raw.kind == "kb";
         let article = ("kb", &raw.kb_id, &entities);
-        let keys = match raw.kind.as_str() {
+        let (content, article) = match raw.kind.as_str() {
             "kb" => {
-                let content = edits.map(|edits| edits.content_version(raw.kb_id.as_deref().unwrap_or(""), version));
-                GoldKeys { content: key((article, content)), article: key(article) }
+                let id = raw.kb_id.as_deref().unwrap_or_default();
+                let content = versions.map(|versions| versions.content_version(id, version));
+                (key((article, content)), key(article))
             }
-            "no_article" => {
-                GoldKeys { content: key(("no_article", &raw.kb_id, normalise(text))), article: key(article) }
-            }
+            "no_article" => (key(("no_article", &raw.kb_id, normalise(text))), key(article)),
             kind => {
                 let same = key(("text", kind, normalise(text)));
-                GoldKeys { content: same, article: same }
+                (same, same)
             }
         };
         let bounded = |name: &String| name.len() <= NAME_BYTES_MAX;
-        let article = raw.kb_id.filter(|_| raw.kind == "kb").filter(bounded);
-        Some(Self { keys, source: raw.source.filter(bounded), article, edited: version > 1 })
+        let topic = raw.kb_id.filter(bounded);
+        let keys = GoldKeys { content, article, topic: topic.as_deref().map(|id| Topic::of(id, is_answer)) };
+        let article = topic.clone().filter(|_| is_answer);
+        Some(Self { keys, source: raw.source.filter(bounded), topic, article, edited: version > 1 })
     }
 }
 
@@ -121,53 +149,40 @@ fn normalise(text: &str) -> String {
     if words.is_empty() { text.trim().to_owned() } else { words.join(" ") }
 }
 
-/// Which versions of the articles differ in content, from a file of knowledge base edits.
+/// Which versions of the articles have the same content, by the edits that made them.
 #[derive(Clone, Debug, Default)]
-pub struct Edits {
-    content_versions: HashMap<(String, u64), u64>,
-}
+pub struct ContentVersions(HashMap<(String, u64), u64>);
 
-#[derive(Deserialize)]
-struct RawEdit {
-    op: String,
-    kind: String,
-    kb_id: String,
-    version: u64,
-}
-
-impl Edits {
-    /// Reads edits in order of time; those of kind `cosmetic` change no content.
-    ///
-    /// # Errors
-    /// When reading fails, or a [`BadLine`].
-    pub fn read(reader: impl BufRead, name: &str) -> anyhow::Result<Self> {
-        let mut lines = Lines::new(reader, name);
-        let mut current: HashMap<String, u64> = HashMap::new();
-        let mut edits = Self::default();
-        while let Some(line) = lines.next_line().with_context(|| format!("cannot read {name}"))? {
-            let (number, text) = line?;
-            let edit: RawEdit = parse_line(&text).map_err(|reason| BadLine::new(lines.file(), number, reason))?;
-            if edit.op == "delete" {
-                continue;
+impl ContentVersions {
+    /// Follows edits in order of time; a cosmetic one changes no content.
+    #[must_use]
+    pub fn of(edits: &[Edit]) -> Self {
+        let mut current: HashMap<&str, u64> = HashMap::new();
+        let mut versions = HashMap::new();
+        for edit in edits {
+            let Some(version) = edit.draft.content.as_ref().and_then(|content| content.version) else { continue };
+            let id = edit.draft.id.as_str();
+            let content = current.entry(id).or_insert(1);
+            if edit.changes_content() {
+                *content = version;
             }
-            let content = current.entry(edit.kb_id.clone()).or_insert(1);
-            if edit.kind != "cosmetic" {
-                *content = edit.version;
-            }
-            edits.content_versions.insert((edit.kb_id, edit.version), *content);
+            versions.insert((id.to_owned(), version), *content);
         }
-        Ok(edits)
+        Self(versions)
     }
 
     /// The version in which an article got the content that it has in `version`.
     fn content_version(&self, article: &str, version: u64) -> u64 {
-        self.content_versions.get(&(article.to_owned(), version)).copied().unwrap_or(version)
+        self.0.get(&(article.to_owned(), version)).copied().unwrap_or(version)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
     use serde_json::json;
+    use turnflow_pipeline::{ArticleDraft, DraftContent};
+    use turnflow_state::ArticleId;
 
     use super::*;
 
@@ -217,20 +232,40 @@ mod tests {
 
     #[test]
     fn edits_tell_versions_apart_unless_cosmetic() {
-        let file = r#"{"op":"update","kind":"cosmetic","kb_id":"a","version":2}
-            {"op":"update","kind":"fact","kb_id":"a","version":3}
-            {"op":"delete","kind":"delete","kb_id":"a","version":4}
-            {"op":"update","kind":"cosmetic","kb_id":"a","version":5}"#;
-        let edits = Edits::read(file.as_bytes(), "e.jsonl").expect("edits");
+        let edit = |kind: &str, version: Option<u64>| Edit {
+            line: 1,
+            at: Timestamp::UNIX_EPOCH,
+            kind: kind.to_owned(),
+            draft: ArticleDraft {
+                id: ArticleId::new("a").expect("an id"),
+                content: version.map(|_| DraftContent { version, ..DraftContent::default() }),
+                expected_version: None,
+            },
+            affects: Vec::new(),
+            must_contain: Vec::new(),
+            must_not_contain: Vec::new(),
+            probes: Vec::new(),
+        };
+        let edits = [edit("cosmetic", Some(2)), edit("fact", Some(3)), edit("delete", None), edit("cosmetic", Some(5))];
+        let versions = ContentVersions::of(&edits);
         let content = |version: u64| {
             let label = json!({"kind": "kb", "kb_id": "a", "kb_version": version, "personal": false, "entities": []});
-            Gold::read(label, "x", Some(&edits)).expect("a label").keys.content
+            Gold::read(label, "x", Some(&versions)).expect("a label").keys.content
         };
         assert_eq!(content(1), content(2));
         assert_ne!(content(2), content(3));
         assert_eq!(content(3), content(5));
-        let error = Edits::read("{}".as_bytes(), "e.jsonl").expect_err("no fields");
-        assert_eq!(error.to_string(), "e.jsonl:1: missing field `op` (column 2)");
+    }
+
+    #[test]
+    fn a_topic_is_the_article_that_a_label_names() {
+        let topic = |kind: &str, id: Option<&str>| keys(json!({"kind": kind, "kb_id": id}), "x").topic;
+        let (answered, missing) = (topic("kb", Some("a")), topic("no_article", Some("a")));
+        for (topic, is_answer) in [(answered, true), (missing, false)] {
+            let topic = topic.expect("names an article");
+            assert_eq!((topic.names("a"), topic.names("b"), topic.is_answer()), (true, false, is_answer));
+        }
+        assert_eq!(topic("chitchat", None), None);
     }
 
     #[test]

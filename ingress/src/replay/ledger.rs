@@ -9,7 +9,7 @@ use std::num::NonZeroU32;
 
 use turnflow_state::{ConversationId, TurnKey};
 
-use super::gold::GoldKeys;
+use super::gold::{GoldKeys, Topic};
 
 /// A turn's name in the ledger: a hash of conversation and turn number.
 ///
@@ -37,6 +37,7 @@ impl TurnName {
 struct Entry {
     content: Option<NonZeroU32>,
     article: Option<NonZeroU32>,
+    topic: Option<Topic>,
     /// Tokens that a tier read and wrote for this turn, plus 1; `None` until it is answered.
     tokens: Option<NonZeroU32>,
 }
@@ -48,6 +49,8 @@ pub struct Judgement {
     pub content_right: bool,
     /// The same article is right for both turns.
     pub article_right: bool,
+    /// The same article is right for both, but what it says has changed in between.
+    pub stale: bool,
 }
 
 /// Everything remembered.
@@ -63,8 +66,12 @@ pub struct Ledger {
 impl Ledger {
     /// Notes that a turn is about to be asked; `false` when it was noted before.
     pub fn admit(&mut self, name: TurnName, keys: Option<GoldKeys>) -> bool {
-        let entry =
-            Entry { content: keys.map(|keys| keys.content), article: keys.map(|keys| keys.article), tokens: None };
+        let entry = Entry {
+            content: keys.map(|keys| keys.content),
+            article: keys.map(|keys| keys.article),
+            topic: keys.and_then(|keys| keys.topic),
+            tokens: None,
+        };
         let before = self.entries.len();
         self.entries.entry(name).or_insert(entry);
         self.entries.len() > before
@@ -92,7 +99,16 @@ impl Ledger {
     pub fn judge(&self, keys: GoldKeys, origin: TurnName) -> Option<Judgement> {
         let entry = self.entries.get(&origin)?;
         let (content, article) = (entry.content?, entry.article?);
-        Some(Judgement { content_right: keys.content == content, article_right: keys.article == article })
+        let (content_right, article_right) = (keys.content == content, keys.article == article);
+        // Two turns that an article would answer if it existed differ by their words, not by a version.
+        let has_version = [keys.topic, entry.topic].into_iter().flatten().any(Topic::is_answer);
+        Some(Judgement { content_right, article_right, stale: article_right && !content_right && has_version })
+    }
+
+    /// The article that a turn's label names; `None` when it names none, or there is no label.
+    #[must_use]
+    pub fn topic(&self, name: TurnName) -> Option<Topic> {
+        self.entries.get(&name)?.topic
     }
 
     /// Tokens that tiers read and wrote, and those that serving answers again saved, so far.
@@ -110,8 +126,10 @@ fn tokens_of(entry: &Entry) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
     use turnflow_state::{TenantId, TurnId};
 
+    use super::super::gold::{ContentVersions, Gold};
     use super::*;
 
     fn name(conversation: &str, turn: u64) -> TurnName {
@@ -120,7 +138,14 @@ mod tests {
 
     fn keys(content: u32, article: u32) -> GoldKeys {
         let key = |value| NonZeroU32::new(value).expect("not 0");
-        GoldKeys { content: key(content), article: key(article) }
+        GoldKeys { content: key(content), article: key(article), topic: None }
+    }
+
+    /// The keys of a turn about article `a` of a version, or that would be about it if it existed.
+    fn about(text: &str, version: Option<u64>) -> GoldKeys {
+        let kind = if version.is_some() { "kb" } else { "no_article" };
+        let label = json!({"kind": kind, "kb_id": "a", "kb_version": version});
+        Gold::read(label, text, Some(&ContentVersions::default())).expect("a label").keys
     }
 
     #[test]
@@ -154,6 +179,27 @@ mod tests {
         assert_eq!(judge(keys(2, 20), name("a", 1)), Some((false, false)));
         assert_eq!(judge(keys(1, 10), name("a", 2)), None);
         assert_eq!(judge(keys(1, 10), name("z", 9)), None);
+    }
+
+    #[test]
+    fn a_hit_is_stale_when_only_the_version_is_wrong() {
+        // (the origin's label, that of the hit, whether it is right, whether it is stale)
+        let table = [
+            (about("x", Some(1)), about("y", Some(1)), true, false),
+            (about("x", Some(1)), about("x", Some(2)), false, true),
+            (about("x", None), about("x", Some(1)), false, true),
+            (about("x", Some(1)), about("x", None), false, true),
+            (about("x", None), about("X!", None), true, false),
+            (about("x", None), about("y", None), false, false),
+            (keys(1, 10), keys(2, 20), false, false),
+        ];
+        for (place, (origin, hit, right, stale)) in table.into_iter().enumerate() {
+            let mut ledger = Ledger::default();
+            ledger.admit(name("a", 1), Some(origin));
+            let judgement = ledger.judge(hit, name("a", 1)).expect("two labels");
+            assert_eq!((judgement.content_right, judgement.stale), (right, stale), "row {place}");
+            assert_eq!(ledger.topic(name("a", 1)), origin.topic);
+        }
     }
 
     #[test]

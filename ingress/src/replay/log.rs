@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use turnflow_state::{Channel, ConversationId, Limits};
 
-use super::gold::{Edits, Gold};
+use super::gold::{ContentVersions, Gold};
 use crate::lines::{BadLine, Lines, parse_line};
 
 /// One turn of a log.
@@ -38,13 +38,14 @@ pub struct LogTurn {
 pub struct LogReader<R> {
     lines: Lines<R>,
     text_bytes_max: usize,
-    edits: Option<Edits>,
+    versions: Option<ContentVersions>,
 }
 
 impl<R: BufRead> LogReader<R> {
-    /// Reads turns from `reader`, which is called `name` in messages.
-    pub fn new(reader: R, name: &str, limits: &Limits, edits: Option<Edits>) -> Self {
-        Self { lines: Lines::new(reader, name), text_bytes_max: limits.text_bytes_max, edits }
+    /// Reads turns from `reader`, which is called `name` in messages. `versions` tells labels apart by what an article
+    /// said at the time.
+    pub fn new(reader: R, name: &str, limits: &Limits, versions: Option<ContentVersions>) -> Self {
+        Self { lines: Lines::new(reader, name), text_bytes_max: limits.text_bytes_max, versions }
     }
 
     /// The next turn or bad line; `None` at the end.
@@ -72,10 +73,15 @@ impl<R: BufRead> LogReader<R> {
         if raw.text.len() > self.text_bytes_max {
             return Err(format!("text of {} bytes, at most {} are allowed", raw.text.len(), self.text_bytes_max));
         }
-        let gold = raw.gold.and_then(|label| Gold::read(label, &raw.text, self.edits.as_ref()));
+        let gold = raw.gold.and_then(|label| Gold::read(label, &raw.text, self.versions.as_ref()));
         let file = Arc::clone(self.lines.file());
         Ok(LogTurn { file, line, conversation, turn: raw.turn, at, channel, text: raw.text, gold })
     }
+}
+
+/// A time of the log as the pipeline counts it.
+pub(super) fn at_ms(at: Timestamp) -> u64 {
+    u64::try_from(at.as_millisecond()).unwrap_or_default()
 }
 
 #[derive(Deserialize)]

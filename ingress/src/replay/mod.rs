@@ -2,23 +2,36 @@
 //!
 //! ```text
 //! log ─▶ LogReader ─▶ runner: duplicates? ─▶ its time? ─▶ submit ─▶ answers, any order ─▶ in log order ─▶ results, tally
+//! edits ─▶ Updates ──────────────────────────▶ its time? ─▶ editor: write, acknowledged ─▶ probes ─▶ changes
 //! ```
 //!
 //! A log of any length is replayed in bounded memory: turns are read as they are needed, at most so many are in flight,
 //! results are written as soon as everything before them is, and of a turn that is written only a ledger entry stays.
 
+pub mod answers;
+pub mod change_report;
+pub mod changes;
+pub mod comparison;
+mod editor;
 pub mod gold;
 pub mod ledger;
 pub mod log;
 pub mod report;
 pub mod results;
 pub mod runner;
+pub mod scheme;
+pub mod scores;
 pub mod speed;
 pub mod tally;
+pub mod updates;
 
-pub use gold::{Edits, Gold};
+pub use answers::{Answers, EventStream};
+pub use comparison::{Comparison, Run};
+pub use gold::{ContentVersions, Gold};
 pub use log::{LogReader, LogTurn};
 pub use report::Report;
 pub use results::{TurnResult, write_result};
-pub use runner::{Answers, Ending, EventStream, OnBadLine, Plan, Sink, Stop, run};
+pub use runner::{Ending, OnBadLine, Plan, Sink, Stop, run};
+pub use scheme::Scheme;
 pub use speed::Speed;
+pub use updates::{Edit, Updates};

@@ -1,8 +1,6 @@
 //! What a replay found, as a table for people and as JSON for programs.
 //!
-//! Where the log has gold labels, hits are judged by the rules of [`super::gold`]. `wrong_per_hit` counts a hit as right
-//! when the turn whose answer was served needed the same answer; `wrong_per_hit_kb_ignored` when it needed the same
-//! article, in whatever version. A hit whose origin has no label counts in neither.
+//! What the labels say of the answers is in [`super::scores`], what edits did in [`super::change_report`].
 
 use std::fmt::{self, Write as _};
 
@@ -10,8 +8,10 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 use turnflow_state::{CacheLevel, Tier};
 
+use super::change_report::ChangeReport;
 use super::runner::{Ending, Stop};
-use super::tally::{Path, Score, Tally};
+use super::scores::Scores;
+use super::tally::{Path, Tally};
 
 /// Everything a replay found.
 #[derive(Debug, Serialize)]
@@ -38,6 +38,8 @@ pub struct Report {
     pub turns_per_second: f64,
     /// How right the answers were, where the log says what would be right.
     pub scores: Option<Scores>,
+    /// What the edits of the knowledge base did, when there were any to make.
+    pub changes: Option<ChangeReport>,
 }
 
 /// Where answers came from.
@@ -89,38 +91,6 @@ pub struct PathLatency {
     pub max_us: u64,
 }
 
-/// How right the answers were.
-#[derive(Debug, Serialize)]
-pub struct Scores {
-    /// Whether versions of articles with different content were told apart.
-    pub versions_told_apart: bool,
-    /// The labels know of edits that neither the replay nor the scoring applied: all versions count as one.
-    pub edits_not_applied: bool,
-    /// All labelled turns first, then those of each source.
-    pub parts: Vec<PartScore>,
-}
-
-/// How right the answers to some of the turns were.
-#[derive(Debug, Serialize)]
-pub struct PartScore {
-    /// Where the labelled turns come from.
-    pub source: String,
-    /// Labelled turns.
-    pub turns: u64,
-    /// Of them, served from a cache.
-    pub hits: u64,
-    /// Hits per turn.
-    pub hit_rate: f64,
-    /// Wrong hits per hit.
-    pub wrong_per_hit: f64,
-    /// The same, whatever the article's version.
-    pub wrong_per_hit_kb_ignored: f64,
-    /// Hits that could not be judged.
-    pub hits_unjudged: u64,
-    /// Answers from the right article, per turn that an article answers; `null` without such turns.
-    pub right_article_on_kb_turns: Option<f64>,
-}
-
 impl Report {
     /// Sums up a replay. `versions_told_apart` says whether scoring knew the edits.
     #[must_use]
@@ -146,6 +116,7 @@ impl Report {
             seconds,
             turns_per_second: if seconds > 0.0 { tally.turns as f64 / seconds } else { 0.0 },
             scores: (tally.all.turns > 0).then(|| Scores::of(tally, versions_told_apart)),
+            changes: ending.changes.as_ref().map(ChangeReport::of),
         }
     }
 }
@@ -175,33 +146,6 @@ impl PathLatency {
             p99_us: at(0.99),
             max_us: latencies.max(),
         })
-    }
-}
-
-impl Scores {
-    fn of(tally: &Tally, versions_told_apart: bool) -> Self {
-        let sources = tally.sources.iter().map(|(name, score)| PartScore::of(name, score));
-        Self {
-            versions_told_apart,
-            edits_not_applied: tally.edited && !versions_told_apart,
-            parts: std::iter::once(PartScore::of("all", &tally.all)).chain(sources).collect(),
-        }
-    }
-}
-
-impl PartScore {
-    fn of(source: &str, score: &Score) -> Self {
-        Self {
-            source: source.to_owned(),
-            turns: score.turns,
-            hits: score.hits,
-            hit_rate: share(score.hits, score.turns),
-            wrong_per_hit: share(score.wrong, score.hits),
-            wrong_per_hit_kb_ignored: share(score.wrong_article, score.hits),
-            hits_unjudged: score.unjudged,
-            right_article_on_kb_turns: (score.article_turns > 0)
-                .then(|| share(score.article_right, score.article_turns)),
-        }
     }
 }
 
@@ -246,6 +190,9 @@ impl fmt::Display for Report {
         if let Some(scores) = &self.scores {
             write!(f, "\n{scores}")?;
         }
+        if let Some(changes) = &self.changes {
+            write!(f, "\n{changes}")?;
+        }
         match &self.stopped_by {
             Some(reason) => writeln!(f, "\nstopped before the end of the log: {reason}"),
             None => Ok(()),
@@ -267,45 +214,19 @@ impl Report {
     }
 }
 
-impl fmt::Display for Scores {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let head = ["turns", "hits", "hit rate", "wrong/hit", "right article"];
-        writeln!(f, "{:<18}{:>9}{:>9}{:>11}{:>11}{:>15}", "gold labels", head[0], head[1], head[2], head[3], head[4])?;
-        for part in &self.parts {
-            let article = part.right_article_on_kb_turns.map_or_else(|| "–".to_owned(), percent);
-            // Without the edits nobody knows which versions differ, so all versions of an article count as one.
-            let wrong = if self.edits_not_applied { part.wrong_per_hit_kb_ignored } else { part.wrong_per_hit };
-            let [rate, wrong] = [part.hit_rate, wrong].map(percent);
-            let (turns, hits) = (count(part.turns), count(part.hits));
-            writeln!(f, "{:<18}{turns:>9}{hits:>9}{rate:>11}{wrong:>11}{article:>15}", part.source)?;
-        }
-        let unjudged = self.parts.first().map_or(0, |all| all.hits_unjudged);
-        if unjudged > 0 {
-            writeln!(f, "{} hits were served from turns without a label and are not judged", count(unjudged))?;
-        }
-        if self.edits_not_applied {
-            writeln!(
-                f,
-                "the labels know of edits to the knowledge base that were not replayed: all versions of an article count as one"
-            )?;
-        }
-        Ok(())
-    }
-}
-
 /// Rows of a name, a number and a remark.
 #[derive(Default)]
-struct Table {
-    text: String,
+pub(super) struct Table {
+    pub(super) text: String,
 }
 
 impl Table {
-    fn row(&mut self, name: &str, number: impl fmt::Display, remark: impl fmt::Display) {
+    pub(super) fn row(&mut self, name: &str, number: impl fmt::Display, remark: impl fmt::Display) {
         let row = format!("{name:<18}{number:>9}  {remark}");
         let _infallible = writeln!(self.text, "{}", row.trim_end());
     }
 
-    fn row_if(&mut self, number: u64, name: &str, remark: &str) {
+    pub(super) fn row_if(&mut self, number: u64, name: &str, remark: &str) {
         if number > 0 {
             self.row(name, count(number), remark);
         }

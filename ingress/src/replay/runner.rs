@@ -7,6 +7,11 @@
 //!
 //! With a fixed schedule a turn's latency counts from the time it was due, so that time spent waiting for a place is not
 //! lost from the figures.
+//!
+//! Edits of the knowledge base are made beside them by the [editor](super::editor), when feed tells it to: before the first
+//! turn that is not earlier than the edit. At full speed, feed first waits until every turn before has ended, and goes on
+//! when the edit is acknowledged, so that every turn sees exactly the knowledge base of its time. On a schedule it waits
+//! for neither.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -15,19 +20,22 @@ use std::io::{self, BufRead};
 use std::sync::{Arc, Weak};
 
 use anyhow::Context as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use jiff::Timestamp;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
-use turnflow_pipeline::{Pipeline, SubmitError, TurnStream};
-use turnflow_state::{
-    CacheControl, Completion, ConversationId, Store, TenantId, Turn, TurnError, TurnErrorKind, TurnEvent, TurnId,
-};
+use turnflow_pipeline::SubmitError;
+use turnflow_state::{CacheControl, ConversationId, Store, TenantId, Turn, TurnError, TurnErrorKind, TurnId};
 
+use super::answers::{Answers, last_event};
+use super::changes::Changes;
+use super::editor::{Editor, Order};
 use super::gold::Gold;
 use super::ledger::{Ledger, TurnName};
-use super::log::{LogReader, LogTurn};
+use super::log::{LogReader, LogTurn, at_ms};
 use super::results::TurnResult;
 use super::speed::{Schedule, Speed};
 use super::tally::Tally;
+use super::updates::{Edit, Updates};
 use crate::lines::BadLine;
 
 /// Results that may wait for an earlier turn's before feeding pauses.
@@ -35,35 +43,6 @@ pub const RESULTS_WAITING_MAX: usize = 4_096;
 
 /// Lines that are read ahead.
 const LINES_AHEAD_MAX: usize = 256;
-
-/// What answers turns: the pipeline, or a stand-in for tests.
-pub trait Answers {
-    /// The answer to one turn.
-    type Stream: EventStream;
-
-    /// Hands over a turn, waiting for a place as long as it takes.
-    fn submit(&self, turn: Turn) -> impl Future<Output = Result<Self::Stream, SubmitError>>;
-}
-
-/// The events of one turn.
-pub trait EventStream: Send + 'static {
-    /// The next event; `None` after the terminal one.
-    fn next(&mut self) -> impl Future<Output = Option<TurnEvent>> + Send;
-}
-
-impl Answers for Pipeline {
-    type Stream = TurnStream;
-
-    async fn submit(&self, turn: Turn) -> Result<TurnStream, SubmitError> {
-        self.submit_patiently(turn).await
-    }
-}
-
-impl EventStream for TurnStream {
-    async fn next(&mut self) -> Option<TurnEvent> {
-        Self::next(self).await
-    }
-}
 
 /// What to do about a line that is no turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -127,26 +106,38 @@ pub struct Ending {
     pub stop: Option<Stop>,
     /// Everything counted.
     pub tally: Tally,
+    /// What the edits did, when there were any to make.
+    pub changes: Option<Changes>,
 }
 
-/// Replays a log. When `interrupt` completes, no further turns are submitted, and those in flight are waited for.
+/// Replays a log, and the edits of its knowledge base if they are given. When `interrupt` completes, no further turns are
+/// submitted, and those in flight are waited for.
 ///
 /// # Errors
-/// When the log cannot be read or the sink fails.
+/// When the log cannot be read, an edit cannot be made, or the sink fails.
 pub async fn run<A: Answers, R: BufRead + Send + 'static>(
     log: LogReader<R>,
     answers: &A,
     plan: &Plan,
+    updates: Option<&Updates>,
     sink: &mut dyn Sink,
     interrupt: impl Future<Output = ()>,
 ) -> anyhow::Result<Ending> {
-    let shared = Shared { ledger: RefCell::default(), tally: RefCell::new(Tally::new()), sink: RefCell::new(sink) };
+    let shared = Shared {
+        ledger: RefCell::default(),
+        tally: RefCell::new(Tally::new()),
+        changes: RefCell::default(),
+        sink: RefCell::new(sink),
+    };
     let (results, arrivals) = mpsc::unbounded_channel(); // bounded by the permits that every result holds
+    let (orders, ordered) = mpsc::unbounded_channel(); // bounded by the edits there are
     let mut feed = Feed {
         answers,
         plan,
         shared: &shared,
         results,
+        edits: updates.map_or(&[], |updates| &updates.edits),
+        orders,
         in_flight: Arc::new(Semaphore::new(plan.in_flight_max)),
         conversations: HashMap::new(),
         waiting: Arc::new(Semaphore::new(plan.in_flight_max + RESULTS_WAITING_MAX)),
@@ -159,22 +150,30 @@ pub async fn run<A: Answers, R: BufRead + Send + 'static>(
             () = interrupt => Some(Stop::Interrupted),
         };
         let lines_skipped = feed.lines_skipped;
-        // Without the feed's end of the channel, the collector ends after the last answer.
+        // Without the feed's ends of the channels, the collector ends after the last answer, and the editor after the
+        // last edit.
         drop(feed);
         Ok((lines_skipped, stop))
     };
+    let edit = async {
+        let Some(updates) = updates else { return Ok(()) };
+        let (ledger, changes) = (&shared.ledger, &shared.changes);
+        Editor { answers, tenant: &plan.tenant, updates, ledger, changes }.run(ordered).await
+    };
     let started = Instant::now();
-    let ((lines_skipped, stop), ()) = tokio::try_join!(feed, collect(arrivals, &shared))?;
-    let Shared { ledger, tally, .. } = shared;
+    let ((lines_skipped, stop), (), ()) = tokio::try_join!(feed, edit, collect(arrivals, &shared))?;
+    let Shared { ledger, tally, changes, .. } = shared;
     let mut tally = tally.into_inner();
     tally.finish(&mut ledger.into_inner(), started.elapsed());
-    Ok(Ending { lines_skipped, stop, tally })
+    let changes = updates.map(|updates| changes.into_inner().finish(updates.edits.len()));
+    Ok(Ending { lines_skipped, stop, tally, changes })
 }
 
-/// State of both halves, which are polled by one task and never hold a borrow while they wait.
+/// State of feed, collect and editor, which are polled by one task and never hold a borrow while they wait.
 struct Shared<'s> {
     ledger: RefCell<Ledger>,
     tally: RefCell<Tally>,
+    changes: RefCell<Changes>,
     sink: RefCell<&'s mut dyn Sink>,
 }
 
@@ -184,6 +183,8 @@ struct Arrival {
     name: TurnName,
     gold: Option<Gold>,
     result: TurnResult,
+    /// What edits before the turn took out of the article that it is about.
+    taken_out: Option<Arc<[String]>>,
     _waiting: OwnedSemaphorePermit,
 }
 
@@ -211,6 +212,9 @@ struct Feed<'a, 's, A> {
     plan: &'a Plan,
     shared: &'a Shared<'s>,
     results: mpsc::UnboundedSender<Arrival>,
+    /// Edits whose time has not come.
+    edits: &'a [Edit],
+    orders: mpsc::UnboundedSender<Order<'a>>,
     in_flight: Arc<Semaphore>,
     /// Places of each conversation; those with turns in flight are alive.
     conversations: HashMap<ConversationId, Weak<Semaphore>>,
@@ -219,7 +223,7 @@ struct Feed<'a, 's, A> {
     lines_skipped: u64,
 }
 
-impl<A: Answers> Feed<'_, '_, A> {
+impl<'a, A: Answers> Feed<'a, '_, A> {
     async fn run(&mut self, mut lines: mpsc::Receiver<Line>) -> anyhow::Result<Option<Stop>> {
         let mut schedule = match self.plan.speed {
             Speed::Max => None,
@@ -227,7 +231,10 @@ impl<A: Answers> Feed<'_, '_, A> {
         };
         while let Some(line) = lines.recv().await {
             let fed = match line.context("cannot read the log")? {
-                Ok(turn) => self.turn(turn, schedule.as_mut()).await?,
+                Ok(turn) => {
+                    self.edit_until(turn.at, schedule.as_mut()).await?;
+                    self.turn(turn, schedule.as_mut()).await?
+                }
                 Err(bad) => Fed::Bad(bad),
             };
             match fed {
@@ -243,6 +250,33 @@ impl<A: Answers> Feed<'_, '_, A> {
             }
         }
         Ok(None)
+    }
+
+    /// Has the edits made that are not later than a turn, which is the next.
+    async fn edit_until(&mut self, at: Timestamp, mut schedule: Option<&mut Schedule>) -> anyhow::Result<()> {
+        if let Some(schedule) = &mut schedule {
+            schedule.begin(at, Instant::now());
+        }
+        while let Some((edit, later)) = self.edits.split_first().filter(|(edit, _)| edit.at <= at) {
+            self.edits = later;
+            let Some(schedule) = &mut schedule else {
+                self.edit_alone(edit).await?;
+                continue;
+            };
+            sleep_until(schedule.due(edit.at, Instant::now())).await;
+            // Nobody listens when the editor has failed, which ends the replay.
+            let _ignored = self.orders.send(Order { edit, made: None });
+        }
+        Ok(())
+    }
+
+    /// Has an edit made between the turns before and those after.
+    async fn edit_alone(&self, edit: &'a Edit) -> anyhow::Result<()> {
+        let places = u32::try_from(self.plan.in_flight_max).unwrap_or(u32::MAX);
+        let _nothing_in_flight = self.in_flight.acquire_many(places).await?;
+        let (made, acknowledged) = oneshot::channel();
+        let _ignored = self.orders.send(Order { edit, made: Some(made) });
+        acknowledged.await.context("the editor has failed")
     }
 
     /// Submits one turn at its time.
@@ -267,6 +301,7 @@ impl<A: Answers> Feed<'_, '_, A> {
                 due
             }
         };
+        let taken_out = self.shared.changes.borrow().taken_out(turn.gold.as_ref());
         let request = self.request(&turn)?;
         let answered_before = match &self.plan.earlier {
             Some(store) => store.turn(&request.key())?.is_some(),
@@ -290,7 +325,7 @@ impl<A: Answers> Feed<'_, '_, A> {
             let LogTurn { conversation, turn, text, gold, .. } = turn;
             let result = TurnResult { conversation, turn, question: text, outcome, answered_before, total_us };
             // The receiver is gone only when the replay has failed already.
-            let _ignored = results.send(Arrival { sequence, name, gold, result, _waiting: waiting });
+            let _ignored = results.send(Arrival { sequence, name, gold, result, taken_out, _waiting: waiting });
         });
         Ok(Fed::Submitted)
     }
@@ -315,6 +350,7 @@ impl<A: Answers> Feed<'_, '_, A> {
             id: TurnId::new(turn.turn.to_string())?,
             channel: turn.channel,
             text: turn.text.clone(),
+            at_ms: at_ms(turn.at),
             cache_control: CacheControl::Default,
         })
     }
@@ -325,17 +361,6 @@ enum Fed {
     Submitted,
     Bad(BadLine),
     ShuttingDown,
-}
-
-async fn last_event(mut stream: impl EventStream) -> Result<Box<Completion>, TurnError> {
-    while let Some(event) = stream.next().await {
-        match event {
-            TurnEvent::Done(completion) => return Ok(completion),
-            TurnEvent::Error(error) => return Err(error),
-            TurnEvent::Accepted | TurnEvent::Delta(_) => {}
-        }
-    }
-    Err(TurnError::new(TurnErrorKind::Internal, "the answer ended without its last event"))
 }
 
 /// Brings results back into the log's order and hands them on.
@@ -350,8 +375,11 @@ async fn collect(mut arrivals: mpsc::UnboundedReceiver<Arrival>, shared: &Shared
         early.insert(arrival.sequence, arrival);
         while let Some(arrival) = early.remove(&next) {
             next += 1;
-            let Arrival { result, gold, .. } = &arrival;
+            let Arrival { result, gold, taken_out, .. } = &arrival;
             shared.tally.borrow_mut().count(result, gold.as_ref(), &mut shared.ledger.borrow_mut());
+            if let (Ok(completion), Some(taken_out)) = (&result.outcome, taken_out) {
+                shared.changes.borrow_mut().check(completion, taken_out);
+            }
             shared.sink.borrow_mut().result(result, gold.as_ref()).context("cannot write the results")?;
         }
         if arrivals.is_empty() {

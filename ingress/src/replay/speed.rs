@@ -60,9 +60,14 @@ impl Schedule {
         Self { factor, origin: None, latest: Duration::ZERO }
     }
 
-    /// When a turn is due. A turn that the log dates before an earlier line is due with that line.
+    /// Starts the clock, unless it runs: what is dated `at` is due now.
+    pub(super) fn begin(&mut self, at: Timestamp, now: Instant) -> (Instant, Timestamp) {
+        *self.origin.get_or_insert((now, at))
+    }
+
+    /// When a turn or an edit is due. One that the log dates before an earlier line is due with that line.
     pub(super) fn due(&mut self, at: Timestamp, now: Instant) -> Instant {
-        let (start, first) = *self.origin.get_or_insert((now, at));
+        let (start, first) = self.begin(at, now);
         let after_us = at.as_microsecond().saturating_sub(first.as_microsecond());
         let offset = Duration::try_from_secs_f64(after_us as f64 / 1e6 / self.factor).unwrap_or(Duration::ZERO);
         self.latest = self.latest.max(offset);
@@ -87,13 +92,14 @@ mod tests {
     }
 
     #[test]
-    fn turns_are_due_on_the_logs_clock() {
+    fn turns_and_edits_are_due_on_the_logs_clock() {
         let start = Instant::now();
         let mut schedule = Schedule::new(10.0);
-        let mut due_ms = |text: &str| {
-            let at: Timestamp = text.parse().expect("a time");
-            (schedule.due(at, start) - start).as_millis()
-        };
+        let time = |text: &str| text.parse::<Timestamp>().expect("a time");
+        schedule.begin(time("2026-03-02T09:00:00Z"), start);
+        schedule.begin(time("2026-03-02T09:00:01Z"), start);
+        let mut due_ms = |text: &str| (schedule.due(time(text), start) - start).as_millis();
+        assert_eq!(due_ms("2026-03-02T08:00:00Z"), 0, "an edit before the first turn");
         assert_eq!(due_ms("2026-03-02T09:00:00Z"), 0);
         assert_eq!(due_ms("2026-03-02T09:00:05Z"), 500);
         assert_eq!(due_ms("2026-03-02T08:00:00Z"), 500, "never before an earlier line");

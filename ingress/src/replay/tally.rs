@@ -10,7 +10,7 @@ use super::ledger::{Ledger, TurnName};
 use super::results::TurnResult;
 
 /// Longest latency told apart, in microseconds: an hour. Longer ones count as this long.
-const LATENCY_US_MAX: u64 = 3_600_000_000;
+pub(super) const LATENCY_US_MAX: u64 = 3_600_000_000;
 
 /// Sources of gold rows told apart; rows of further ones count in the total only.
 const SOURCES_MAX: usize = 32;
@@ -49,6 +49,8 @@ pub struct Score {
     pub hits: u64,
     /// Of the hits, those where the other answer would have been needed.
     pub wrong: u64,
+    /// Of the wrong ones, those that were right before the article was edited.
+    pub stale: u64,
     /// Of the hits, those where another article would have been needed, whatever its version.
     pub wrong_article: u64,
     /// Hits that cannot be judged, because the turn they were served from is not in the log or has no label.
@@ -210,6 +212,7 @@ impl Score {
             None => self.unjudged += 1,
             Some(judgement) => {
                 self.wrong += u64::from(!judgement.content_right);
+                self.stale += u64::from(judgement.stale);
                 self.wrong_article += u64::from(!judgement.article_right);
             }
         }

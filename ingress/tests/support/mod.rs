@@ -9,7 +9,6 @@ pub mod transcript;
 
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -18,11 +17,12 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
 use turnflow::grpc::proto::conversations_client::ConversationsClient;
+use turnflow::grpc::proto::knowledge_base_client::KnowledgeBaseClient;
 use turnflow::grpc::proto::{self, AskRequest, ConverseRequest, Done, Turn};
 use turnflow::grpc::{ServeError, serve};
 use turnflow_models::{Extractive, ModelHome, TierEngine, WeightSource};
-use turnflow_pipeline::{Config, Parts, Pipeline, import_articles};
-use turnflow_state::{Article, ArticleId, Durability, KnowledgeBase, Store, StoreBatch, TenantId};
+use turnflow_pipeline::{Config, Parts, Pipeline};
+use turnflow_state::{Article, Durability, KnowledgeBase, Store, StoreBatch, TenantId};
 
 use self::gate::{Gate, Gated, Opener};
 
@@ -30,7 +30,7 @@ use self::gate::{Gate, Gated, Opener};
 pub const TEST_MAX: Duration = Duration::from_secs(120);
 
 fn tenant() -> TenantId {
-    TenantId::new(turnflow::grpc::DEFAULT_TENANT).expect("valid id")
+    TenantId::new(turnflow::grpc::TENANT_DEFAULT).expect("valid id")
 }
 
 /// The encoder is loaded and the shop is embedded once for each test binary; the rest is made anew for each server.
@@ -41,9 +41,18 @@ fn shop() -> &'static Parts {
         let home = ModelHome::new(turnflow_models::default_home().expect("a home"));
         let files = turnflow_models::ensure(&home, &WeightSource::defaults(None), &|_| {}).expect("weights");
         let parts = Parts::open(&config, Store::memory(), &files).expect("parts");
-        import_articles(&parts, &config, &tenant(), articles(), &mut |_| {}).expect("imported");
+        // On a thread that may block: see `TestServer::start`.
+        tokio::runtime::Handle::current().block_on(stock(&config, &parts));
         parts
     })
+}
+
+async fn stock(config: &Config, parts: &Parts) {
+    let pipeline = Pipeline::start(config, parts).expect("started");
+    let articles = turnflow::sample::articles(&config.limits).expect("the sample shop");
+    let receipt = pipeline.knowledge().write(&tenant(), articles).await.expect("written");
+    assert!(receipt.outcomes.iter().all(Result::is_ok), "{:?}", receipt.outcomes);
+    pipeline.shutdown().await;
 }
 
 /// A store of its own with the shop's articles and nothing else.
@@ -51,7 +60,9 @@ fn stocked() -> Store {
     let (shop, tenant) = (&shop().store, tenant());
     let mut batch = StoreBatch::new();
     let mut copy = |article: Article| {
-        let chunks = shop.article_chunks(&tenant, &article.id).expect("readable");
+        let mut chunks = shop.article_chunks(&tenant, &article.id).expect("readable");
+        // The store begins with them.
+        chunks.iter_mut().for_each(|chunk| chunk.since = 0);
         batch.put_article(&tenant, &article, &chunks).expect("encodable");
         ControlFlow::Continue(())
     };
@@ -59,22 +70,6 @@ fn stocked() -> Store {
     let store = Store::memory();
     store.write(batch, Durability::Synced).expect("written");
     store
-}
-
-fn articles() -> Vec<Article> {
-    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample/articles.jsonl");
-    let lines = std::fs::read_to_string(&sample).expect("the sample shop");
-    let parse = |line: &str| -> Article {
-        let value: serde_json::Value = serde_json::from_str(line).expect("a JSON object");
-        let text = |key: &str| value[key].as_str().expect(key).to_owned();
-        Article {
-            id: ArticleId::new(text("id")).expect("valid id"),
-            title: text("title"),
-            body: text("body"),
-            version: value["version"].as_u64().unwrap_or(1),
-        }
-    };
-    lines.lines().filter(|line| !line.trim().is_empty()).map(parse).collect()
 }
 
 /// A server and the pipeline behind it.
@@ -114,6 +109,11 @@ impl TestServer {
         ConversationsClient::new(self.channel().await)
     }
 
+    /// A client of the knowledge base on a connection of its own.
+    pub async fn knowledge(&self) -> KnowledgeBaseClient<Channel> {
+        KnowledgeBaseClient::new(self.channel().await)
+    }
+
     pub async fn channel(&self) -> Channel {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).expect("a URL");
         endpoint.tcp_nodelay(true).connect().await.expect("the server listens")
@@ -138,11 +138,11 @@ impl TestServer {
 }
 
 fn start_pipeline(config: &Config, gate: Arc<Gate>) -> Pipeline {
-    let (encoder, store) = (shop().encoder.clone(), stocked());
+    let (encoder, axes, store) = (shop().encoder.clone(), shop().axes.clone(), stocked());
     let knowledge = Arc::new(KnowledgeBase::load(store.clone(), config.knowledge.cache_bytes).expect("loaded"));
     let extractive = Extractive::new(encoder.clone(), config.extractive.clone());
     let tier = TierEngine::start(Arc::new(Gated::new(extractive, gate)), config.tier).expect("a thread");
-    Pipeline::start(config, &Parts { store, knowledge, encoder, tier }).expect("started")
+    Pipeline::start(config, &Parts { store, knowledge, encoder, tier, axes }).expect("started")
 }
 
 /// A valid turn.

@@ -1,16 +1,28 @@
 //! The served knowledge base: every tenant's chunks, found by their vectors.
 //!
-//! *Contract*: tenants share nothing. A change is durable before it is searchable, and when [`KnowledgeBase::apply`]
-//! has returned, no search finds the old text any more. A found chunk is always the one that its score was computed
-//! from, whatever is written meanwhile. When the content of a tenant's articles changes, all cached answers of the
-//! tenant are deleted in the same atomic write: the simplest rule under which none of them is ever stale. A change of
-//! white space, letter case or metadata alone keeps them.
+//! *Contract*: tenants share nothing. A change is durable before it is published, published before it is searchable,
+//! and when [`KnowledgeBase::apply`] has returned, no search finds the old text any more. A found chunk is always the
+//! one that its score was computed from, whatever is written meanwhile. A search in the midst of a change may or may
+//! not see what comes and what goes with it, but always sees what stays. A content that an article has twice is found
+//! once, at its first place.
+//!
+//! Changes are numbered: each that writes anything takes the next *epoch*, which is kept with it, and is published in
+//! that order. So whoever remembers the epoch before a search knows which changes the result may lack, and can put it
+//! right from what is published. Versions count an article's writes and are never used twice, not even after a
+//! deletion.
 //!
 //! Memory: vectors stay in the index; texts stay in the store, the hot ones in a cache bounded by bytes.
 //!
-//! What it does not do: it computes no vectors, cuts no articles into chunks, and knows only those cached answers that
-//! are in the store when a change is applied. Whoever caches an answer compares the epoch that it was made from.
+//! What it does not do: it computes no vectors, cuts no articles into chunks, and knows nothing of cached answers. It
+//! tells contents by their hashes: whoever hands in the same content again hands in the same vector, for it is not
+//! published again.
 
+mod change;
+#[cfg(test)]
+mod change_tests;
+#[cfg(test)]
+mod model_tests;
+mod partition;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -20,60 +32,22 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use self::plan::{Plan, TenantPlan};
-use crate::index::{IndexConfig, VectorIndex};
-use crate::{
-    Article, ArticleId, BoundedCache, CacheStats, Chunk, ChunkId, ContentHash, Durability, ScoredChunk, StateError,
-    Store, TenantId,
-};
+pub use self::change::{Applied, ArticleOutcome, ArticleWrite, KnowledgeChange, NewChunk, NewContent, WriteRefused};
+use self::partition::{Found, Gathered, Partition};
+use self::plan::Plan;
+use crate::{BoundedCache, CacheStats, Chunk, ChunkId, Durability, ScoredChunk, StateError, Store, TenantId};
 
 /// How often a search that met a write under way is tried again before it waits for the write.
 const OPTIMISTIC_TRIES: usize = 2;
-/// Changes made to an index in one go; searches get their turn in between.
-const CHANGES_PER_LOCK: usize = 16;
 /// What a cached chunk weighs beyond its texts and its vector, in bytes: the chunk itself and its place in the cache.
 const CHUNK_OVERHEAD_BYTES: usize = size_of::<Chunk>() + 128;
-
-/// One change of a knowledge base.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ArticleChange {
-    /// An article with all its chunks, in place of what it was before.
-    Put {
-        /// Whose knowledge base.
-        tenant: TenantId,
-        /// The article.
-        article: Article,
-        /// All its chunks.
-        chunks: Vec<Chunk>,
-    },
-    /// An article is gone.
-    Delete {
-        /// Whose knowledge base.
-        tenant: TenantId,
-        /// Which article.
-        article: ArticleId,
-    },
-}
-
-/// What a change did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ApplySummary {
-    /// Articles that were put.
-    pub articles_written: usize,
-    /// Articles that were there and are gone.
-    pub articles_deleted: usize,
-    /// Chunks that are new, gone, or of another content.
-    pub chunks_changed: usize,
-    /// Cached answers that were deleted because of that.
-    pub entries_dropped: usize,
-}
 
 /// What a knowledge base holds, and how its cache does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KnowledgeStats {
     /// Articles of all tenants.
     pub articles: u64,
-    /// Chunks of all tenants.
+    /// Chunks of all tenants that can be found: a content that an article has twice counts once.
     pub chunks: usize,
     /// Tenants that have, or had, a chunk.
     pub tenants: usize,
@@ -81,38 +55,10 @@ pub struct KnowledgeStats {
     pub cache: CacheStats,
 }
 
-/// Which version of a chunk the index holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    version: u64,
-    hash: ContentHash,
-}
-
-impl Stamp {
-    const fn of(chunk: &Chunk) -> Self {
-        Self { version: chunk.version, hash: chunk.hash }
-    }
-}
-
-type NamedVector = (ChunkId, Arc<[f32]>);
-
-/// One tenant's part of the index.
-struct Partition {
-    index: VectorIndex<ChunkId>,
-    stamps: HashMap<ChunkId, Stamp>,
-}
-
-/// A chunk that the index found.
-struct Found {
-    id: ChunkId,
-    score: f32,
-    stamp: Stamp,
-}
-
 /// The knowledge base of all tenants. Shared between threads as it is.
 pub struct KnowledgeBase {
     store: Store,
-    partitions: RwLock<HashMap<TenantId, Arc<RwLock<Partition>>>>,
+    partitions: RwLock<HashMap<TenantId, Arc<Partition>>>,
     cache: Mutex<BoundedCache<ChunkId, Arc<Chunk>>>,
     epoch: AtomicU64,
     articles: AtomicU64,
@@ -123,7 +69,7 @@ pub struct KnowledgeBase {
 }
 
 // A lock is poisoned when its holder panicked. What the locks guard here is exchanged whole or checked when it is
-// read, so going on is better than failing every later search.
+// read, so going on is better than failing every later search. Changes alone end with a panic in the midst of one.
 fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
 }
@@ -142,26 +88,21 @@ impl KnowledgeBase {
     /// # Errors
     /// When the database cannot be read, a value does not decode, or a tenant's vectors differ in length.
     pub fn load(store: Store, chunk_cache_bytes: usize) -> Result<Self, StateError> {
-        let mut vectors = HashMap::<TenantId, Vec<NamedVector>>::new();
-        let mut stamps = HashMap::<TenantId, HashMap<ChunkId, Stamp>>::new();
+        let mut tenants = HashMap::<TenantId, Gathered>::new();
         store.chunks(&mut |chunk| {
-            let tenant = &chunk.id.tenant;
-            stamps.entry(tenant.clone()).or_default().insert(chunk.id.clone(), Stamp::of(&chunk));
-            vectors.entry(tenant.clone()).or_default().push((chunk.id.clone(), chunk.vector));
+            tenants.entry(chunk.id.tenant.clone()).or_default().add(chunk);
             ControlFlow::Continue(())
         })?;
         let mut partitions = HashMap::new();
-        for (tenant, vectors) in vectors {
-            let index = VectorIndex::build(IndexConfig::default(), vectors)?;
-            let stamps = stamps.remove(&tenant).unwrap_or_default();
-            partitions.insert(tenant, Arc::new(RwLock::new(Partition { index, stamps })));
+        for (tenant, chunks) in tenants {
+            partitions.insert(tenant, Arc::new(Partition::build(chunks)?));
         }
         Ok(Self {
             articles: AtomicU64::new(store.count_articles()?),
+            epoch: AtomicU64::new(store.knowledge_epoch()?),
             store,
             partitions: RwLock::new(partitions),
             cache: Mutex::new(BoundedCache::new(chunk_cache_bytes)),
-            epoch: AtomicU64::new(0),
             writer: Mutex::new(()),
             settled: RwLock::new(()),
         })
@@ -176,7 +117,7 @@ impl KnowledgeBase {
             return Ok(Vec::new());
         };
         for _ in 0..OPTIMISTIC_TRIES {
-            let found = find(&partition, query, k)?;
+            let found = partition.find(query, k)?;
             let wanted = found.len();
             let chunks = self.fetch(&found)?;
             if chunks.len() == wanted {
@@ -185,10 +126,10 @@ impl KnowledgeBase {
         }
         // Between a write to the store and the one to the index both differ; here they do not.
         let _settled = read(&self.settled);
-        self.fetch(&find(&partition, query, k)?)
+        self.fetch(&partition.find(query, k)?)
     }
 
-    fn partition(&self, tenant: &TenantId) -> Option<Arc<RwLock<Partition>>> {
+    fn partition(&self, tenant: &TenantId) -> Option<Arc<Partition>> {
         read(&self.partitions).get(tenant).cloned()
     }
 
@@ -197,11 +138,11 @@ impl KnowledgeBase {
         let mut bodies = self.cached(found);
         let missing: Vec<usize> = (0..found.len()).filter(|&at| bodies[at].is_none()).collect();
         if !missing.is_empty() {
-            let ids: Vec<_> = missing.iter().map(|&at| found[at].id.clone()).collect();
+            let ids: Vec<_> = missing.iter().map(|&at| found[at].place.id.clone()).collect();
             let stored = self.store.chunks_of(&ids)?;
             let mut cache = lock(&self.cache);
             for (&at, chunk) in missing.iter().zip(stored) {
-                let Some(chunk) = chunk.filter(|chunk| Stamp::of(chunk) == found[at].stamp).map(Arc::new) else {
+                let Some(chunk) = chunk.filter(|chunk| found[at].place.is(chunk)).map(Arc::new) else {
                     continue;
                 };
                 cache.insert(chunk.id.clone(), Arc::clone(&chunk), weight(&chunk));
@@ -216,59 +157,83 @@ impl KnowledgeBase {
         let mut cache = lock(&self.cache);
         let bodies = found.iter().map(|found| {
             // A search that was overtaken by a write may have left the older chunk behind.
-            if cache.peek(&found.id).is_some_and(|chunk| Stamp::of(chunk) != found.stamp) {
-                cache.remove(&found.id);
+            if cache.peek(&found.place.id).is_some_and(|chunk| !found.place.is(chunk)) {
+                cache.remove(&found.place.id);
             }
-            cache.get(&found.id).cloned()
+            cache.get(&found.place.id).cloned()
         });
         bodies.collect()
     }
 
-    /// Makes changes durable, then searchable. Of several changes of one article the last counts.
+    /// Makes a change durable, publishes it, and makes it searchable. Searches go on meanwhile.
     ///
-    /// All of them are one atomic write, together with the deletion of the cached answers they make stale. Searches go
-    /// on meanwhile.
+    /// A write that is refused leaves the others alone; all that are not refused are one atomic write to the store and
+    /// one epoch. `publish` is called once when anything is written, and not at all otherwise: after the store has the
+    /// change, before a search can find it, and in the order of the epochs. It holds up all other changes, and
+    /// searches that meet this one, so it must be short and neither search nor apply.
     ///
     /// # Errors
-    /// When a chunk belongs elsewhere or its vector does not fit, nothing is changed. When the write fails, nothing
-    /// becomes searchable.
-    pub fn apply(&self, changes: Vec<ArticleChange>) -> Result<ApplySummary, StateError> {
+    /// [`StateError::NamedTwice`] when an article is named more than once; [`StateError::Dimension`] and
+    /// [`StateError::NonFinite`] when a vector does not fit; [`StateError::Poisoned`] when an earlier change broke off
+    /// half-way, because `publish` panicked; and when the database cannot be read or written. Nothing is then published
+    /// or searchable, and nothing is written unless the write itself failed.
+    pub fn apply(&self, writes: Vec<ArticleWrite>, publish: &mut dyn FnMut(&Applied)) -> Result<Applied, StateError> {
         let _writer = lock(&self.writer);
-        if changes.is_empty() {
-            return Ok(ApplySummary::default());
+        let current = self.epoch();
+        let Plan { batch, tenants, outcomes, change, articles_added, articles_deleted } =
+            Plan::of(&self.store, writes, current + 1)?;
+        if batch.is_empty() {
+            return Ok(Applied { epoch: current, outcomes, change: KnowledgeChange::empty(current) });
         }
-        let Plan { batch, tenants, summary, articles_added } = Plan::of(&self.store, changes)?;
         let mut ready = Vec::with_capacity(tenants.len());
         for (tenant, plan) in tenants {
             let (partition, is_new) = self
                 .partition(&tenant)
-                .map_or_else(|| (Arc::new(RwLock::new(Partition::new())), true), |partition| (partition, false));
+                .map_or_else(|| (Arc::new(Partition::new()), true), |partition| (partition, false));
             // Whatever takes long, and whatever can fail, happens before anything is written.
-            let fresh = read(&partition).prepare(&plan)?;
+            let fresh = partition.prepare(&plan)?;
             ready.push((tenant, partition, is_new, plan, fresh));
         }
 
-        let _unsettled = write(&self.settled);
+        let _unsettled = self.settled.write().map_err(|_| StateError::Poisoned {
+            reason: "an earlier change of the knowledge base broke off half-way".to_owned(),
+        })?;
         self.store.write(batch, Durability::Synced)?;
+        let applied = Applied { epoch: change.epoch, outcomes, change };
+        publish(&applied);
         for (tenant, partition, is_new, plan, fresh) in ready {
-            let mut cache = lock(&self.cache);
-            for id in plan.removed.iter().chain(plan.stamps.iter().map(|(id, _)| id)) {
-                cache.remove(id);
-            }
-            drop(cache);
-            take_over(&partition, plan, fresh)?;
+            self.forget(&plan.overwritten);
+            partition.take_over(plan, fresh);
             if is_new {
                 write(&self.partitions).insert(tenant, partition);
             }
         }
-        self.articles.fetch_add(articles_added as u64, Ordering::Relaxed);
-        self.articles.fetch_sub(summary.articles_deleted as u64, Ordering::Relaxed);
-        self.epoch.fetch_add(1, Ordering::Release);
-        Ok(summary)
+        self.articles.fetch_add(articles_added, Ordering::Relaxed);
+        self.articles.fetch_sub(articles_deleted, Ordering::Relaxed);
+        self.epoch.store(applied.epoch, Ordering::Release);
+        Ok(applied)
     }
 
-    /// Counts the changes applied since the start. An answer made from searches that began at this epoch knows
-    /// nothing of any later one.
+    /// What [`KnowledgeBase::apply`] would do now. Changes nothing.
+    ///
+    /// # Errors
+    /// [`StateError::NamedTwice`] when an article is named more than once, and when the database cannot be read.
+    pub fn preview(&self, writes: Vec<ArticleWrite>) -> Result<Applied, StateError> {
+        let _writer = lock(&self.writer);
+        let epoch = self.epoch() + 1;
+        let Plan { outcomes, change, .. } = Plan::of(&self.store, writes, epoch)?;
+        Ok(Applied { epoch, outcomes, change })
+    }
+
+    fn forget(&self, chunks: &[ChunkId]) {
+        let mut cache = lock(&self.cache);
+        for id in chunks {
+            cache.remove(id);
+        }
+    }
+
+    /// The number of the last change that can be searched, counted over all starts. A search that begins after this
+    /// was read sees every change up to it, and may see parts of later ones.
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
@@ -280,7 +245,7 @@ impl KnowledgeBase {
         let partitions: Vec<_> = read(&self.partitions).values().cloned().collect();
         KnowledgeStats {
             articles: self.articles.load(Ordering::Relaxed),
-            chunks: partitions.iter().map(|partition| read(partition).index.len()).sum(),
+            chunks: partitions.iter().map(|partition| partition.len()).sum(),
             tenants: partitions.len(),
             cache: lock(&self.cache).stats(),
         }
@@ -291,71 +256,6 @@ impl KnowledgeBase {
     pub const fn store(&self) -> &Store {
         &self.store
     }
-}
-
-impl Partition {
-    fn new() -> Self {
-        Self { index: VectorIndex::new(IndexConfig::default()), stamps: HashMap::new() }
-    }
-
-    /// Checks all of a plan, and builds the index anew when it asks for it.
-    fn prepare(&self, plan: &TenantPlan) -> Result<Option<VectorIndex<ChunkId>>, StateError> {
-        let dimension = self.index.dimension().or_else(|| plan.inserted.first().map(|(_, vector)| vector.len()));
-        for (_, vector) in &plan.inserted {
-            self.index.check(vector)?;
-            if let Some(expected) = dimension.filter(|&expected| expected != vector.len()) {
-                return Err(StateError::Dimension { expected, found: vector.len() });
-            }
-        }
-        self.index.changed(&plan.removed, &plan.inserted)
-    }
-}
-
-/// Makes the changes searchable.
-fn take_over(
-    partition: &RwLock<Partition>,
-    plan: TenantPlan,
-    fresh: Option<VectorIndex<ChunkId>>,
-) -> Result<(), StateError> {
-    let stamps: HashMap<ChunkId, Stamp> = plan.stamps.into_iter().collect();
-    if let Some(fresh) = fresh {
-        let mut partition = write(partition);
-        partition.index = fresh;
-        for id in &plan.removed {
-            partition.stamps.remove(id);
-        }
-        partition.stamps.extend(stamps);
-        return Ok(());
-    }
-    for removed in plan.removed.chunks(CHANGES_PER_LOCK) {
-        let mut partition = write(partition);
-        for id in removed {
-            partition.index.remove(id);
-            partition.stamps.remove(id);
-        }
-    }
-    for inserted in plan.inserted.chunks(CHANGES_PER_LOCK) {
-        let mut partition = write(partition);
-        for (id, vector) in inserted {
-            partition.index.insert(id.clone(), Arc::clone(vector))?;
-            // With the vector, so that a search in between sees which version it found.
-            partition.stamps.extend(stamps.get_key_value(id).map(|(id, stamp)| (id.clone(), *stamp)));
-        }
-    }
-    // What is left kept its vector and has a new version only.
-    write(partition).stamps.extend(stamps);
-    Ok(())
-}
-
-/// The nearest chunks with the versions they had when they were found.
-fn find(partition: &RwLock<Partition>, query: &[f32], k: usize) -> Result<Vec<Found>, StateError> {
-    let partition = read(partition);
-    let near = partition.index.search(query, k)?;
-    let stamped = near.into_iter().filter_map(|(id, score)| {
-        let stamp = *partition.stamps.get(&id)?;
-        Some(Found { id, score, stamp })
-    });
-    Ok(stamped.collect())
 }
 
 /// What a chunk takes in the cache, in bytes.

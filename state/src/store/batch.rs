@@ -1,15 +1,16 @@
 //! Changes to the store, in its own terms.
 //!
 //! A [`StoreBatch`] keeps together what must not come apart: an answered turn and its conversation, an article and its
-//! chunks, a cached entry and its answer. It is written by [`Store::write`] or by a
-//! [`Committer`](super::Committer), atomically.
+//! chunks, a cached entry and its answer. It is written by [`Store::write`](super::Store::write)
+//! or by a [`Committer`](super::Committer), atomically.
 //!
-//! What it does not do: it reads nothing, except where a method takes the store.
+//! What it does not do: it reads nothing.
 
 use serde::Serialize;
 
+use super::articles::{KNOWLEDGE_EPOCH_KEY, VALIDATED_EPOCH_KEY};
 use super::codec::{StoredEntry, chunk_key, encode, entry_key, key, key_prefix, turn_key};
-use super::{Batch, Column, Conversation, Store};
+use super::{Batch, Column, Conversation};
 use crate::{Article, ArticleId, CacheEntry, Chunk, ChunkId, EntryId, StateError, TenantId, TurnRecord};
 
 /// Changes that happen together, in order.
@@ -64,7 +65,7 @@ impl StoreBatch {
         self.put(Column::Conversations, of_conversation, conversation)
     }
 
-    /// Keeps an article with its chunks, in place of the article and all the chunks that it had.
+    /// Keeps an article with its chunks and its version, in place of the article and all the chunks that it had.
     ///
     /// # Errors
     /// [`StateError::ForeignChunk`] when a chunk is another article's or tenant's; [`StateError::Encode`]. The batch
@@ -78,15 +79,27 @@ impl StoreBatch {
                 article: format!("{tenant}/{}", article.id),
             });
         }
-        self.delete_article(tenant, &article.id);
+        self.delete_article(tenant, &article.id, article.version);
         self.put(Column::Articles, key(&[tenant.as_str(), article.id.as_str()]), article)?;
         chunks.iter().try_for_each(|chunk| self.put(Column::Chunks, chunk_key(&chunk.id), chunk))
     }
 
-    /// Deletes an article with its chunks.
-    pub fn delete_article(&mut self, tenant: &TenantId, article: &ArticleId) {
-        self.batch.delete(Column::Articles, key(&[tenant.as_str(), article.as_str()]));
+    /// Deletes an article with its chunks. Of it remains the version of its deletion.
+    pub fn delete_article(&mut self, tenant: &TenantId, article: &ArticleId, version: u64) {
+        let name = key(&[tenant.as_str(), article.as_str()]);
+        self.batch.put(Column::Versions, name.clone(), version.to_be_bytes());
+        self.batch.delete(Column::Articles, name);
         self.batch.delete_prefix(Column::Chunks, key_prefix(&[tenant.as_str(), article.as_str()]));
+    }
+
+    /// Keeps the epoch of the change that this batch is.
+    pub(crate) fn put_knowledge_epoch(&mut self, epoch: u64) {
+        self.batch.put(Column::Meta, KNOWLEDGE_EPOCH_KEY, epoch.to_be_bytes());
+    }
+
+    /// Keeps the epoch up to which every cached answer that is kept was checked.
+    pub fn put_validated_epoch(&mut self, epoch: u64) {
+        self.batch.put(Column::Meta, VALIDATED_EPOCH_KEY, epoch.to_be_bytes());
     }
 
     /// Keeps a cached answer.
@@ -94,8 +107,9 @@ impl StoreBatch {
     /// # Errors
     /// [`StateError::Encode`].
     pub fn put_entry(&mut self, entry: &CacheEntry) -> Result<(), StateError> {
-        let CacheEntry { id, scope, question, vector, answer, support, origin } = entry.clone();
-        self.put(Column::Entries, entry_key(id), &StoredEntry { scope, question, vector, support, origin })?;
+        let CacheEntry { id, scope, question, vector, answer, support, origin, created_ms } = entry.clone();
+        let stored = StoredEntry { scope, question, vector, support, origin, created_ms };
+        self.put(Column::Entries, entry_key(id), &stored)?;
         self.put(Column::Responses, entry_key(id), &answer)
     }
 
@@ -103,18 +117,6 @@ impl StoreBatch {
     pub fn delete_entry(&mut self, id: EntryId) {
         self.batch.delete(Column::Entries, entry_key(id));
         self.batch.delete(Column::Responses, entry_key(id));
-    }
-
-    /// Deletes the cached answers that are in `store` now: all of them, or one tenant's. Returns how many.
-    ///
-    /// # Errors
-    /// When the database cannot be read, or a value does not decode.
-    pub fn delete_all_entries(&mut self, store: &Store, tenant: Option<&TenantId>) -> Result<usize, StateError> {
-        let ids = store.entry_ids(tenant)?;
-        for &id in &ids {
-            self.delete_entry(id);
-        }
-        Ok(ids.len())
     }
 
     /// Keeps a small named value.

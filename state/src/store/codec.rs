@@ -19,14 +19,15 @@ pub(super) struct StoredEntry {
     pub(super) scope: ScopeId,
     pub(super) question: String,
     pub(super) vector: Option<Arc<[f32]>>,
-    pub(super) support: Support,
+    pub(super) support: Arc<Support>,
     pub(super) origin: TurnKey,
+    pub(super) created_ms: u64,
 }
 
 impl StoredEntry {
     pub(super) fn with_answer(self, id: EntryId, answer: Arc<Answer>) -> CacheEntry {
-        let Self { scope, question, vector, support, origin } = self;
-        CacheEntry { id, scope, question, vector, answer, support, origin }
+        let Self { scope, question, vector, support, origin, created_ms } = self;
+        CacheEntry { id, scope, question, vector, answer, support, origin, created_ms }
     }
 }
 
@@ -59,6 +60,12 @@ pub(super) fn entry_key(id: EntryId) -> Vec<u8> {
 /// The id in a key of `entries`; `None` for a key that is none.
 pub(super) fn entry_id(key: &[u8]) -> Option<EntryId> {
     key.try_into().ok().map(|bytes| EntryId(u64::from_be_bytes(bytes)))
+}
+
+/// A number that was kept big-endian.
+pub(super) fn number(column: Column, key: &[u8], value: &[u8]) -> Result<u64, StateError> {
+    let bytes = value.try_into().map_err(|_| corrupt(column, key, postcard::Error::DeserializeBadEncoding))?;
+    Ok(u64::from_be_bytes(bytes))
 }
 
 pub(super) fn encode<T: Serialize>(column: Column, value: &T) -> Result<Vec<u8>, StateError> {

@@ -139,8 +139,14 @@ mod tests {
         fn multi_get(&self, column: Column, keys: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>, StateError> {
             self.memory.multi_get(column, keys)
         }
-        fn scan(&self, column: Column, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StateError> {
-            self.memory.scan(column, prefix, visit)
+        fn scan_from(
+            &self,
+            column: Column,
+            prefix: &[u8],
+            start: &[u8],
+            visit: &mut Visit<'_>,
+        ) -> Result<(), StateError> {
+            self.memory.scan_from(column, prefix, start, visit)
         }
         fn last_key(&self, column: Column) -> Result<Option<Vec<u8>>, StateError> {
             self.memory.last_key(column)

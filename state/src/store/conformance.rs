@@ -68,6 +68,21 @@ fn scans_are_ordered_and_stop(store: &dyn KeyValue) {
         }
     });
     assert_eq!(keys(store, Column::Chunks, b"a\0"), [&b"a\0"[..], b"a\0z", b"a\0\xff\xff"]);
+    let check = |prefix: &[u8], start: &[u8], expected: &[&[u8]]| {
+        let mut found = Vec::new();
+        let collect = &mut |key: &[u8], _: &[u8]| {
+            found.push(key.to_vec());
+            Ok(ControlFlow::Continue(()))
+        };
+        store.scan_from(Column::Chunks, prefix, start, collect).expect("scans");
+        assert_eq!(found, expected, "prefix {prefix:?} from {start:?}");
+    };
+    check(b"a\0", b"a\0z", &[b"a\0z", b"a\0\xff\xff"]);
+    check(b"a\0", b"a\0y", &[b"a\0z", b"a\0\xff\xff"]);
+    check(b"a\0", b"", &[b"a\0", b"a\0z", b"a\0\xff\xff"]);
+    check(b"a\0", b"a\x01", &[]);
+    check(b"a\0", b"c", &[]);
+    check(b"", b"b", &[b"b", b"\xff\xff"]);
     assert_eq!(keys(store, Column::Chunks, b"").len(), 6);
     assert_eq!(keys(store, Column::Chunks, b"\xff"), [b"\xff\xff"]);
     assert_eq!(store.last_key(Column::Chunks).expect("reads").as_deref(), Some(&b"\xff\xff"[..]));

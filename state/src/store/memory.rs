@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-use super::{Batch, Column, Durability, KeyValue, Operation, Visit, prefix_end};
+use super::{Batch, Column, Durability, KeyValue, Operation, Visit};
 use crate::StateError;
 
 type Columns = BTreeMap<Column, BTreeMap<Vec<u8>, Vec<u8>>>;
@@ -31,10 +31,15 @@ impl MemoryStore {
     }
 }
 
-/// The keys from `prefix` on, up to and without the first that does not start with it.
-fn range_of(prefix: &[u8]) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
-    let end = prefix_end(prefix).map_or(Bound::Unbounded, Bound::Excluded);
-    (Bound::Included(prefix.to_vec()), end)
+/// The values whose keys start with `prefix` and are not less than `start`.
+fn within<'a>(
+    values: &'a BTreeMap<Vec<u8>, Vec<u8>>,
+    prefix: &'a [u8],
+    start: &'a [u8],
+) -> impl Iterator<Item = (&'a Vec<u8>, &'a Vec<u8>)> {
+    // A range that ends before it begins panics, so the end is found by walking.
+    let from = (Bound::Included(start.max(prefix)), Bound::Unbounded);
+    values.range::<[u8], _>(from).take_while(move |(key, _)| key.starts_with(prefix))
 }
 
 impl KeyValue for MemoryStore {
@@ -44,10 +49,10 @@ impl KeyValue for MemoryStore {
         Ok(keys.iter().map(|key| values.and_then(|values| values.get(key)).cloned()).collect())
     }
 
-    fn scan(&self, column: Column, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StateError> {
+    fn scan_from(&self, column: Column, prefix: &[u8], start: &[u8], visit: &mut Visit<'_>) -> Result<(), StateError> {
         // Copied before it is shown, so that `visit` may use the store.
         let found: Vec<_> = self.read().get(&column).map_or_else(Vec::new, |values| {
-            values.range(range_of(prefix)).map(|(key, value)| (key.clone(), value.clone())).collect()
+            within(values, prefix, start).map(|(key, value)| (key.clone(), value.clone())).collect()
         });
         for (key, value) in found {
             if visit(&key, &value)? == ControlFlow::Break(()) {
@@ -73,7 +78,7 @@ impl KeyValue for MemoryStore {
                 }
                 Operation::DeletePrefix { column, prefix } => {
                     let values = columns.entry(column).or_default();
-                    let doomed: Vec<_> = values.range(range_of(&prefix)).map(|(key, _)| key.clone()).collect();
+                    let doomed: Vec<_> = within(values, &prefix, &prefix).map(|(key, _)| key.clone()).collect();
                     for key in doomed {
                         values.remove(&key);
                     }

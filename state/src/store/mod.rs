@@ -7,6 +7,7 @@
 //! What it does not do: no transactions over reads and writes (whoever owns a conversation or an article is its only
 //! writer), no expiry, no knowledge of what the bytes mean. That is [`Store`]'s part.
 
+mod articles;
 mod batch;
 mod codec;
 mod committer;
@@ -38,11 +39,20 @@ pub trait KeyValue: Send + Sync {
     /// [`StateError::Io`] when the database cannot be read.
     fn multi_get(&self, column: Column, keys: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>, StateError>;
 
-    /// Shows every key that starts with `prefix`, with its value, in key order, until `visit` breaks or fails.
+    /// Shows every key that starts with `prefix` and is not less than `start`, with its value, in key order, until
+    /// `visit` breaks or fails.
     ///
     /// # Errors
     /// [`StateError::Io`] when the database cannot be read, and whatever `visit` returns.
-    fn scan(&self, column: Column, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StateError>;
+    fn scan_from(&self, column: Column, prefix: &[u8], start: &[u8], visit: &mut Visit<'_>) -> Result<(), StateError>;
+
+    /// As [`KeyValue::scan_from`], from the first key that starts with `prefix`.
+    ///
+    /// # Errors
+    /// The same.
+    fn scan(&self, column: Column, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StateError> {
+        self.scan_from(column, prefix, prefix, visit)
+    }
 
     /// The greatest key of a column.
     ///
@@ -69,6 +79,8 @@ pub enum Column {
     Turns,
     /// Articles of the knowledge bases.
     Articles,
+    /// The last version of every article there ever was, so that none is used twice.
+    Versions,
     /// Chunks of articles, with their vectors.
     Chunks,
     /// Cached answers, without the answer itself.
@@ -87,6 +99,7 @@ impl Column {
         Self::Conversations,
         Self::Turns,
         Self::Articles,
+        Self::Versions,
         Self::Chunks,
         Self::Entries,
         Self::Responses,
@@ -101,6 +114,7 @@ impl Column {
             Self::Conversations => "conversations",
             Self::Turns => "turns",
             Self::Articles => "articles",
+            Self::Versions => "versions",
             Self::Chunks => "chunks",
             Self::Entries => "entries",
             Self::Responses => "responses",

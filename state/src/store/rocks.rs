@@ -117,14 +117,14 @@ impl KeyValue for RocksStore {
         found.into_iter().map(|value| Ok(value.map_err(read_error)?.map(|bytes| bytes.to_vec()))).collect()
     }
 
-    fn scan(&self, column: Column, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StateError> {
+    fn scan_from(&self, column: Column, prefix: &[u8], start: &[u8], visit: &mut Visit<'_>) -> Result<(), StateError> {
         let mut options = ReadOptions::default();
         // A scan passes once over everything: it must not push what is hot out of the block cache.
         options.fill_cache(false);
         if let Some(end) = prefix_end(prefix) {
             options.set_iterate_upper_bound(end);
         }
-        let start = IteratorMode::From(prefix, Direction::Forward);
+        let start = IteratorMode::From(start.max(prefix), Direction::Forward);
         for item in self.db.iterator_cf_opt(self.family(column)?, options, start) {
             let (key, value) = item.map_err(read_error)?;
             if !key.starts_with(prefix) || visit(&key, &value)? == ControlFlow::Break(()) {
@@ -289,11 +289,11 @@ mod tests {
             assert!(matches!(&error, StateError::Schema { found, .. } if found == expected), "{error}");
             assert_eq!(files(folder.path()), before, "refusing {expected:?} changed the database");
         };
-        check(Some(b"2"), "2");
-        check(Some(b"0"), "0");
+        check(Some(b"3"), "3");
+        check(Some(b"1"), "1");
         check(Some(b""), "");
         check(Some(b"\xff\x00one"), "\\xff\\x00one");
-        check(Some(b" 1"), " 1");
+        check(Some(b" 2"), " 2");
         check(None, "none");
     }
 

@@ -106,9 +106,75 @@ fn an_article_replaces_all_its_older_chunks() {
         assert_eq!(versions, [Some(1), None, Some(0)]);
         assert_eq!(store.chunk(&missing).expect("reads"), None);
         assert_eq!(store.count_articles().expect("reads"), 2);
-        write(store, |batch| batch.delete_article(&tenant, &id("a")));
+        write(store, |batch| batch.delete_article(&tenant, &id("a"), 3));
         assert_eq!(store.article(&tenant, &id("a")).expect("reads"), None);
         assert_eq!(all_chunks(store), [(neighbour.id.clone(), 1)]);
+    });
+}
+
+#[test]
+fn a_deleted_article_leaves_its_version_only() {
+    on_both_backends(|store| {
+        let tenant = id::<TenantId>("shop");
+        let version = |name: &str| store.article_version(&tenant, &id(name)).expect("reads");
+        write(store, |batch| {
+            batch.put_article(&tenant, &article("a", 4), &[]).expect("encodes");
+            batch.put_article(&tenant, &article("b", 2), &[]).expect("encodes");
+        });
+        assert_eq!(["a", "b", "c"].map(version), [4, 2, 0]);
+        write(store, |batch| batch.delete_article(&tenant, &id("a"), 5));
+        assert_eq!(["a", "b", "c"].map(version), [5, 2, 0]);
+        assert_eq!(store.article(&tenant, &id("a")).expect("reads"), None);
+        assert_eq!(store.articles_after(&tenant, None, 9).expect("reads"), [article("b", 2)]);
+        assert_eq!(store.count_articles().expect("counts"), 1);
+        write(store, |batch| batch.put_article(&tenant, &article("a", 6), &[]).expect("encodes"));
+        assert_eq!(store.article(&tenant, &id("a")).expect("reads"), Some(article("a", 6)));
+        assert_eq!(version("a"), 6);
+        assert_eq!(store.article_version(&id("other"), &id("a")).expect("reads"), 0);
+    });
+}
+
+#[test]
+fn articles_are_read_page_by_page() {
+    on_both_backends(|store| {
+        let names = ["a", "a ", "a!", "aa", "b", "é"];
+        write(store, |batch| {
+            for name in names.iter().rev() {
+                batch.put_article(&id("shop"), &article(name, 1), &[]).expect("encodes");
+            }
+            batch.put_article(&id("sho"), &article("z", 1), &[]).expect("encodes");
+            batch.put_article(&id("shop2"), &article("a", 1), &[]).expect("encodes");
+        });
+        let check = |after: Option<&str>, limit: usize, expected: &[&str]| {
+            let after = after.map(id::<ArticleId>);
+            let page = store.articles_after(&id("shop"), after.as_ref(), limit).expect("reads");
+            let found: Vec<_> = page.iter().map(|article| article.id.as_str()).collect();
+            assert_eq!(found, expected, "{limit} after {after:?}");
+        };
+        check(None, 2, &names[..2]);
+        check(None, usize::MAX, &names);
+        check(None, 0, &[]);
+        check(Some("a"), 3, &names[1..4]);
+        check(Some("a "), 3, &names[2..5]);
+        check(Some("ab"), 3, &names[4..]);
+        check(Some("0"), 1, &names[..1]);
+        check(Some("é"), 3, &[]);
+        check(Some("éé"), 3, &[]);
+    });
+}
+
+#[test]
+fn epochs_are_kept() {
+    on_both_backends(|store| {
+        let epochs = || (store.knowledge_epoch().expect("reads"), store.validated_epoch().expect("reads"));
+        assert_eq!(epochs(), (0, 0));
+        write(store, |batch| {
+            batch.put_knowledge_epoch(300);
+            batch.put_validated_epoch(299);
+        });
+        assert_eq!(epochs(), (300, 299));
+        write(store, |batch| batch.put_validated_epoch(300));
+        assert_eq!(epochs(), (300, 300));
     });
 }
 
@@ -202,21 +268,15 @@ fn an_entry_without_a_vector_stays_without() {
 }
 
 #[test]
-fn entries_are_deleted_by_tenant() {
+fn entries_are_listed_by_tenant() {
     on_both_backends(|store| {
         write(store, |batch| {
             for (number, tenant) in ["a", "b", "a", "ab"].iter().enumerate() {
                 batch.put_entry(&entry(EntryId(number as u64), tenant, &[1.0])).expect("encodes");
             }
         });
-        let mut batch = StoreBatch::new();
-        assert_eq!(batch.delete_all_entries(store, Some(&id("a"))).expect("reads"), 2);
-        store.write(batch, Durability::Synced).expect("writes");
-        assert_eq!(all_entries(store), [EntryId(1), EntryId(3)]);
-        let mut batch = StoreBatch::new();
-        assert_eq!(batch.delete_all_entries(store, None).expect("reads"), 2);
-        store.write(batch, Durability::Synced).expect("writes");
-        assert_eq!(all_entries(store), []);
+        assert_eq!(store.entry_ids(Some(&id("a"))).expect("reads"), [EntryId(0), EntryId(2)]);
+        assert_eq!(store.entry_ids(None).expect("reads"), [0, 1, 2, 3].map(EntryId));
     });
 }
 
@@ -249,6 +309,11 @@ fn a_damaged_value_names_its_place() {
         store.backend().write(batch, Durability::Synced).expect("writes");
         let error = store.turn(&turn_key("shop", "c", "t")).expect_err("damaged");
         assert_eq!(error.to_string(), "cannot decode a value of column turns, key shop\\x00c\\x00t");
+        let mut batch = Batch::new();
+        batch.put(Column::Meta, b"validated-epoch".to_vec(), vec![0; 7]);
+        store.backend().write(batch, Durability::Synced).expect("writes");
+        let error = store.validated_epoch().expect_err("damaged");
+        assert_eq!(error.to_string(), "cannot decode a value of column meta, key validated-epoch");
         let error = store.entry_ids(None).expect_err("damaged");
         assert_eq!(error.to_string(), "cannot decode a value of column entries, key short");
     });

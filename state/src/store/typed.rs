@@ -1,6 +1,6 @@
 //! The store as the rest of the program sees it: turns, articles, chunks and cached answers instead of bytes.
 //!
-//! [`Store`] reads; what is written is collected in a [`StoreBatch`] first.
+//! [`Store`] reads; what is written is collected in a [`StoreBatch`] first. Articles and chunks are read in `articles`.
 //!
 //! What it does not do: it caches nothing, and it guards no read-modify-write. A conversation has one owner at a time,
 //! and so has a knowledge base.
@@ -14,12 +14,9 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::codec::{StoredEntry, chunk_key, corrupt, decode, entry_id, entry_key, key, key_prefix, turn_key};
+use super::codec::{StoredEntry, corrupt, decode, entry_id, entry_key, key, number, turn_key};
 use super::{Batch, Column, Durability, KeyValue, MemoryStore, RocksStore, StoreBatch, StoreOptions};
-use crate::{
-    Article, ArticleId, CacheEntry, Chunk, ChunkId, ConversationId, EntryId, StateError, TenantId, TurnId, TurnKey,
-    TurnRecord,
-};
+use crate::{CacheEntry, ConversationId, EntryId, StateError, TenantId, TurnId, TurnKey, TurnRecord};
 
 /// How many turns a conversation remembers by name. Older ones stay in the store but are no longer history.
 pub const RECENT_TURNS_MAX: usize = 32;
@@ -104,24 +101,34 @@ impl Store {
         self.backend.write(batch.batch, durability)
     }
 
-    fn get<T: DeserializeOwned>(&self, column: Column, key: Vec<u8>) -> Result<Option<T>, StateError> {
+    pub(super) fn get<T: DeserializeOwned>(&self, column: Column, key: Vec<u8>) -> Result<Option<T>, StateError> {
         Ok(self.get_many(column, &[key])?.pop().flatten())
     }
 
-    fn get_many<T: DeserializeOwned>(&self, column: Column, keys: &[Vec<u8>]) -> Result<Vec<Option<T>>, StateError> {
+    pub(super) fn get_many<T: DeserializeOwned>(
+        &self,
+        column: Column,
+        keys: &[Vec<u8>],
+    ) -> Result<Vec<Option<T>>, StateError> {
         let values = self.backend.multi_get(column, keys)?;
         let decoded =
             keys.iter().zip(values).map(|(key, value)| value.map(|value| decode(column, key, &value)).transpose());
         decoded.collect()
     }
 
-    fn scan<T: DeserializeOwned>(
+    pub(super) fn scan<T: DeserializeOwned>(
         &self,
         column: Column,
         prefix: &[u8],
         visit: &mut dyn FnMut(T) -> ControlFlow<()>,
     ) -> Result<(), StateError> {
         self.backend.scan(column, prefix, &mut |key, value| Ok(visit(decode(column, key, value)?)))
+    }
+
+    /// A number that is kept as it is, 0 when it is absent.
+    pub(super) fn number(&self, column: Column, key: &[u8]) -> Result<u64, StateError> {
+        let value = self.backend.multi_get(column, &[key.to_vec()])?.pop().flatten();
+        value.map_or(Ok(0), |value| number(column, key, &value))
     }
 
     /// An answered turn.
@@ -162,77 +169,6 @@ impl Store {
         let asked = recent.iter().skip(recent.len().saturating_sub(turns_max));
         let keys: Vec<_> = asked.map(|turn| key(&[tenant.as_str(), conversation.as_str(), turn.as_str()])).collect();
         Ok(self.get_many(Column::Turns, &keys)?.into_iter().flatten().collect())
-    }
-
-    /// An article.
-    ///
-    /// # Errors
-    /// When the database cannot be read, or the value does not decode.
-    pub fn article(&self, tenant: &TenantId, article: &ArticleId) -> Result<Option<Article>, StateError> {
-        self.get(Column::Articles, key(&[tenant.as_str(), article.as_str()]))
-    }
-
-    /// Shows the articles of a tenant in the order of their ids, until `visit` breaks.
-    ///
-    /// # Errors
-    /// When the database cannot be read, or a value does not decode.
-    pub fn articles(
-        &self,
-        tenant: &TenantId,
-        visit: &mut dyn FnMut(Article) -> ControlFlow<()>,
-    ) -> Result<(), StateError> {
-        self.scan(Column::Articles, &key_prefix(&[tenant.as_str()]), visit)
-    }
-
-    /// The number of articles of all tenants. Walks through all of them.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub fn count_articles(&self) -> Result<u64, StateError> {
-        let mut count = 0;
-        self.backend.scan(Column::Articles, b"", &mut |_, _| {
-            count += 1;
-            Ok(ControlFlow::Continue(()))
-        })?;
-        Ok(count)
-    }
-
-    /// A chunk.
-    ///
-    /// # Errors
-    /// When the database cannot be read, or the value does not decode.
-    pub fn chunk(&self, chunk: &ChunkId) -> Result<Option<Chunk>, StateError> {
-        self.get(Column::Chunks, chunk_key(chunk))
-    }
-
-    /// Several chunks at once, in the order asked; `None` where there is none.
-    ///
-    /// # Errors
-    /// When the database cannot be read, or a value does not decode.
-    pub fn chunks_of(&self, ids: &[ChunkId]) -> Result<Vec<Option<Chunk>>, StateError> {
-        let keys: Vec<_> = ids.iter().map(chunk_key).collect();
-        self.get_many(Column::Chunks, &keys)
-    }
-
-    /// The chunks of an article, in order.
-    ///
-    /// # Errors
-    /// When the database cannot be read, or a value does not decode.
-    pub fn article_chunks(&self, tenant: &TenantId, article: &ArticleId) -> Result<Vec<Chunk>, StateError> {
-        let mut chunks = Vec::new();
-        self.scan(Column::Chunks, &key_prefix(&[tenant.as_str(), article.as_str()]), &mut |chunk| {
-            chunks.push(chunk);
-            ControlFlow::Continue(())
-        })?;
-        Ok(chunks)
-    }
-
-    /// Shows every chunk of every tenant, in the order of their ids, until `visit` breaks.
-    ///
-    /// # Errors
-    /// When the database cannot be read, or a value does not decode.
-    pub fn chunks(&self, visit: &mut dyn FnMut(Chunk) -> ControlFlow<()>) -> Result<(), StateError> {
-        self.scan(Column::Chunks, b"", visit)
     }
 
     /// A cached answer.
@@ -323,10 +259,9 @@ impl Store {
     /// entries were deleted. Returns the id before the first of them.
     ///
     /// # Errors
-    /// When the database cannot be read or written.
+    /// When the database cannot be read or written, or the last reservation does not decode.
     pub fn reserve_entry_ids(&self, count: u64) -> Result<EntryId, StateError> {
-        let stored = self.backend.multi_get(Column::Meta, &[RESERVED_KEY.to_vec()])?.pop().flatten();
-        let reserved = stored.as_deref().and_then(entry_id).unwrap_or(EntryId(0));
+        let reserved = EntryId(self.number(Column::Meta, RESERVED_KEY)?);
         let last = reserved.max(self.max_entry_id()?.unwrap_or(EntryId(0)));
         let mut batch = Batch::new();
         batch.put(Column::Meta, RESERVED_KEY, last.0.saturating_add(count).to_be_bytes().to_vec());

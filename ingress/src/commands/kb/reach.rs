@@ -1,0 +1,67 @@
+//! One way to the knowledge base's service: a server's, or that of a pipeline started in this process.
+
+use tonic::transport::Channel;
+use turnflow_pipeline::Pipeline;
+
+use super::super::{Context, open};
+use crate::cli::KbTarget;
+use crate::failure::Failure;
+use crate::grpc::client::connect;
+use crate::grpc::proto::knowledge_base_client::KnowledgeBaseClient;
+use crate::grpc::{TENANT_DEFAULT, serve_in_process};
+
+/// Largest response that is taken: servers may be configured for large articles.
+const RESPONSE_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+pub(super) type Client = KnowledgeBaseClient<Channel>;
+
+pub(super) fn client(channel: Channel) -> Client {
+    KnowledgeBaseClient::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX)
+}
+
+/// Does some work with the knowledge base, wherever it is, and says where.
+pub(super) async fn with_client(
+    context: &Context,
+    target: &KbTarget,
+    work: impl AsyncFnOnce(Client) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    if let Some(channel) = server(context, target).await? {
+        return work(client(channel)).await;
+    }
+    let dir = context.data_dir(target.data.as_ref())?;
+    eprintln!("using the store in {}", dir.display());
+    let parts = open::parts(context, open::store(context, &dir)?)?;
+    let pipeline = Pipeline::start(&context.config, &parts)?;
+    let worked = match serve_in_process(&pipeline, &context.config, target.tenant.clone()).await {
+        Ok(served) => work(client(served.channel.clone())).await,
+        Err(error) => Err(error.into()),
+    };
+    pipeline.shutdown().await;
+    worked
+}
+
+/// A connection to the server, if it is to be asked. When nobody named it and nobody listens, the store can be opened.
+async fn server(context: &Context, target: &KbTarget) -> Result<Option<Channel>, Failure> {
+    if target.data.is_some() {
+        return Ok(None);
+    }
+    let is_named = target.endpoint.is_some();
+    let address = target.endpoint.clone().unwrap_or_else(|| context.config.server.listen.to_string());
+    let channel = match connect(&address).await {
+        Ok(channel) => channel,
+        Err(error) if error.is_refused && !is_named => {
+            eprintln!("no server at {address}");
+            return Ok(None);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if target.tenant.as_str() != TENANT_DEFAULT {
+        let error = anyhow::anyhow!(
+            "the server at {address} cannot be asked for tenant {}: without authentication, every client is tenant {TENANT_DEFAULT}",
+            target.tenant
+        );
+        return Err(Failure::usage(error).with_hint("stop the server and open its store with --data"));
+    }
+    eprintln!("using the server at {address}");
+    Ok(Some(channel))
+}

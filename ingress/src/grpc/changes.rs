@@ -1,0 +1,106 @@
+//! One stream of `Watch`: a tenant's changes as they are acknowledged.
+
+use std::sync::Arc;
+
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, watch};
+use tonic::Status;
+use turnflow_pipeline::ChangeEvent;
+use turnflow_state::TenantId;
+
+use super::article::change;
+use super::proto::WatchResponse;
+use super::refusal::Refusal;
+use super::service::Responses;
+
+/// Passes changes on until the server stops, the client falls behind, or is gone.
+pub(super) async fn forward(
+    tenant: TenantId,
+    mut changes: broadcast::Receiver<Arc<ChangeEvent>>,
+    out: Responses<WatchResponse>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let end = tokio::select! {
+        biased;
+        () = out.closed() => return,
+        _ = stopping.wait_for(|&stopping| stopping) => Refusal::Unavailable.into(),
+        end = tell(&tenant, &mut changes, &out) => end,
+    };
+    // A client that is gone by now needs no status.
+    let _ = out.send(Err(end)).await;
+}
+
+async fn tell(
+    tenant: &TenantId,
+    changes: &mut broadcast::Receiver<Arc<ChangeEvent>>,
+    out: &Responses<WatchResponse>,
+) -> Status {
+    loop {
+        match changes.recv().await {
+            Ok(event) if event.tenant == *tenant => {
+                // A client that is gone is noticed in `forward`.
+                let _ = out.send(Ok(change(&event))).await;
+            }
+            Ok(_) => {}
+            Err(RecvError::Lagged(missed)) => {
+                return Status::data_loss(format!(
+                    "{missed} changes were missed: they came faster than they were read"
+                ));
+            }
+            Err(RecvError::Closed) => return Refusal::Unavailable.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+    use tonic::Code;
+
+    use super::*;
+
+    fn event(tenant: &str, epoch: u64) -> Arc<ChangeEvent> {
+        let tenant = TenantId::new(tenant).expect("valid id");
+        Arc::new(ChangeEvent { tenant, epoch, articles: Vec::new(), invalidated: 0 })
+    }
+
+    /// What a watcher of tenant "ours" hears of these changes when only the latest two are kept, and its status.
+    async fn heard(changes: &[(&str, u64)], stop: bool) -> (Vec<u64>, Status) {
+        let tenant = TenantId::new("ours").expect("valid id");
+        let sender = broadcast::Sender::new(2);
+        let receiver = sender.subscribe();
+        for &(tenant, epoch) in changes {
+            sender.send(event(tenant, epoch)).expect("somebody watches");
+        }
+        drop(sender);
+        let (_stop, stopping) = watch::channel(stop);
+        let (out, mut responses) = mpsc::channel(8);
+        forward(tenant, receiver, out, stopping).await;
+        let mut epochs = Vec::new();
+        loop {
+            match responses.recv().await.expect("a stream ends with a status") {
+                Ok(response) => epochs.push(response.epoch),
+                Err(status) => return (epochs, status),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn only_the_tenants_own_changes_are_told() {
+        let (epochs, status) = heard(&[("theirs", 1), ("ours", 2)], false).await;
+        assert_eq!((epochs, status.code()), (vec![2], Code::Unavailable));
+    }
+
+    #[tokio::test]
+    async fn who_falls_behind_is_told_how_far() {
+        let (epochs, status) = heard(&[("ours", 1), ("ours", 2), ("ours", 3), ("ours", 4), ("ours", 5)], false).await;
+        assert_eq!((epochs.len(), status.code()), (0, Code::DataLoss));
+        assert!(status.message().starts_with("3 changes were missed"), "{status:?}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_stops_ends_the_stream() {
+        let (_, status) = heard(&[], true).await;
+        assert_eq!(status.code(), Code::Unavailable);
+    }
+}

@@ -1,0 +1,189 @@
+//! The calls of the `KnowledgeBase` service.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, Streaming};
+use turnflow_pipeline::{ArticleDraft, DraftError, Knowledge};
+use turnflow_state::{ArticleId, ArticleOutcome, Limits, TenantId};
+
+use super::article::{Room, article, article_id, count, draft, falling, found};
+use super::changes;
+use super::conflict::Conflict;
+use super::convert;
+use super::import::Import;
+use super::proto::knowledge_base_server::KnowledgeBase;
+use super::proto::{
+    DeleteRequest, DeleteResponse, FallingAnswer, GetRequest, GetResponse, ImportRequest, ImportResponse, ListRequest,
+    ListResponse, SearchRequest, SearchResponse, UpsertRequest, UpsertResponse, WatchRequest, WatchResponse,
+};
+use super::refusal::Refusal;
+use super::service::{RESPONSES_QUEUED_MAX, tenant_of};
+
+/// Articles of a page, when the client does not say.
+const PAGE_ARTICLES_DEFAULT: u32 = 100;
+/// Articles of a page at most.
+const PAGE_ARTICLES_MAX: u32 = 1_000;
+/// Articles that are read from the store at once, bodies and all.
+const READ_ARTICLES_MAX: usize = 64;
+/// Chunks that a search returns at most.
+const FOUND_MAX: u32 = 100;
+
+/// The `KnowledgeBase` service.
+pub(super) struct Service {
+    pub(super) knowledge: Knowledge,
+    pub(super) limits: Arc<Limits>,
+    /// Whose knowledge base every call is about; None when the caller says who it is.
+    pub(super) tenant: Option<TenantId>,
+    /// Turns true once, when the server is told to stop.
+    pub(super) stopping: watch::Receiver<bool>,
+}
+
+/// What a write did to one article, or would do.
+struct Effect {
+    outcome: ArticleOutcome,
+    epoch: u64,
+    invalidated: usize,
+    would_invalidate: Vec<FallingAnswer>,
+}
+
+impl Service {
+    /// Whose knowledge base a call is about, unless it comes too late.
+    fn caller(&self, metadata: &MetadataMap) -> Result<TenantId, Refusal> {
+        if *self.stopping.borrow() {
+            return Err(Refusal::Unavailable);
+        }
+        self.tenant.clone().map_or_else(|| tenant_of(metadata), Ok)
+    }
+
+    async fn write(&self, tenant: &TenantId, draft: ArticleDraft, dry_run: bool) -> Result<Effect, Conflict> {
+        let article = draft.id.clone();
+        if dry_run {
+            let (outcomes, forecasts) = self.knowledge.dry_run(tenant, vec![draft]).await?;
+            let outcome = only(&article, outcomes)?;
+            let invalidated = forecasts.len();
+            return Ok(Effect { outcome, epoch: 0, invalidated, would_invalidate: falling(forecasts) });
+        }
+        let receipt = self.knowledge.write(tenant, vec![draft]).await?;
+        let outcome = only(&article, receipt.outcomes)?;
+        let invalidated = receipt.invalidated.len();
+        Ok(Effect { outcome, epoch: receipt.epoch, invalidated, would_invalidate: Vec::new() })
+    }
+
+    async fn page(&self, tenant: &TenantId, request: &ListRequest) -> Result<ListResponse, Conflict> {
+        let size = match request.page_size {
+            0 => PAGE_ARTICLES_DEFAULT as usize,
+            size if size <= PAGE_ARTICLES_MAX => size as usize,
+            size => {
+                return Err(Conflict::invalid("page_size", format!("{size}, at most {PAGE_ARTICLES_MAX} are allowed")));
+            }
+        };
+        let mut after = match request.page_token.as_str() {
+            "" => None,
+            token => Some(article_id("page_token", token)?),
+        };
+        let mut page = ListResponse::default();
+        let mut room = Room::default();
+        loop {
+            // One more than there is room for, to know whether another page follows.
+            let wanted = READ_ARTICLES_MAX.min(size - page.articles.len() + 1);
+            let articles = self.knowledge.list(tenant, after.as_ref(), wanted).await?;
+            let read = articles.len();
+            for next in articles {
+                let id = next.id.clone();
+                let next = article(next, request.with_body);
+                if page.articles.len() == size || !room.takes(&next) {
+                    page.next_page_token = after.map(String::from).unwrap_or_default();
+                    return Ok(page);
+                }
+                page.articles.push(next);
+                after = Some(id);
+            }
+            if read < wanted {
+                return Ok(page);
+            }
+        }
+    }
+}
+
+/// The outcome of the only draft of a write.
+fn only(article: &ArticleId, outcomes: Vec<Result<ArticleOutcome, DraftError>>) -> Result<ArticleOutcome, Conflict> {
+    let outcome = outcomes.into_iter().next().ok_or(Refusal::Internal)?;
+    outcome.map_err(|error| Conflict::of_draft(article, error))
+}
+
+#[tonic::async_trait]
+impl KnowledgeBase for Service {
+    type ImportStream = ReceiverStream<Result<ImportResponse, Status>>;
+    type WatchStream = ReceiverStream<Result<WatchResponse, Status>>;
+
+    async fn upsert(&self, request: Request<UpsertRequest>) -> Result<Response<UpsertResponse>, Status> {
+        let tenant = self.caller(request.metadata())?;
+        let UpsertRequest { article, expected_version, dry_run } = request.into_inner();
+        let effect = self.write(&tenant, draft(article, expected_version)?, dry_run).await?;
+        Ok(Response::new(UpsertResponse {
+            version: effect.outcome.version,
+            epoch: effect.epoch,
+            chunks: count(effect.outcome.chunks),
+            chunks_changed: count(effect.outcome.chunks_changed),
+            cached_answers_invalidated: count(effect.invalidated),
+            would_invalidate: effect.would_invalidate,
+        }))
+    }
+
+    async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
+        let tenant = self.caller(request.metadata())?;
+        let DeleteRequest { id, expected_version, dry_run } = request.into_inner();
+        let draft = ArticleDraft { id: article_id("id", &id)?, content: None, expected_version };
+        let effect = self.write(&tenant, draft, dry_run).await?;
+        Ok(Response::new(DeleteResponse {
+            version: effect.outcome.version,
+            epoch: effect.epoch,
+            chunks_changed: count(effect.outcome.chunks_changed),
+            cached_answers_invalidated: count(effect.invalidated),
+            would_invalidate: effect.would_invalidate,
+        }))
+    }
+
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
+        let tenant = self.caller(request.metadata())?;
+        let id = article_id("id", &request.into_inner().id)?;
+        let found = self.knowledge.get(&tenant, &id).await.map_err(Conflict::from)?;
+        let found = found.ok_or(Conflict::NotFound(id))?;
+        Ok(Response::new(GetResponse { article: Some(article(found, true)) }))
+    }
+
+    async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
+        let tenant = self.caller(request.metadata())?;
+        Ok(Response::new(self.page(&tenant, request.get_ref()).await?))
+    }
+
+    async fn search(&self, request: Request<SearchRequest>) -> Result<Response<SearchResponse>, Status> {
+        let tenant = self.caller(request.metadata())?;
+        let SearchRequest { query, k } = request.into_inner();
+        let query = convert::text("query", query, self.limits.text_bytes_max)?;
+        if !(1..=FOUND_MAX).contains(&k) {
+            return Err(Conflict::invalid("k", format!("{k}, 1 to {FOUND_MAX} are allowed")).into());
+        }
+        let chunks = self.knowledge.search(&tenant, &query, k as usize).await.map_err(Conflict::from)?;
+        Ok(Response::new(SearchResponse { chunks: found(chunks) }))
+    }
+
+    async fn import(&self, request: Request<Streaming<ImportRequest>>) -> Result<Response<Self::ImportStream>, Status> {
+        let tenant = self.caller(request.metadata())?;
+        let (out, responses) = mpsc::channel(RESPONSES_QUEUED_MAX);
+        let import = Import { knowledge: self.knowledge.clone(), tenant, out };
+        tokio::spawn(import.run(request.into_inner(), self.stopping.clone()));
+        Ok(Response::new(ReceiverStream::new(responses)))
+    }
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let tenant = self.caller(request.metadata())?;
+        let (out, responses) = mpsc::channel(RESPONSES_QUEUED_MAX);
+        // Subscribed before the headers are sent: the client misses nothing that it does after it has them.
+        tokio::spawn(changes::forward(tenant, self.knowledge.watch(), out, self.stopping.clone()));
+        Ok(Response::new(ReceiverStream::new(responses)))
+    }
+}

@@ -1,0 +1,58 @@
+//! What a replay works on: something that answers turns from a knowledge base, which can be edited meanwhile.
+
+use std::future::Future;
+
+use turnflow_pipeline::{ArticleDraft, Pipeline, PipelineError, Receipt, SubmitError, TurnStream};
+use turnflow_state::{Completion, TenantId, Turn, TurnError, TurnErrorKind, TurnEvent};
+
+/// What answers turns from a knowledge base: the pipeline, or a stand-in for tests.
+pub trait Answers {
+    /// The answer to one turn.
+    type Stream: EventStream;
+
+    /// Hands over a turn, waiting for a place as long as it takes.
+    fn submit(&self, turn: Turn) -> impl Future<Output = Result<Self::Stream, SubmitError>>;
+
+    /// Edits the knowledge base, and waits until the edit is acknowledged.
+    fn write(
+        &self,
+        tenant: &TenantId,
+        drafts: Vec<ArticleDraft>,
+    ) -> impl Future<Output = Result<Receipt, PipelineError>>;
+}
+
+/// The events of one turn.
+pub trait EventStream: Send + 'static {
+    /// The next event; `None` after the terminal one.
+    fn next(&mut self) -> impl Future<Output = Option<TurnEvent>> + Send;
+}
+
+impl Answers for Pipeline {
+    type Stream = TurnStream;
+
+    async fn submit(&self, turn: Turn) -> Result<TurnStream, SubmitError> {
+        self.submit_patiently(turn).await
+    }
+
+    async fn write(&self, tenant: &TenantId, drafts: Vec<ArticleDraft>) -> Result<Receipt, PipelineError> {
+        self.knowledge().write(tenant, drafts).await
+    }
+}
+
+impl EventStream for TurnStream {
+    async fn next(&mut self) -> Option<TurnEvent> {
+        Self::next(self).await
+    }
+}
+
+/// How a turn ends.
+pub(super) async fn last_event(mut stream: impl EventStream) -> Result<Box<Completion>, TurnError> {
+    while let Some(event) = stream.next().await {
+        match event {
+            TurnEvent::Done(completion) => return Ok(completion),
+            TurnEvent::Error(error) => return Err(error),
+            TurnEvent::Accepted | TurnEvent::Delta(_) => {}
+        }
+    }
+    Err(TurnError::new(TurnErrorKind::Internal, "the answer ended without its last event"))
+}

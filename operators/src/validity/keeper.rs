@@ -1,0 +1,212 @@
+//! What becomes of the claims of one worker: pending until the dataflow has looked at them, then kept, until they fall or
+//! have to make room.
+//!
+//! *Contract*: [`Keeper::fall`] takes effect at once, whatever waits to be taken by [`Keeper::take_effects`]. Every proposal
+//! with somebody waiting gives exactly one [`Resolution`]: with the answer when it holds, without when it fell.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use turnflow_state::{CacheEntry, ChunkKey, EntryId, TenantId};
+
+use super::{ClaimChange, Epoch, Invalidated};
+use crate::message::{Basis, Resolution};
+use crate::shard::{Forgotten, Shard};
+
+/// An answer that asks to be served to others.
+#[derive(Debug)]
+pub struct Proposal {
+    /// Whose knowledge base it follows from.
+    pub tenant: TenantId,
+    /// What it follows from.
+    pub basis: Basis,
+    /// The entry to keep; None when the answer is only for those who wait for it.
+    pub entry: Option<Box<CacheEntry>>,
+    /// Whether the entry is in the store already.
+    pub stored: bool,
+    /// What to tell those who wait, if anybody can.
+    pub resolution: Option<Resolution>,
+}
+
+/// What the keeper wants done.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// Claims to be withdrawn from the dataflow, with their support.
+    pub withdrawn: Vec<(u64, Arc<[ChunkKey]>)>,
+    /// Questions that were answered, or need another answer.
+    pub resolved: Vec<Resolution>,
+    /// Entries to be written.
+    pub kept: Vec<CacheEntry>,
+    /// Entries to be deleted.
+    pub forgotten: Vec<EntryId>,
+}
+
+/// What a keeper has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeeperStats {
+    /// Claims that were found outdated when they were put forward.
+    pub late: u64,
+    /// Cached answers that a change made invalid.
+    pub invalidated: u64,
+}
+
+enum Claim {
+    Pending { since: Epoch, support: Arc<[ChunkKey]>, proposal: Box<Proposal> },
+    Kept(EntryId),
+}
+
+/// The claims of one worker.
+pub struct Keeper {
+    shard: Rc<RefCell<Shard>>,
+    claims: HashMap<u64, Claim>,
+    /// Pending claims in the order in which they were put forward; some of them may have fallen.
+    pending: VecDeque<(Epoch, u64)>,
+    next: u64,
+    effects: Effects,
+    stats: KeeperStats,
+}
+
+impl std::fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keeper").field("claims", &self.claims.len()).field("pending", &self.pending.len()).finish()
+    }
+}
+
+impl Keeper {
+    /// A keeper of no claims, over the caches of its worker.
+    #[must_use]
+    pub fn new(shard: Rc<RefCell<Shard>>) -> Self {
+        Self {
+            shard,
+            claims: HashMap::new(),
+            pending: VecDeque::new(),
+            next: 0,
+            effects: Effects::default(),
+            stats: KeeperStats::default(),
+        }
+    }
+
+    /// Takes a proposal; gives the claim to be put forward at this epoch.
+    pub fn propose(&mut self, proposal: Proposal, epoch: Epoch) -> ClaimChange {
+        let claim = self.next;
+        self.next += 1;
+        let Basis { vector, support, valid_at } = proposal.basis.clone();
+        let keys: Arc<[ChunkKey]> = support.chunks.iter().map(turnflow_state::SupportChunk::key).collect();
+        let made = ClaimChange::Made {
+            claim,
+            tenant: proposal.tenant.clone(),
+            vector,
+            kth_score: support.kth_score,
+            valid_at,
+            support: keys.clone(),
+        };
+        self.claims.insert(claim, Claim::Pending { since: epoch, support: keys, proposal: Box::new(proposal) });
+        self.pending.push_back((epoch, claim));
+        made
+    }
+
+    /// A claim is invalid from an epoch on; gives the cached answer that this takes away.
+    pub fn fall(&mut self, claim: u64, epoch: Epoch) -> Option<Invalidated> {
+        // Evicted meanwhile, or told twice.
+        match self.claims.remove(&claim)? {
+            Claim::Kept(entry) => {
+                let Forgotten { entry, origin, support, .. } = self.shard.borrow_mut().remove(entry)?;
+                self.effects.withdrawn.push((claim, support));
+                self.effects.forgotten.push(entry);
+                self.stats.invalidated += 1;
+                Some(Invalidated { entry, origin })
+            }
+            Claim::Pending { since, support, proposal } => {
+                let Proposal { entry, stored, resolution, .. } = *proposal;
+                self.effects.withdrawn.push((claim, support));
+                self.effects.resolved.extend(resolution.map(Resolution::without_answer));
+                if stored {
+                    self.effects.forgotten.extend(entry.as_ref().map(|entry| entry.id));
+                }
+                // What was outdated from the start is no loss of the change that outdated it.
+                if since == epoch && !stored {
+                    self.stats.late += 1;
+                    return None;
+                }
+                let entry = entry?;
+                self.stats.invalidated += 1;
+                Some(Invalidated { entry: entry.id, origin: entry.origin })
+            }
+        }
+    }
+
+    /// Keeps the pending claims of the epochs that have passed.
+    pub fn pass(&mut self, mut has_passed: impl FnMut(&Epoch) -> bool) {
+        while let Some((epoch, claim)) = self.pending.front()
+            && has_passed(epoch)
+        {
+            let claim = *claim;
+            self.pending.pop_front();
+            if let Some(Claim::Pending { support, proposal, .. }) = self.claims.remove(&claim) {
+                self.keep(claim, support, *proposal);
+            }
+        }
+    }
+
+    fn keep(&mut self, claim: u64, support: Arc<[ChunkKey]>, proposal: Proposal) {
+        let Proposal { basis, entry, stored, resolution, .. } = proposal;
+        match entry {
+            None => self.effects.withdrawn.push((claim, support)),
+            Some(entry) => {
+                let id = entry.id;
+                let inserted = self.shard.borrow_mut().insert(entry.as_ref().clone(), claim, basis, support.clone());
+                match inserted {
+                    Ok(forgotten) => {
+                        self.claims.insert(claim, Claim::Kept(id));
+                        if !stored {
+                            self.effects.kept.push(*entry);
+                        }
+                        forgotten.into_iter().for_each(|forgotten| self.forget(forgotten));
+                    }
+                    Err(error) => {
+                        tracing::error!(error = &error as &dyn std::error::Error, "cannot remember an answer");
+                        self.effects.withdrawn.push((claim, support));
+                        self.effects.forgotten.extend(stored.then_some(id));
+                    }
+                }
+            }
+        }
+        self.effects.resolved.extend(resolution);
+    }
+
+    fn forget(&mut self, Forgotten { entry, claim, support, .. }: Forgotten) {
+        self.claims.remove(&claim);
+        self.effects.withdrawn.push((claim, support));
+        self.effects.forgotten.push(entry);
+    }
+
+    /// Takes what is to be done, including what the caches let go because it was too old.
+    pub fn take_effects(&mut self) -> Effects {
+        let expired = self.shard.borrow_mut().take_expired();
+        expired.into_iter().for_each(|forgotten| self.forget(forgotten));
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Whether claims wait for the dataflow.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// The cached answer behind a claim; None for one that is pending.
+    #[must_use]
+    pub fn entry_of(&self, claim: u64) -> Option<EntryId> {
+        match self.claims.get(&claim)? {
+            Claim::Kept(entry) => Some(*entry),
+            Claim::Pending { .. } => None,
+        }
+    }
+
+    /// What it has seen so far.
+    #[must_use]
+    pub const fn stats(&self) -> KeeperStats {
+        self.stats
+    }
+}

@@ -1,0 +1,356 @@
+//! The caches of one worker: what is remembered, for how long, and who gets it.
+
+#![expect(clippy::expect_used, reason = "a test may fail loudly")]
+
+mod support;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use support::{answer, ask, basis, entry, numbers, scope, turn};
+use turnflow_operators::Stage;
+use turnflow_operators::dedupe::{Boxes, Dedupe, Settle};
+use turnflow_operators::lookup::{Policy, Search};
+use turnflow_operators::message::{
+    Ended, Ending, Found, Outcome, Query, QuestionKey, RequestId, Resolution, Settled, Settlement, Step,
+};
+use turnflow_operators::shard::{Forgotten, Shard, ShardLimits};
+use turnflow_operators::validity::keeper::{Effects, Keeper, Proposal};
+use turnflow_state::{Answer, CacheControl, CacheEntry, CacheLevel, EntryId, TenantId};
+
+const UNLIMITED: ShardLimits =
+    ShardLimits { bytes_max: usize::MAX, tenant_bytes_max: usize::MAX, ttl_ms: None, similar: true };
+
+fn insert(shard: &mut Shard, entry: CacheEntry) -> Vec<Forgotten> {
+    let (claim, basis) = (entry.id.0, basis(entry.vector.as_deref().unwrap_or_default()));
+    shard.insert(entry, claim, basis, Arc::new([])).expect("fits")
+}
+
+fn shard_of(entries: Vec<CacheEntry>) -> Rc<RefCell<Shard>> {
+    let mut shard = Shard::new(UNLIMITED);
+    for entry in entries {
+        insert(&mut shard, entry);
+    }
+    Rc::new(RefCell::new(shard))
+}
+
+/// Dedupe and settle, with a keeper that believes everything or nothing.
+struct Together {
+    dedupe: Dedupe,
+    settle: Settle,
+    keeper: Keeper,
+    boxes: Boxes,
+    out: Vec<Step>,
+}
+
+impl Together {
+    fn new() -> Self {
+        let (shard, boxes) = (shard_of(Vec::new()), Boxes::default());
+        Self {
+            dedupe: Dedupe::new(shard.clone(), boxes.clone(), true),
+            settle: Settle(boxes.settled.clone()),
+            keeper: Keeper::new(shard),
+            boxes,
+            out: Vec::new(),
+        }
+    }
+
+    fn ask(&mut self, number: u64, question: &str) -> Vec<Step> {
+        self.dedupe.push(ask(number, &number.to_string(), "1", question), number, &mut self.out);
+        std::mem::take(&mut self.out)
+    }
+
+    fn settle(&mut self, question: &str, result: Option<(u64, Arc<Answer>)>) -> Vec<Step> {
+        let key = QuestionKey::new(scope("shop"), question);
+        let result = result.map(|(id, answer)| Settled {
+            answer,
+            origin: turn("a", "1", question).key(),
+            question: question.into(),
+            basis: Some(basis(&[1.0])),
+            entry: Some(Box::new(entry(id, scope("shop"), question, Some(vec![1.0])))),
+        });
+        let ended = Ended::new(&ask(1, "a", "1", question), Vec::new());
+        let mut told = Vec::new();
+        self.settle.push(Box::new(Settlement { resolution: Resolution { key, result }, ended }), 0, &mut told);
+        assert_eq!(told.len(), 1, "the turn that led does not wait for the others");
+        self.dedupe.poll(0, &mut self.out);
+        std::mem::take(&mut self.out)
+    }
+
+    fn judge(&mut self, holds: bool) -> (Vec<Step>, Effects) {
+        while let Some(proposal) = self.boxes.proposals.take() {
+            self.keeper.propose(proposal, 1);
+        }
+        if !holds {
+            (0..10).for_each(|claim| assert_eq!(self.keeper.fall(claim, 1), None, "it was never served"));
+        }
+        self.keeper.pass(|_| true);
+        let mut effects = self.keeper.take_effects();
+        effects.resolved.drain(..).for_each(|resolution| self.boxes.resolved.send(resolution));
+        self.dedupe.poll(9, &mut self.out);
+        (std::mem::take(&mut self.out), effects)
+    }
+}
+
+fn verdict_of(step: &Step) -> CacheLevel {
+    match step {
+        Err(Outcome { ending: Ending::Served(served), .. }) => served.verdict.level,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn dedupe_serves_the_same_words_in_the_same_scope_only() {
+    let shard = shard_of(vec![entry(1, scope("shop"), "Where is my order?", None)]);
+    let mut dedupe = Dedupe::new(shard, Boxes::default(), true);
+    let mut out = Vec::new();
+    dedupe.push(ask(1, "a", "1", "  where is MY order"), 0, &mut out);
+    assert_eq!(verdict_of(&out[0]), CacheLevel::Exact);
+    let mut elsewhere = ask(2, "a", "2", "where is my order");
+    elsewhere.key = QuestionKey::new(scope("other"), &elsewhere.turn.text);
+    dedupe.push(elsewhere, 0, &mut out);
+    assert!(out[1].is_ok(), "another scope is another world");
+    let mut bypass = ask(3, "a", "3", "where is my order");
+    bypass.turn.cache_control = CacheControl::Bypass;
+    dedupe.push(bypass, 0, &mut out);
+    assert!(out[2].as_ref().is_ok_and(|ask| !ask.leads));
+}
+
+#[test]
+fn dedupe_answers_identical_questions_once() {
+    let mut all = Together::new();
+    let led = all.ask(1, "is tea sold loose?");
+    assert!(led[0].as_ref().is_ok_and(|ask| ask.leads));
+    assert!(all.ask(2, "is tea sold loose?").is_empty() && all.ask(3, "Is tea sold loose").is_empty());
+    assert_eq!(all.dedupe.held(), 2);
+    assert!(all.settle("is tea sold loose?", Some((7, answer("yes")))).is_empty(), "nobody has looked at it yet");
+    assert!(all.ask(4, "is tea sold loose?").is_empty(), "an answer that is pending is not served");
+    let (out, effects) = all.judge(true);
+    assert_eq!(numbers(&out), [2, 3, 4]);
+    let levels: Vec<_> = out.iter().map(verdict_of).collect();
+    assert_eq!(levels, [CacheLevel::Joined, CacheLevel::Joined, CacheLevel::Exact], "the last came after the answer");
+    assert_eq!(effects.kept.len(), 1);
+    assert_eq!(all.dedupe.held(), 0);
+    assert_eq!(verdict_of(&all.ask(5, "Is tea sold loose")[0]), CacheLevel::Exact);
+}
+
+#[test]
+fn those_who_wait_do_not_get_an_answer_that_fell() {
+    let mut all = Together::new();
+    all.ask(1, "q");
+    all.ask(2, "q");
+    all.ask(3, "q");
+    assert!(all.settle("q", Some((7, answer("old")))).is_empty());
+    let (out, effects) = all.judge(false);
+    assert_eq!(numbers(&out), [2], "the first who waits answers it anew");
+    assert!(out[0].as_ref().is_ok_and(|ask| ask.leads) && effects.kept.is_empty());
+    assert_eq!(all.keeper.stats().late, 1);
+    assert!(all.settle("q", Some((8, answer("new")))).is_empty());
+    let (out, effects) = all.judge(true);
+    assert_eq!(numbers(&out), [3]);
+    assert_eq!((verdict_of(&out[0]), effects.kept[0].id), (CacheLevel::Joined, EntryId(8)));
+}
+
+#[test]
+fn dedupe_has_an_heir_when_the_first_fails() {
+    let mut all = Together::new();
+    for number in 1..=3 {
+        all.ask(number, "q");
+    }
+    for expected in [vec![2], vec![3], vec![]] {
+        let out = all.settle("q", None);
+        assert_eq!(numbers(&out), expected);
+        assert!(out.iter().all(|step| step.as_ref().is_ok_and(|ask| ask.leads)));
+    }
+    assert_eq!(numbers(&all.ask(4, "q")), [4], "after all have failed the question is free again");
+}
+
+#[test]
+fn dedupe_lets_a_reader_join_but_not_lead() {
+    let mut dedupe = Dedupe::new(shard_of(Vec::new()), Boxes::default(), true);
+    let reader = |number: u64| {
+        let mut ask = ask(number, &number.to_string(), "1", "q");
+        ask.turn.cache_control = CacheControl::ReadOnly;
+        ask
+    };
+    let mut out = Vec::new();
+    dedupe.push(reader(1), 0, &mut out);
+    dedupe.push(ask(2, "2", "1", "q"), 0, &mut out);
+    dedupe.push(reader(3), 0, &mut out);
+    let leads: Vec<_> = out.iter().map(|step| step.as_ref().expect("goes on").leads).collect();
+    assert_eq!(leads, [false, true]);
+    assert_eq!(dedupe.held(), 1);
+}
+
+#[test]
+fn a_kept_answer_that_falls_is_gone_at_once() {
+    let shard = shard_of(Vec::new());
+    let mut keeper = Keeper::new(shard.clone());
+    let entry = entry(1, scope("shop"), "q", Some(vec![1.0]));
+    let (tenant, origin) = (entry.origin.tenant.clone(), entry.origin.clone());
+    let entry = Some(Box::new(entry));
+    keeper.propose(Proposal { tenant, basis: basis(&[1.0]), entry, stored: false, resolution: None }, 1);
+    keeper.pass(|&epoch| epoch < 1);
+    assert!(shard.borrow().is_empty() && keeper.is_waiting(), "pending");
+    keeper.pass(|&epoch| epoch < 2);
+    assert_eq!((shard.borrow().len(), keeper.entry_of(0)), (1, Some(EntryId(1))));
+    let invalidated = keeper.fall(0, 5).expect("it was served");
+    assert_eq!((invalidated.entry, invalidated.origin), (EntryId(1), origin));
+    assert!(shard.borrow().is_empty());
+    assert_eq!(keeper.fall(0, 5), None, "it falls once");
+    let effects = keeper.take_effects();
+    assert_eq!((effects.forgotten, effects.withdrawn.len()), (vec![EntryId(1)], 1));
+}
+
+/// A unit vector at an angle, so that cosines are easy to say.
+fn at(degrees: f32) -> Vec<f32> {
+    let (sin, cos) = degrees.to_radians().sin_cos();
+    vec![cos, sin]
+}
+
+fn found_by(shard: &Rc<RefCell<Shard>>, similarity_min: f32, text: &str, degrees: f32) -> Found {
+    let mut search = Search::new(shard.clone(), Policy { similarity_min });
+    let request = RequestId { worker: 0, number: 1 };
+    let vector = at(degrees).into();
+    let query = Query { request, asker: 0, scope: scope("shop"), text: text.into(), vector, at_ms: 0 };
+    let mut out = Vec::new();
+    search.push(query, 0, &mut out);
+    out.pop().expect("one reply to one query")
+}
+
+#[test]
+fn search_serves_the_nearest_that_mentions_the_same() {
+    let shop = scope("shop");
+    let shard = shard_of(vec![
+        entry(1, shop, "where is order 41", Some(at(0.0))),
+        entry(2, shop, "where is order 42", Some(at(10.0))),
+        entry(3, shop, "where is my order", Some(at(2.0))),
+        entry(4, scope("other"), "where is order 42", Some(at(0.0))),
+    ]);
+    let hit = |found: &Found| found.hit.as_ref().map(|hit| hit.entry.0);
+    assert_eq!(hit(&found_by(&shard, 0.9, "order 42, where?", 0.0)), Some(2), "a nearer one mentions another order");
+    assert_eq!(hit(&found_by(&shard, 0.9, "my order where?", 0.0)), Some(3));
+    let none = found_by(&shard, 0.9, "where is order 43", 0.0);
+    assert_eq!(hit(&none), None);
+    let (similarity, reason) = none.near_miss.expect("the nearest is named");
+    assert!(similarity > 0.999 && reason.contains("43") && reason.contains("41"), "{reason}");
+    assert_eq!(hit(&found_by(&shard, 0.9999, "order 42", 0.0)), None, "too far");
+}
+
+#[test]
+fn a_hit_holds_at_the_epoch_that_the_shard_is_known_to_be_valid_at() {
+    let shard = shard_of(vec![entry(1, scope("shop"), "q", Some(at(0.0)))]);
+    shard.borrow_mut().set_valid_at(42);
+    let hit = found_by(&shard, 0.9, "q", 0.0).hit.expect("near");
+    assert_eq!(hit.basis.valid_at, 42);
+}
+
+#[test]
+fn an_answer_that_is_too_old_is_not_served() {
+    let mut shard = Shard::new(ShardLimits { ttl_ms: Some(100), ..UNLIMITED });
+    insert(&mut shard, entry(50, scope("shop"), "q", Some(at(0.0))));
+    let key = QuestionKey::new(scope("shop"), "q");
+    assert!(shard.exact(&key, 149).is_some());
+    assert_eq!(shard.nearest(scope("shop"), &at(1.0), 5, 149).len(), 1);
+    assert!(shard.take_expired().is_empty());
+    assert_eq!(shard.nearest(scope("shop"), &at(1.0), 5, 150).len(), 0);
+    assert!(shard.exact(&key, 150).is_none());
+    let expired = shard.take_expired();
+    assert_eq!(expired.iter().map(|forgotten| forgotten.entry).collect::<Vec<_>>(), [EntryId(50)]);
+    assert!(shard.is_empty());
+}
+
+#[test]
+fn a_tenant_that_is_full_makes_room_for_itself_only() {
+    let one = entry(11, scope("shop"), "question 1", None);
+    let bytes = one.weight_bytes();
+    let mut shard = Shard::new(ShardLimits { tenant_bytes_max: 2 * bytes, bytes_max: 3 * bytes, ..UNLIMITED });
+    let mut other = entry(10, scope("other"), "question 9", None);
+    other.origin.tenant = TenantId::new("othr").expect("an id");
+    insert(&mut shard, other.clone());
+    insert(&mut shard, one);
+    insert(&mut shard, entry(12, scope("shop"), "question 2", None));
+    let gone = insert(&mut shard, entry(13, scope("shop"), "question 3", None));
+    assert_eq!(gone.iter().map(|forgotten| forgotten.entry.0).collect::<Vec<_>>(), [11], "the tenant's own oldest");
+    other.id = EntryId(20);
+    other.question = "question 8".into();
+    let gone = insert(&mut shard, other);
+    assert_eq!(gone.iter().map(|forgotten| forgotten.entry.0).collect::<Vec<_>>(), [10], "everybody's oldest");
+    assert_eq!(shard.bytes(), 3 * bytes);
+    let huge = entry(4, scope("shop"), &"x".repeat(4 * bytes), None);
+    let gone = insert(&mut shard, huge);
+    assert!(gone.iter().any(|forgotten| forgotten.entry == EntryId(4)), "what is too large itself is not kept");
+    assert!(shard.bytes() <= 3 * bytes);
+}
+
+/// The reference of a shard: a list, least recently served first.
+#[derive(Default)]
+struct ListShard(Vec<(u64, String)>);
+
+impl ListShard {
+    fn touch(&mut self, at: usize) -> u64 {
+        let one = self.0.remove(at);
+        let id = one.0;
+        self.0.push(one);
+        id
+    }
+
+    fn insert(&mut self, id: u64, question: &str, max: usize) {
+        self.0.retain(|(_, known)| known != question);
+        if self.0.len() == max {
+            self.0.remove(0);
+        }
+        self.0.push((id, question.into()));
+    }
+}
+
+proptest! {
+    /// A shard agrees with a plain list on what it remembers, and tells everything that it forgets.
+    #[test]
+    fn shard_agrees_with_a_list(max in 1usize..6, operations in prop::collection::vec((0u8..3, 0u64..8), 1..80)) {
+        let bytes = entry(0, scope("shop"), "question 1", Some(at(0.0))).weight_bytes();
+        // Answers and turns name their entries, whose numbers have up to two digits.
+        let mut shard = Shard::new(ShardLimits { bytes_max: max * (bytes + 2), ..UNLIMITED });
+        let mut list = ListShard::default();
+        let mut alive: BTreeMap<u64, String> = BTreeMap::new();
+        for (next, (operation, choice)) in operations.into_iter().enumerate() {
+            let question = format!("question {choice}");
+            let key = QuestionKey::new(scope("shop"), &question);
+            match operation {
+                0 => {
+                    let id = next as u64;
+                    let degrees = choice as f32 * 20.0;
+                    for gone in insert(&mut shard, entry(id, scope("shop"), &question, Some(at(degrees)))) {
+                        prop_assert!(alive.remove(&gone.entry.0).is_some());
+                        prop_assert_eq!(gone.claim, gone.entry.0);
+                    }
+                    alive.insert(id, question.clone());
+                    list.insert(id, &question, max);
+                }
+                1 => {
+                    let expected = list.0.iter().position(|(_, known)| *known == question).map(|at| list.touch(at));
+                    prop_assert_eq!(shard.exact(&key, 0).map(|entry| entry.id.0), expected);
+                }
+                _ => {
+                    let id = list.0.iter().find(|(_, known)| *known == question).map(|(id, _)| *id);
+                    if let Some(id) = id {
+                        prop_assert!(shard.remove(EntryId(id)).is_some());
+                        alive.remove(&id);
+                        list.0.retain(|(known, _)| *known != id);
+                    }
+                }
+            }
+            let mut expected: Vec<u64> = list.0.iter().map(|(id, _)| *id).collect();
+            expected.sort_unstable();
+            prop_assert_eq!(alive.keys().copied().collect::<Vec<_>>(), expected.clone());
+            prop_assert_eq!(shard.len(), expected.len());
+            let near = shard.nearest(scope("shop"), &at(30.0), 100, 0);
+            let mut near: Vec<u64> = near.iter().map(|(entry, _)| entry.id.0).collect();
+            near.sort_unstable();
+            prop_assert_eq!(near, expected);
+        }
+    }
+}

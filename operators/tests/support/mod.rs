@@ -1,0 +1,68 @@
+//! What the tests of the cores share.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::sync::Arc;
+
+use turnflow_operators::message::{Ask, Basis, RequestId, Step};
+use turnflow_state::{
+    Answer, CacheControl, CacheEntry, Channel, ConversationId, EntryId, ScopeId, Support, TenantId, Tier, Turn, TurnId,
+    Usage,
+};
+
+/// A turn of the tenant `shop`.
+pub(crate) fn turn(conversation: &str, id: &str, text: &str) -> Turn {
+    Turn {
+        tenant: TenantId::new("shop").expect("valid"),
+        conversation: ConversationId::new(conversation).expect("valid"),
+        id: TurnId::new(id).expect("valid"),
+        channel: Channel::Web,
+        text: text.into(),
+        cache_control: CacheControl::Default,
+        at_ms: 0,
+    }
+}
+
+/// A scope of its own.
+pub(crate) fn scope(name: &str) -> ScopeId {
+    ScopeId::derive(&TenantId::new(name).expect("valid"), &[])
+}
+
+/// A turn on its way.
+pub(crate) fn ask(number: u64, conversation: &str, id: &str, text: &str) -> Box<Ask> {
+    Box::new(Ask::new(RequestId { worker: 0, number }, turn(conversation, id, text), scope("shop"), 0))
+}
+
+/// A grounded answer.
+pub(crate) fn answer(text: &str) -> Arc<Answer> {
+    let usage = Usage { input_tokens: 10, output_tokens: 5 };
+    Arc::new(Answer { text: text.into(), tier: Tier::Extractive, sources: Vec::new(), usage, grounded: true })
+}
+
+/// A cached answer, made at the millisecond of its number.
+pub(crate) fn entry(id: u64, scope: ScopeId, question: &str, vector: Option<Vec<f32>>) -> CacheEntry {
+    CacheEntry {
+        id: EntryId(id),
+        scope,
+        question: question.into(),
+        vector: vector.map(Into::into),
+        answer: answer(&format!("answer {id}")),
+        support: Arc::new(Support { chunks: Vec::new(), kth_score: 0.0, read_epoch: 0 }),
+        created_ms: id,
+        origin: turn("c0", &format!("t{id}"), question).key(),
+    }
+}
+
+/// The turns that were given out.
+pub(crate) fn numbers(steps: &[Step]) -> Vec<u64> {
+    steps
+        .iter()
+        .map(|step| step.as_ref().map_or_else(|outcome| outcome.ask.request.number, |ask| ask.request.number))
+        .collect()
+}
+
+/// What an answer follows from that rests on nothing.
+pub(crate) fn basis(vector: &[f32]) -> Basis {
+    let support = Arc::new(Support { chunks: Vec::new(), kth_score: 0.0, read_epoch: 0 });
+    Basis { vector: vector.into(), support, valid_at: 0 }
+}

@@ -1,0 +1,511 @@
+//! One worker's side of the dataflow "validity": feeds it, advances its epochs, and acts on what has passed.
+//!
+//! Epochs advance on demand. Whoever has put something in bumps the process's epoch and wakes the workers; every worker
+//! adopts it for all its inputs, so the probe can pass what was put in. An idle process sleeps.
+//!
+//! The order of things that makes the promise:
+//! 1. A change of the knowledge base is in the store before it is put in here, and is acknowledged when the probe has
+//!    passed its epoch: by then every worker has taken out what it made invalid.
+//! 2. An answer is put in with what it follows from, and is not served to anybody else before the probe has passed its
+//!    epoch: by then it has met every change that came before it, and every later one will find it.
+//! 3. An entry is written to the store when it is kept, and deleted when it falls. After the deletions that a change
+//!    entails, the change's epoch is written as *validated*. On a restart everything that came later is looked at again.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::Thread;
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use timely::dataflow::operators::probe::Handle;
+use timely::worker::Worker;
+use tokio::sync::{broadcast, oneshot};
+use turnflow_operators::dedupe::Boxes;
+use turnflow_operators::message::Basis;
+use turnflow_operators::shard::Shard;
+use turnflow_operators::validity::keeper::{Effects, Keeper, KeeperStats, Proposal};
+use turnflow_operators::validity::{Epoch, Fall, Inputs, Invalidated, KnowledgeUpdate, Setup, TopK, validity};
+use turnflow_state::{CacheEntry, ChunkKey, Committer, EntryId, KnowledgeChange, StoreBatch, TenantId};
+
+use crate::admission::Streams;
+use crate::knowledge::ChangeEvent;
+
+/// A change that is in the store and asks to be taken into account.
+pub(crate) struct Change {
+    pub(crate) tenant: TenantId,
+    pub(crate) change: KnowledgeChange,
+    /// What to tell those who watch; completed when it is acknowledged.
+    pub(crate) event: ChangeEvent,
+    pub(crate) acknowledge: oneshot::Sender<Vec<Invalidated>>,
+}
+
+/// A change that is only thought of.
+#[derive(Clone)]
+pub(crate) struct Question {
+    pub(crate) tenant: TenantId,
+    pub(crate) change: Arc<KnowledgeChange>,
+    pub(crate) reply: Sender<Vec<Forecast>>,
+}
+
+/// A cached answer that a change would make invalid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forecast {
+    /// The entry.
+    pub entry: EntryId,
+    /// The question as it was asked.
+    pub question: String,
+    /// What would happen to it.
+    pub fall: Fall,
+}
+
+/// What all workers share.
+pub(crate) struct Shared {
+    epoch: AtomicU64,
+    /// The knowledge base's epoch that is acknowledged: nothing is served that a change up to it made invalid.
+    acknowledged: AtomicU64,
+    workers: Mutex<Vec<Option<Thread>>>,
+    changes: (Sender<Change>, Receiver<Change>),
+    questions: Vec<(Sender<Question>, Receiver<Question>)>,
+    watchers: broadcast::Sender<Arc<ChangeEvent>>,
+    stats: Vec<Mutex<ValidityStats>>,
+    closed: AtomicBool,
+}
+
+/// What one worker's part of the caches holds, and what became of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ValidityStats {
+    /// Entries cached.
+    pub entries: usize,
+    /// What they take, in bytes.
+    pub bytes: usize,
+    /// Recent chunks that a late answer may have to be compared with.
+    pub recent_chunks: usize,
+    /// Answers that were outdated when they came.
+    pub late: u64,
+    /// Cached answers that a change made invalid.
+    pub invalidated: u64,
+}
+
+/// Where the dataflow begins: the epoch at which everything that was stored is put in is the one before.
+const FIRST_EPOCH: Epoch = 1;
+
+impl Shared {
+    pub(crate) fn new(workers: usize, knowledge_epoch: u64, writes_max: usize, events_max: usize) -> Self {
+        Self {
+            epoch: AtomicU64::new(FIRST_EPOCH),
+            acknowledged: AtomicU64::new(knowledge_epoch),
+            workers: Mutex::new(vec![None; workers]),
+            changes: bounded(writes_max),
+            questions: (0..workers).map(|_| unbounded()).collect(),
+            watchers: broadcast::Sender::new(events_max),
+            stats: (0..workers).map(|_| Mutex::default()).collect(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Puts a change in line; waits while the line is full. Changes are put in line in the order of their epochs.
+    pub(crate) fn submit(&self, change: Change) {
+        // The receiver lives here, so sending cannot fail.
+        let _ = self.changes.0.send(change);
+        self.wake();
+    }
+
+    /// Asks all workers; as many replies come as there are workers.
+    pub(crate) fn ask(&self, question: &Question) {
+        for (sender, _) in &self.questions {
+            let _ = sender.send(question.clone());
+        }
+        self.wake();
+    }
+
+    pub(crate) fn watch(&self) -> broadcast::Receiver<Arc<ChangeEvent>> {
+        self.watchers.subscribe()
+    }
+
+    pub(crate) fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn stats(&self) -> ValidityStats {
+        let mut sum = ValidityStats::default();
+        for stats in &self.stats {
+            let stats = *stats.lock().unwrap_or_else(PoisonError::into_inner);
+            sum.entries += stats.entries;
+            sum.bytes += stats.bytes;
+            // The windows of all workers hold the same chunks.
+            sum.recent_chunks = sum.recent_chunks.max(stats.recent_chunks);
+            sum.late += stats.late;
+            sum.invalidated += stats.invalidated;
+        }
+        sum
+    }
+
+    /// Lets the workers end once nothing waits.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // A worker that is not parked finds the token when it is about to park, and looks again.
+        for worker in self.workers.lock().unwrap_or_else(PoisonError::into_inner).iter().flatten() {
+            worker.unpark();
+        }
+    }
+}
+
+/// What an earlier run left, for one worker.
+#[derive(Default)]
+pub(crate) struct Left {
+    pub(crate) entries: Vec<CacheEntry>,
+    /// Chunks that the entries were compared with already. At worker 0 only, and so is what follows.
+    pub(crate) present: Vec<ChunkKey>,
+    /// Chunks that they may not have been compared with.
+    pub(crate) recent: Vec<KnowledgeUpdate>,
+}
+
+/// What a driver works with.
+pub(crate) struct Parts {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) shard: Rc<RefCell<Shard>>,
+    pub(crate) topk: TopK,
+    pub(crate) boxes: Boxes,
+    pub(crate) committer: Arc<Committer>,
+    pub(crate) streams: Arc<Streams>,
+    /// False serves cached answers whatever becomes of the knowledge base.
+    pub(crate) exact: bool,
+    #[cfg(test)]
+    pub(crate) fault: Fault,
+    #[cfg(test)]
+    pub(crate) store: turnflow_state::Store,
+}
+
+/// One worker's driver.
+pub(crate) struct Driver {
+    parts: Parts,
+    worker: usize,
+    setup: Setup,
+    inputs: Inputs,
+    now: Epoch,
+    /// Changes that are not acknowledged, in order, with the epoch they were put in at. At worker 0.
+    unacknowledged: VecDeque<(Epoch, Change)>,
+    /// The knowledge base's epoch of the last change that brought a chunk. At worker 0.
+    brought: u64,
+    /// What all were told that everybody has seen. At worker 0.
+    seen_by_all: u64,
+}
+
+impl Driver {
+    /// Puts the dataflow up and takes in what an earlier run left. When it returns, what is still valid of that is cached
+    /// at all workers.
+    pub(crate) fn put_up(worker: &mut Worker, mut parts: Parts, left: Left) -> Self {
+        let index = worker.index();
+        parts.shared.workers.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(std::thread::current());
+        let topk = std::mem::replace(&mut parts.topk, TopK::new(Default::default(), 1));
+        let setup = Setup {
+            worker: index as u64,
+            keeper: Rc::new(RefCell::new(Keeper::new(parts.shard.clone()))),
+            topk: Rc::new(RefCell::new(topk)),
+            tally: Rc::default(),
+            probe: Handle::new(),
+        };
+        let mut inputs = Inputs::default();
+        worker.dataflow_named::<Epoch, _, _>("validity", |scope| validity(scope, &mut inputs, &setup));
+        let acknowledged = parts.shared.acknowledged();
+        let mut driver = Self {
+            parts,
+            worker: index,
+            setup,
+            inputs,
+            now: 0,
+            unacknowledged: VecDeque::new(),
+            brought: acknowledged,
+            seen_by_all: 0,
+        };
+        driver.load(worker, left);
+        driver
+    }
+
+    fn load(&mut self, worker: &mut Worker, left: Left) {
+        left.present.into_iter().for_each(|key| self.inputs.present(key));
+        left.recent.into_iter().for_each(|update| self.inputs.knowledge(update));
+        for entry in left.entries {
+            self.propose(of_store(entry));
+        }
+        self.adopt(FIRST_EPOCH);
+        while self.setup.probe.less_equal(&0) {
+            worker.step_or_park(None);
+        }
+        // Nobody is told what had become invalid before anybody could ask.
+        self.setup.tally.borrow_mut().clear();
+        self.turn();
+    }
+
+    /// Does everything that can be done now. `true` when the dataflow has something to do because of it.
+    pub(crate) fn turn(&mut self) -> bool {
+        self.adopt(self.parts.shared.epoch.load(Ordering::Acquire));
+        self.answer_questions();
+        let mut has_new = false;
+        if self.worker == 0 {
+            self.acknowledge();
+            has_new |= self.forget_seen();
+            has_new |= self.take_changes();
+        }
+        // After the changes were acknowledged: nothing that they made invalid is left in the caches.
+        self.parts.shard.borrow_mut().set_valid_at(self.parts.shared.acknowledged());
+        let (exact, probe) = (self.parts.exact, &self.setup.probe);
+        self.setup.keeper.borrow_mut().pass(|epoch| !exact || !probe.less_equal(epoch));
+        has_new |= self.act();
+        while let Some(proposal) = self.parts.boxes.proposals.take() {
+            self.propose(proposal);
+            has_new = true;
+        }
+        if has_new {
+            self.close_epoch();
+        }
+        has_new
+    }
+
+    /// Works until nothing waits, then lets go of the dataflow.
+    pub(crate) fn finish(mut self, worker: &mut Worker) {
+        loop {
+            let has_new = self.turn();
+            let closed = self.parts.shared.closed.load(Ordering::Acquire);
+            let waits = self.setup.keeper.borrow().is_waiting() || !self.unacknowledged.is_empty();
+            if closed && !has_new && !waits && self.parts.shared.changes.1.is_empty() {
+                break;
+            }
+            if has_new {
+                worker.step()
+            } else {
+                worker.step_or_park(None)
+            };
+        }
+        let Self { inputs, setup, .. } = self;
+        drop(inputs);
+        while !setup.probe.done() {
+            worker.step_or_park(None);
+        }
+    }
+
+    fn propose(&mut self, proposal: Proposal) {
+        #[cfg(test)]
+        let proposal = self.parts.fault.trusting(proposal, &self.parts.store);
+        let change = self.setup.keeper.borrow_mut().propose(proposal, self.now);
+        if self.parts.exact {
+            self.inputs.claim(self.setup.worker, change);
+        }
+        #[cfg(test)]
+        if self.parts.fault == Fault::ServePending {
+            self.setup.keeper.borrow_mut().pass(|_| true);
+        }
+    }
+
+    /// Does what the keeper wants done.
+    fn act(&mut self) -> bool {
+        let Effects { withdrawn, resolved, kept, forgotten } = self.setup.keeper.borrow_mut().take_effects();
+        let has_new = self.parts.exact && !withdrawn.is_empty();
+        if self.parts.exact {
+            for (claim, support) in &withdrawn {
+                self.inputs.withdraw(self.setup.worker, *claim, support);
+            }
+        }
+        resolved.into_iter().for_each(|resolution| self.parts.boxes.resolved.send(resolution));
+        let mut batch = StoreBatch::new();
+        for entry in &kept {
+            if let Err(error) = batch.put_entry(entry) {
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot write a cached answer");
+            }
+        }
+        forgotten.into_iter().for_each(|entry| batch.delete_entry(entry));
+        self.write(batch);
+        self.publish_stats();
+        has_new
+    }
+
+    fn write(&self, batch: StoreBatch) {
+        if batch.is_empty() {
+            return;
+        }
+        self.parts.committer.submit(
+            batch,
+            Box::new(|result| {
+                if let Err(error) = result {
+                    tracing::error!(error = &error as &dyn std::error::Error, "cannot write the cached answers");
+                }
+            }),
+        );
+    }
+
+    fn publish_stats(&self) {
+        let shard = self.parts.shard.borrow();
+        let KeeperStats { late, invalidated } = self.setup.keeper.borrow().stats();
+        let stats = ValidityStats {
+            entries: shard.len(),
+            bytes: shard.bytes(),
+            recent_chunks: self.setup.topk.borrow().window(),
+            late,
+            invalidated,
+        };
+        *self.parts.shared.stats[self.worker].lock().unwrap_or_else(PoisonError::into_inner) = stats;
+    }
+
+    /// Puts in the changes that wait, each at an epoch of its own, so that what it made invalid can be told apart.
+    fn take_changes(&mut self) -> bool {
+        let mut has_new = false;
+        while let Ok(change) = self.parts.shared.changes.1.try_recv() {
+            if has_new {
+                self.close_epoch();
+            }
+            has_new = true;
+            #[cfg(test)]
+            if self.parts.fault == Fault::AcknowledgeEarly {
+                self.acknowledge_early(change);
+                continue;
+            }
+            if self.parts.exact {
+                self.put_in(&change.tenant, &change.change);
+            }
+            self.unacknowledged.push_back((self.now, change));
+        }
+        has_new
+    }
+
+    fn put_in(&mut self, tenant: &TenantId, change: &KnowledgeChange) {
+        for &key in &change.removed {
+            self.inputs.knowledge(KnowledgeUpdate::Removed { tenant: tenant.clone(), key });
+        }
+        for (key, vector) in &change.added {
+            let (tenant, vector) = (tenant.clone(), vector.clone());
+            self.inputs.knowledge(KnowledgeUpdate::Added { tenant, key: *key, came: change.epoch, vector });
+            self.brought = change.epoch;
+        }
+    }
+
+    /// Acknowledges the changes whose epochs have passed.
+    fn acknowledge(&mut self) {
+        while let Some((epoch, _)) = self.unacknowledged.front()
+            && !self.setup.probe.less_equal(epoch)
+            && let Some((epoch, change)) = self.unacknowledged.pop_front()
+        {
+            // What fell at an earlier epoch fell by an earlier change, which was told.
+            let tallied = std::mem::take(&mut *self.setup.tally.borrow_mut());
+            let (due, later) = tallied.into_iter().partition(|(fell, _)| *fell <= epoch);
+            *self.setup.tally.borrow_mut() = later;
+            let due: Vec<(Epoch, Invalidated)> = due;
+            self.parts.shared.acknowledged.store(change.change.epoch, Ordering::Release);
+            // Behind the deletions that the change entails: every worker has handed them over before the probe passed.
+            let mut batch = StoreBatch::new();
+            batch.put_validated_epoch(change.change.epoch);
+            self.write(batch);
+            tell(&self.parts.shared, change, due.into_iter().map(|(_, invalidated)| invalidated).collect());
+        }
+    }
+
+    #[cfg(test)]
+    fn acknowledge_early(&mut self, change: Change) {
+        let (tenant, outdating) = (change.tenant.clone(), change.change.clone());
+        self.parts.shared.acknowledged.store(change.change.epoch, Ordering::Release);
+        tell(&self.parts.shared, change, Vec::new());
+        // Wrong at any speed; this makes sure that somebody can be quick enough to see it.
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        self.put_in(&tenant, &outdating);
+    }
+
+    /// Tells all which chunks everybody has seen, when that is news and there are such chunks.
+    fn forget_seen(&mut self) -> bool {
+        if self.brought <= self.seen_by_all {
+            return false;
+        }
+        let acknowledged = self.parts.shared.acknowledged();
+        let seen = self.parts.streams.oldest_epoch().map_or(acknowledged, |oldest| oldest.min(acknowledged));
+        if seen <= self.seen_by_all {
+            return false;
+        }
+        // A turn that has ended may have put an answer forward at an epoch that this worker has not adopted yet.
+        self.adopt(self.parts.shared.epoch.load(Ordering::Acquire));
+        self.inputs.knowledge(KnowledgeUpdate::SeenByAll { epoch: seen });
+        self.seen_by_all = seen;
+        true
+    }
+
+    fn answer_questions(&self) {
+        while let Ok(Question { tenant, change, reply }) = self.parts.shared.questions[self.worker].1.try_recv() {
+            let falls = self.setup.topk.borrow().would_fall(&tenant, &change.removed, &change.added);
+            let (keeper, shard) = (self.setup.keeper.borrow(), self.parts.shard.borrow());
+            let forecasts = falls.into_iter().filter_map(|(claim, fall)| {
+                let entry = shard.get(keeper.entry_of(claim)?)?;
+                Some(Forecast { entry: entry.id, question: entry.question.clone(), fall })
+            });
+            // Who asked may have gone.
+            let _ = reply.send(forecasts.collect());
+        }
+    }
+
+    /// Ends the current epoch, for all workers.
+    fn close_epoch(&mut self) {
+        let next = self.now + 1;
+        if self.parts.shared.epoch.fetch_max(next, Ordering::AcqRel) < next {
+            self.parts.shared.wake();
+        }
+        self.adopt(self.parts.shared.epoch.load(Ordering::Acquire));
+    }
+
+    fn adopt(&mut self, epoch: Epoch) {
+        if epoch > self.now {
+            self.now = epoch;
+            self.inputs.advance_to(epoch);
+        }
+    }
+}
+
+fn tell(shared: &Shared, change: Change, invalidated: Vec<Invalidated>) {
+    let Change { mut event, acknowledge, .. } = change;
+    event.invalidated = invalidated.len();
+    // Nobody may be watching, and who wrote may have gone.
+    let _ = shared.watchers.send(Arc::new(event));
+    let _ = acknowledge.send(invalidated);
+}
+
+/// What an earlier run cached.
+fn of_store(entry: CacheEntry) -> Proposal {
+    let basis = Basis {
+        vector: entry.vector.clone().unwrap_or_default(),
+        support: entry.support.clone(),
+        valid_at: entry.support.read_epoch,
+    };
+    let tenant = entry.origin.tenant.clone();
+    Proposal { tenant, basis, entry: Some(Box::new(entry)), stored: true, resolution: None }
+}
+
+/// Wrong schemes, to show that the tests would notice them.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Fault {
+    #[default]
+    None,
+    /// A change is acknowledged when it is put in.
+    AcknowledgeEarly,
+    /// An answer is served before the dataflow has looked at it.
+    ServePending,
+    /// An answer counts as made from the knowledge base of the moment in which it is put forward.
+    TrustLate,
+}
+
+#[cfg(test)]
+impl Fault {
+    fn trusting(self, mut proposal: Proposal, store: &turnflow_state::Store) -> Proposal {
+        if self == Self::TrustLate {
+            let mut support = proposal.basis.support.as_ref().clone();
+            support.chunks.retain(|chunk| {
+                let stored = store.chunk(&chunk.id).expect("a store that can be read");
+                stored.is_some_and(|stored| stored.hash == chunk.hash)
+            });
+            proposal.basis.support = Arc::new(support);
+            proposal.basis.valid_at = u64::MAX;
+        }
+        proposal
+    }
+}

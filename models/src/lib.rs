@@ -7,6 +7,7 @@
 //! This is the only crate that knows Burn. It knows no dataflow, no store and no protocol: chunks and vectors come
 //! in as data.
 
+mod axes;
 mod batch;
 mod bert;
 mod cut;
@@ -22,6 +23,7 @@ mod tokenizer;
 mod vector;
 mod weights;
 
+pub use axes::{AXES, principal_axes};
 pub use batch::{BatchBudget, plan_batches};
 pub use bert::BertConfig;
 pub use cut::{CHUNK_TOKENS_MAX_DEFAULT, sentences};

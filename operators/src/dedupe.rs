@@ -146,6 +146,9 @@ impl Stage for Dedupe {
     type Output = Step;
 
     fn push(&mut self, mut ask: Box<Ask>, now_us: u64, out: &mut Vec<Step>) {
+        // First those who waited before: an answer that was kept for them may have fallen since, and whoever comes now must
+        // not join them.
+        self.poll(now_us, out);
         ask.entered_us = now_us;
         if !ask.may_read_cache() {
             return out.push(Ok(ask));

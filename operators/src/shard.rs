@@ -11,10 +11,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use turnflow_state::{Answer, CacheEntry, ChunkKey, EntryId, ScopeId, StateError, TenantId, TurnKey, VectorIndex};
+use turnflow_state::{
+    Answer, CacheEntry, ChunkKey, EntryId, IndexConfig, ScopeId, StateError, TenantId, TurnKey, VectorIndex,
+};
 
 use crate::guard::Mentions;
 use crate::message::{Basis, QuestionKey};
+
+/// Graphs are built in [`Shard::improve`], when there is time: thousands of entries of an earlier run come at once.
+const INDEX: IndexConfig = IndexConfig { moves_per_change: 0, ..IndexConfig::DEFAULT };
 
 /// An entry as the shard keeps it.
 #[derive(Clone, Debug)]
@@ -124,7 +129,7 @@ impl Shard {
         let key = QuestionKey::new(entry.scope, &entry.question);
         let bytes = entry.weight_bytes();
         if let Some(vector) = entry.vector.filter(|_| self.limits.similar) {
-            let index = self.by_vector.entry(entry.scope).or_insert_with(|| VectorIndex::new(Default::default()));
+            let index = self.by_vector.entry(entry.scope).or_insert_with(|| VectorIndex::new(INDEX));
             index.insert(entry.id, vector)?;
         }
         let replaced = self.by_question.get(&key).copied();
@@ -226,6 +231,11 @@ impl Shard {
     pub fn take_expired(&mut self) -> Vec<Forgotten> {
         let expired = std::mem::take(&mut self.expired);
         expired.into_iter().filter_map(|id| self.remove(id)).collect()
+    }
+
+    /// Works on what makes the search for similar questions faster, by so many entries; `true` when there is more to do.
+    pub fn improve(&mut self, entries: usize) -> bool {
+        self.by_vector.values_mut().fold(false, |more, index| index.advance(entries) || more)
     }
 
     /// Marks an entry as served, which keeps it longer.

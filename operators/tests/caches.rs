@@ -155,6 +155,25 @@ fn those_who_wait_do_not_get_an_answer_that_fell() {
 }
 
 #[test]
+fn whoever_comes_after_an_answer_fell_does_not_join_those_who_got_it() {
+    let mut all = Together::new();
+    all.ask(1, "q");
+    all.ask(2, "q");
+    all.settle("q", Some((7, answer("old"))));
+    while let Some(proposal) = all.boxes.proposals.take() {
+        all.keeper.propose(proposal, 1);
+    }
+    all.keeper.pass(|_| true);
+    all.keeper.take_effects().resolved.into_iter().for_each(|resolution| all.boxes.resolved.send(resolution));
+    // Before dedupe hears that the answer holds, a change takes it away again, and is acknowledged.
+    assert!(all.keeper.fall(0, 5).is_some());
+    let out = all.ask(3, "q");
+    assert_eq!(numbers(&out), [2, 3]);
+    assert_eq!(verdict_of(&out[0]), CacheLevel::Joined);
+    assert!(out[1].as_ref().is_ok_and(|ask| ask.leads), "it is answered anew");
+}
+
+#[test]
 fn dedupe_has_an_heir_when_the_first_fails() {
     let mut all = Together::new();
     for number in 1..=3 {

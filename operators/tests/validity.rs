@@ -397,12 +397,12 @@ fn what_is_served_is_what_holds_with_one_worker() {
 
 #[test]
 fn what_is_served_is_what_holds_with_two_workers() {
-    check_scripts(600, 2, usize::MAX, true);
+    check_scripts(300, 2, usize::MAX, true);
 }
 
 #[test]
 fn what_is_served_is_what_holds_with_three_workers() {
-    check_scripts(400, 3, usize::MAX, true);
+    check_scripts(200, 3, usize::MAX, true);
 }
 
 #[test]

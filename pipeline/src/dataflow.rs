@@ -78,6 +78,7 @@ impl Blueprint {
             boxes: boxes.clone(),
             committer: self.committer.clone(),
             streams: self.streams.clone(),
+            knowledge: self.parts.knowledge.clone(),
             exact: self.config.cache.validity == Validity::Exact,
             #[cfg(test)]
             fault: self.fault,

@@ -64,6 +64,16 @@ pub enum DraftError {
     Refused(#[from] WriteRefused),
 }
 
+/// Articles that are ready to be written.
+#[derive(Debug)]
+pub struct Prepared {
+    tenant: TenantId,
+    /// What was refused already, by the place of its draft; None for those that remain.
+    outcomes: Vec<Option<DraftError>>,
+    /// What remains.
+    writes: Vec<ArticleWrite>,
+}
+
 /// What a write did. It is acknowledged: no turn that is admitted from now on is answered from what it made invalid.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Receipt {
@@ -106,24 +116,41 @@ pub struct ArticleChanged {
 pub struct Knowledge(pub(crate) Arc<Running>);
 
 impl Knowledge {
-    /// Writes articles of a tenant in one atomic change, and waits until it is acknowledged. A draft that is refused does
-    /// not stop the others.
+    /// Writes articles of a tenant in one atomic change, and waits until it is acknowledged: [`Knowledge::prepare`] and
+    /// [`Knowledge::apply`] in one.
+    ///
+    /// # Errors
+    /// As those two.
+    pub async fn write(&self, tenant: &TenantId, drafts: Vec<ArticleDraft>) -> Result<Receipt, PipelineError> {
+        let prepared = self.prepare(tenant, drafts).await?;
+        self.apply(prepared).await
+    }
+
+    /// Checks articles, cuts them into chunks, and embeds the chunks whose content is new to their article: everything
+    /// that takes long. Changes nothing.
+    ///
+    /// # Errors
+    /// [`PipelineError`] when the encoder or the store fails.
+    pub async fn prepare(&self, tenant: &TenantId, drafts: Vec<ArticleDraft>) -> Result<Prepared, PipelineError> {
+        let (running, tenant) = (self.0.clone(), tenant.clone());
+        blocking(move || prepare(&running, tenant, drafts)).await
+    }
+
+    /// Writes what was prepared in one atomic change, and waits until it is acknowledged. A draft that is refused does not
+    /// stop the others.
     ///
     /// Not cancel-safe: a write whose future is dropped may or may not happen; if it does, it happens whole.
     ///
     /// # Errors
-    /// [`PipelineError`] when the encoder or the store fails, or the pipeline is shutting down. Then nothing was written,
-    /// unless the store says that it does not know.
-    pub async fn write(&self, tenant: &TenantId, drafts: Vec<ArticleDraft>) -> Result<Receipt, PipelineError> {
-        let gate = self.0.writes.clone().read_owned().await;
-        if self.0.is_draining() {
-            return Err(PipelineError::ShuttingDown);
-        }
-        let (running, tenant) = (self.0.clone(), tenant.clone());
+    /// [`PipelineError`] when the store fails, or the pipeline is shutting down. Then nothing was written, unless the
+    /// store says that it does not know.
+    pub async fn apply(&self, prepared: Prepared) -> Result<Receipt, PipelineError> {
+        let gate = self.0.gate().await?;
+        let running = self.0.clone();
         let (acknowledge, acknowledged) = oneshot::channel();
-        let write = move || {
+        let Prepared { tenant, outcomes, writes } = prepared;
+        let apply = move || {
             let _gate = gate;
-            let (mut outcomes, writes) = prepare(&running, &tenant, drafts)?;
             let articles: Vec<_> =
                 writes.iter().map(|write| (write.article.clone(), write.content.is_none())).collect();
             let mut acknowledge = Some(acknowledge);
@@ -133,16 +160,14 @@ impl Knowledge {
                 let (tenant, change) = (tenant.clone(), applied.change.clone());
                 running.validity.submit(Change { tenant, change, event, acknowledge });
             })?;
-            let mut applied_outcomes = applied.outcomes.into_iter();
-            for outcome in outcomes.iter_mut().filter(|outcome| outcome.is_none()) {
-                *outcome = applied_outcomes.next().map(|outcome| outcome.map_err(DraftError::from));
-            }
-            Ok::<_, PipelineError>((applied.epoch, outcomes.into_iter().flatten().collect::<Vec<_>>()))
+            // Searches find it now.
+            running.validity.wake();
+            drop(acknowledge);
+            // Without a word when nothing was written. The workers stay until then, even if nobody waits any more.
+            let invalidated = acknowledged.blocking_recv().unwrap_or_default();
+            Ok(Receipt { epoch: applied.epoch, outcomes: complete(outcomes, applied.outcomes), invalidated })
         };
-        let (epoch, outcomes) = blocking(write).await?;
-        // Without a word when nothing was written.
-        let invalidated = acknowledged.await.unwrap_or_default();
-        Ok(Receipt { epoch, outcomes, invalidated })
+        blocking(apply).await
     }
 
     /// What [`Knowledge::write`] would do, and which cached answers it would make invalid. Changes nothing.
@@ -155,25 +180,18 @@ impl Knowledge {
         drafts: Vec<ArticleDraft>,
     ) -> Result<(Vec<Result<ArticleOutcome, DraftError>>, Vec<Forecast>), PipelineError> {
         // The workers stay as long as the gate is held.
-        let gate = self.0.writes.clone().read_owned().await;
-        if self.0.is_draining() {
-            return Err(PipelineError::ShuttingDown);
-        }
+        let gate = self.0.gate().await?;
         let (running, tenant) = (self.0.clone(), tenant.clone());
         blocking(move || {
             let _gate = gate;
-            let (mut outcomes, writes) = prepare(&running, &tenant, drafts)?;
+            let Prepared { tenant, outcomes, writes } = prepare(&running, tenant, drafts)?;
             let applied = running.parts.knowledge.preview(writes)?;
-            let mut previewed = applied.outcomes.into_iter();
-            for outcome in outcomes.iter_mut().filter(|outcome| outcome.is_none()) {
-                *outcome = previewed.next().map(|outcome| outcome.map_err(DraftError::from));
-            }
             let (reply, replies) = crossbeam_channel::unbounded();
             let workers = running.validity_workers();
             running.validity.ask(&Question { tenant, change: Arc::new(applied.change), reply });
             let mut forecasts: Vec<Forecast> = replies.iter().take(workers).flatten().collect();
             forecasts.sort_by_key(|forecast| forecast.entry);
-            Ok((outcomes.into_iter().flatten().collect(), forecasts))
+            Ok((complete(outcomes, applied.outcomes), forecasts))
         })
         .await
     }
@@ -246,24 +264,21 @@ fn event(tenant: &TenantId, applied: &Applied, articles: &[(ArticleId, bool)]) -
     ChangeEvent { tenant: tenant.clone(), epoch: applied.epoch, articles: changed.collect(), invalidated: 0 }
 }
 
-/// What is refused here already, by its place, and the writes that remain.
-type Prepared = (Vec<Option<Result<ArticleOutcome, DraftError>>>, Vec<ArticleWrite>);
-
 /// Checks drafts, cuts them into chunks, and embeds the chunks whose content is new. Blocks.
-fn prepare(running: &Running, tenant: &TenantId, drafts: Vec<ArticleDraft>) -> Result<Prepared, PipelineError> {
+fn prepare(running: &Running, tenant: TenantId, drafts: Vec<ArticleDraft>) -> Result<Prepared, PipelineError> {
     let (parts, config) = (&running.parts, &running.config);
     let mut outcomes = Vec::with_capacity(drafts.len());
     let mut seen = HashSet::new();
     let mut cut: Vec<(ArticleDraft, Vec<Piece>)> = Vec::new();
     for draft in drafts {
         if let Err(error) = check(&draft, config.limits.article_bytes_max) {
-            outcomes.push(Some(Err(error)));
+            outcomes.push(Some(error));
         } else if !seen.insert(draft.id.clone()) {
-            outcomes.push(Some(Err(DraftError::Twice)));
+            outcomes.push(Some(DraftError::Twice));
         } else {
             outcomes.push(None);
             let pieces = match &draft.content {
-                Some(content) => pieces(parts, tenant, &draft.id, content, config.knowledge.chunk_tokens_max)?,
+                Some(content) => pieces(parts, &tenant, &draft.id, content, config.knowledge.chunk_tokens_max)?,
                 None => Vec::new(),
             };
             cut.push((draft, pieces));
@@ -286,7 +301,21 @@ fn prepare(running: &Running, tenant: &TenantId, drafts: Vec<ArticleDraft>) -> R
         let (tenant, expected_version) = (tenant.clone(), draft.expected_version);
         ArticleWrite { tenant, article: draft.id, expected_version, content }
     });
-    Ok((outcomes, writes.collect()))
+    let writes = writes.collect();
+    Ok(Prepared { tenant, outcomes, writes })
+}
+
+/// Fills in what became of the drafts that were not refused before.
+fn complete(
+    outcomes: Vec<Option<DraftError>>,
+    written: Vec<Result<ArticleOutcome, WriteRefused>>,
+) -> Vec<Result<ArticleOutcome, DraftError>> {
+    let mut written = written.into_iter();
+    let outcomes = outcomes.into_iter().filter_map(|refused| match refused {
+        Some(refused) => Some(Err(refused)),
+        None => written.next().map(|outcome| outcome.map_err(DraftError::from)),
+    });
+    outcomes.collect()
 }
 
 fn check(draft: &ArticleDraft, limit: usize) -> Result<(), DraftError> {

@@ -26,7 +26,9 @@ pub use config::{
     WorkersConfig,
 };
 pub use error::PipelineError;
-pub use knowledge::{ArticleChanged, ArticleDraft, ChangeEvent, DraftContent, DraftError, Knowledge, Receipt};
+pub use knowledge::{
+    ArticleChanged, ArticleDraft, ChangeEvent, DraftContent, DraftError, Knowledge, Prepared, Receipt,
+};
 pub use parts::Parts;
 pub use pipeline::{Pipeline, PipelineStats};
 pub use turnflow_operators::validity::{Fall, Invalidated};

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use turnflow_models::{Encoder, EncoderEngine, EncoderHandle, Extractive, ModelFiles, TierEngine, TierHandle};
+use turnflow_models::{
+    AXES, Encoder, EncoderEngine, EncoderHandle, Extractive, ModelFiles, TierEngine, TierHandle, principal_axes,
+};
 use turnflow_operators::validity::Axes;
 use turnflow_state::{KnowledgeBase, Store};
 
@@ -33,6 +35,12 @@ impl Parts {
         let knowledge = Arc::new(KnowledgeBase::load(store.clone(), config.knowledge.cache_bytes)?);
         let extractive = Extractive::new(encoder.clone(), config.extractive.clone());
         let tier = TierEngine::start(Arc::new(extractive), config.tier)?;
-        Ok(Self { store, knowledge, encoder, tier, axes: Axes::default() })
+        let axes = axes();
+        Ok(Self { store, knowledge, encoder, tier, axes })
     }
+}
+
+fn axes() -> Axes {
+    let axes = principal_axes();
+    Axes::new(&axes, axes.len() / AXES)
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use timely::WorkerConfig;
 use timely::communication::WorkerGuards;
-use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore};
+use tokio::sync::{OwnedRwLockReadGuard, OwnedSemaphorePermit, RwLock, Semaphore};
 use turnflow_operators::Clock;
 use turnflow_operators::message::{Ask, QuestionKey, RequestId, conversation_owner};
 use turnflow_operators::pool::Pool;
@@ -17,6 +17,7 @@ use turnflow_state::{Committer, StoreBatch, Turn};
 
 use crate::admission::Streams;
 use crate::bridge::Port;
+use crate::config::Validity;
 use crate::dataflow::Blueprint;
 use crate::knowledge::Knowledge;
 use crate::validity::{Left, Shared, ValidityStats};
@@ -124,10 +125,12 @@ impl Pipeline {
         .map_err(|reason| PipelineError::Workers { workers: threads, reason })?;
         let is_ready = readiness.iter().take(threads).count() == threads;
         debug_assert!(is_ready, "a worker that panics ends the process");
-        // Behind the deletions of what was no longer valid, which the workers have handed over.
-        let mut batch = StoreBatch::new();
-        batch.put_validated_epoch(knowledge_epoch);
-        committer.submit(batch, Box::new(|_| {}));
+        if config.cache.validity == Validity::Exact {
+            // Behind the deletions of what was no longer valid, which the workers have handed over.
+            let mut batch = StoreBatch::new();
+            batch.put_validated_epoch(knowledge_epoch);
+            committer.submit(batch, Box::new(|_| {}));
+        }
         Ok(Self(Arc::new(Running {
             config: config.clone(),
             parts: parts.clone(),
@@ -244,12 +247,12 @@ fn left(parts: &Parts, workers: usize) -> Result<Vec<Left>, PipelineError> {
     parts.store.chunks(&mut |chunk| {
         let key = chunk.key();
         // An article may say the same twice.
-        if !keys.insert(key) {
-        } else if chunk.since > validated {
-            let (tenant, came, vector) = (chunk.id.tenant, chunk.since, chunk.vector);
-            left[0].recent.push(KnowledgeUpdate::Added { tenant, key, came, vector });
-        } else {
+        if keys.insert(key) {
             left[0].present.push(key);
+            if chunk.since > validated {
+                let (tenant, came, vector) = (chunk.id.tenant, chunk.since, chunk.vector);
+                left[0].recent.push(KnowledgeUpdate::Added { tenant, key, came, vector });
+            }
         }
         ControlFlow::Continue(())
     })?;
@@ -259,6 +262,13 @@ fn left(parts: &Parts, workers: usize) -> Result<Vec<Left>, PipelineError> {
 impl Running {
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
+    }
+
+    /// Keeps the workers from ending as long as it is held.
+    pub(crate) async fn gate(&self) -> Result<OwnedRwLockReadGuard<()>, PipelineError> {
+        let gate = self.writes.clone().read_owned().await;
+        // Asked after the gate was taken: shutdown waits for all of them.
+        if self.is_draining() { Err(PipelineError::ShuttingDown) } else { Ok(gate) }
     }
 
     pub(crate) fn validity_workers(&self) -> usize {

@@ -8,8 +8,9 @@
 //!    passed its epoch: by then every worker has taken out what it made invalid.
 //! 2. An answer is put in with what it follows from, and is not served to anybody else before the probe has passed its
 //!    epoch: by then it has met every change that came before it, and every later one will find it.
-//! 3. An entry is written to the store when it is kept, and deleted when it falls. After the deletions that a change
-//!    entails, the change's epoch is written as *validated*. On a restart everything that came later is looked at again.
+//! 3. An entry is written to the store when it is kept, and deleted when it falls. Behind the deletions that a change
+//!    entails, when all workers have handed them over, the change's epoch is written as *validated*. On a restart
+//!    everything that came later is looked at again.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -26,8 +27,8 @@ use turnflow_operators::dedupe::Boxes;
 use turnflow_operators::message::Basis;
 use turnflow_operators::shard::Shard;
 use turnflow_operators::validity::keeper::{Effects, Keeper, KeeperStats, Proposal};
-use turnflow_operators::validity::{Epoch, Fall, Inputs, Invalidated, KnowledgeUpdate, Setup, TopK, validity};
-use turnflow_state::{CacheEntry, ChunkKey, Committer, EntryId, KnowledgeChange, StoreBatch, TenantId};
+use turnflow_operators::validity::{Epoch, Fall, Inputs, Inquiry, Invalidated, KnowledgeUpdate, Setup, TopK, validity};
+use turnflow_state::{CacheEntry, ChunkKey, Committer, EntryId, KnowledgeBase, KnowledgeChange, StoreBatch, TenantId};
 
 use crate::admission::Streams;
 use crate::knowledge::ChangeEvent;
@@ -70,6 +71,8 @@ pub(crate) struct Shared {
     questions: Vec<(Sender<Question>, Receiver<Question>)>,
     watchers: broadcast::Sender<Arc<ChangeEvent>>,
     stats: Vec<Mutex<ValidityStats>>,
+    /// For each worker, the epoch before which everything that fell was handed over to be deleted.
+    handed_over: Vec<AtomicU64>,
     closed: AtomicBool,
 }
 
@@ -88,8 +91,14 @@ pub struct ValidityStats {
     pub invalidated: u64,
 }
 
-/// Where the dataflow begins: the epoch at which everything that was stored is put in is the one before.
-const FIRST_EPOCH: Epoch = 1;
+/// Where the dataflow begins. What an earlier run left is put in before: at epoch 0 the entries and the chunks that are
+/// there, at epoch 1 those of the chunks that the entries have yet to meet.
+const FIRST_EPOCH: Epoch = 2;
+
+/// Entries that an index which is being built takes in between two steps of the worker, when there is other work.
+const IMPROVED_WHEN_BUSY: usize = 4;
+/// The same when there is none; some milliseconds of work, during which a turn that comes has to wait.
+const IMPROVED_WHEN_IDLE: usize = 8;
 
 impl Shared {
     pub(crate) fn new(workers: usize, knowledge_epoch: u64, writes_max: usize, events_max: usize) -> Self {
@@ -101,6 +110,7 @@ impl Shared {
             questions: (0..workers).map(|_| unbounded()).collect(),
             watchers: broadcast::Sender::new(events_max),
             stats: (0..workers).map(|_| Mutex::default()).collect(),
+            handed_over: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             closed: AtomicBool::new(false),
         }
     }
@@ -148,7 +158,7 @@ impl Shared {
         self.wake();
     }
 
-    fn wake(&self) {
+    pub(crate) fn wake(&self) {
         // A worker that is not parked finds the token when it is about to park, and looks again.
         for worker in self.workers.lock().unwrap_or_else(PoisonError::into_inner).iter().flatten() {
             worker.unpark();
@@ -160,9 +170,9 @@ impl Shared {
 #[derive(Default)]
 pub(crate) struct Left {
     pub(crate) entries: Vec<CacheEntry>,
-    /// Chunks that the entries were compared with already. At worker 0 only, and so is what follows.
+    /// Chunks that are there. At worker 0 only, and so is what follows.
     pub(crate) present: Vec<ChunkKey>,
-    /// Chunks that they may not have been compared with.
+    /// Those of them that the entries may not have met.
     pub(crate) recent: Vec<KnowledgeUpdate>,
 }
 
@@ -174,6 +184,7 @@ pub(crate) struct Parts {
     pub(crate) boxes: Boxes,
     pub(crate) committer: Arc<Committer>,
     pub(crate) streams: Arc<Streams>,
+    pub(crate) knowledge: Arc<KnowledgeBase>,
     /// False serves cached answers whatever becomes of the knowledge base.
     pub(crate) exact: bool,
     #[cfg(test)]
@@ -195,6 +206,11 @@ pub(crate) struct Driver {
     brought: u64,
     /// What all were told that everybody has seen. At worker 0.
     seen_by_all: u64,
+    /// Changes that are acknowledged, and whose deletions may not all be handed over: the epoch they were put in at, and
+    /// theirs. At worker 0.
+    unvalidated: VecDeque<(Epoch, u64)>,
+    /// Questions that are being answered.
+    inquiries: VecDeque<(Inquiry, Sender<Vec<Forecast>>)>,
 }
 
 impl Driver {
@@ -223,6 +239,8 @@ impl Driver {
             unacknowledged: VecDeque::new(),
             brought: acknowledged,
             seen_by_all: 0,
+            unvalidated: VecDeque::new(),
+            inquiries: VecDeque::new(),
         };
         driver.load(worker, left);
         driver
@@ -230,12 +248,13 @@ impl Driver {
 
     fn load(&mut self, worker: &mut Worker, left: Left) {
         left.present.into_iter().for_each(|key| self.inputs.present(key));
-        left.recent.into_iter().for_each(|update| self.inputs.knowledge(update));
         for entry in left.entries {
             self.propose(of_store(entry));
         }
+        self.adopt(1);
+        left.recent.into_iter().for_each(|update| self.inputs.meet(update));
         self.adopt(FIRST_EPOCH);
-        while self.setup.probe.less_equal(&0) {
+        while self.setup.probe.less_than(&FIRST_EPOCH) {
             worker.step_or_park(None);
         }
         // Nobody is told what had become invalid before anybody could ask.
@@ -243,29 +262,34 @@ impl Driver {
         self.turn();
     }
 
-    /// Does everything that can be done now. `true` when the dataflow has something to do because of it.
+    /// Does everything that can be done now. `true` when there is more to do, for the dataflow or here.
     pub(crate) fn turn(&mut self) -> bool {
         self.adopt(self.parts.shared.epoch.load(Ordering::Acquire));
-        self.answer_questions();
+        let passed = self.setup.probe.with_frontier(|frontier| frontier.first().copied().unwrap_or(Epoch::MAX));
+        let has_questions = self.answer_questions();
         let mut has_new = false;
         if self.worker == 0 {
-            self.acknowledge();
+            self.acknowledge(passed);
+            self.validate();
             has_new |= self.forget_seen();
             has_new |= self.take_changes();
         }
         // After the changes were acknowledged: nothing that they made invalid is left in the caches.
         self.parts.shard.borrow_mut().set_valid_at(self.parts.shared.acknowledged());
-        let (exact, probe) = (self.parts.exact, &self.setup.probe);
-        self.setup.keeper.borrow_mut().pass(|epoch| !exact || !probe.less_equal(epoch));
+        let exact = self.parts.exact;
+        self.setup.keeper.borrow_mut().pass(|&epoch| !exact || epoch < passed);
         has_new |= self.act();
+        self.parts.shared.handed_over[self.worker].store(passed, Ordering::Release);
         while let Some(proposal) = self.parts.boxes.proposals.take() {
             self.propose(proposal);
             has_new = true;
         }
         if has_new {
             self.close_epoch();
+            self.parts.shard.borrow_mut().improve(IMPROVED_WHEN_BUSY);
+            return true;
         }
-        has_new
+        has_questions || self.parts.shard.borrow_mut().improve(IMPROVED_WHEN_IDLE)
     }
 
     /// Works until nothing waits, then lets go of the dataflow.
@@ -274,7 +298,7 @@ impl Driver {
             let has_new = self.turn();
             let closed = self.parts.shared.closed.load(Ordering::Acquire);
             let waits = self.setup.keeper.borrow().is_waiting() || !self.unacknowledged.is_empty();
-            if closed && !has_new && !waits && self.parts.shared.changes.1.is_empty() {
+            if closed && !waits && self.parts.shared.changes.1.is_empty() {
                 break;
             }
             if has_new {
@@ -283,11 +307,13 @@ impl Driver {
                 worker.step_or_park(None)
             };
         }
-        let Self { inputs, setup, .. } = self;
-        drop(inputs);
-        while !setup.probe.done() {
+        drop(std::mem::take(&mut self.inputs));
+        while !self.setup.probe.done() {
             worker.step_or_park(None);
         }
+        // What other workers' last changes made fall here.
+        let Effects { kept, forgotten, .. } = self.setup.keeper.borrow_mut().take_effects();
+        self.store(&kept, forgotten);
     }
 
     fn propose(&mut self, proposal: Proposal) {
@@ -313,16 +339,22 @@ impl Driver {
             }
         }
         resolved.into_iter().for_each(|resolution| self.parts.boxes.resolved.send(resolution));
+        if !(withdrawn.is_empty() && kept.is_empty()) {
+            self.publish_stats();
+        }
+        self.store(&kept, forgotten);
+        has_new
+    }
+
+    fn store(&self, kept: &[CacheEntry], forgotten: Vec<EntryId>) {
         let mut batch = StoreBatch::new();
-        for entry in &kept {
+        for entry in kept {
             if let Err(error) = batch.put_entry(entry) {
                 tracing::error!(error = &error as &dyn std::error::Error, "cannot write a cached answer");
             }
         }
         forgotten.into_iter().for_each(|entry| batch.delete_entry(entry));
         self.write(batch);
-        self.publish_stats();
-        has_new
     }
 
     fn write(&self, batch: StoreBatch) {
@@ -337,6 +369,8 @@ impl Driver {
                 }
             }),
         );
+        // Waiting for room there parks this thread, and may have used up the token of a wake-up that came meanwhile.
+        std::thread::current().unpark();
     }
 
     fn publish_stats(&self) {
@@ -384,23 +418,40 @@ impl Driver {
         }
     }
 
-    /// Acknowledges the changes whose epochs have passed.
-    fn acknowledge(&mut self) {
-        while let Some((epoch, _)) = self.unacknowledged.front()
-            && !self.setup.probe.less_equal(epoch)
+    /// Acknowledges the changes whose epochs have passed and that searches find.
+    fn acknowledge(&mut self, passed: Epoch) {
+        let searched = self.parts.knowledge.epoch();
+        while let Some((epoch, change)) = self.unacknowledged.front()
+            && (*epoch < passed || !self.parts.exact)
+            && change.change.epoch <= searched
             && let Some((epoch, change)) = self.unacknowledged.pop_front()
         {
             // What fell at an earlier epoch fell by an earlier change, which was told.
             let tallied = std::mem::take(&mut *self.setup.tally.borrow_mut());
-            let (due, later) = tallied.into_iter().partition(|(fell, _)| *fell <= epoch);
+            let (due, later): (Vec<_>, Vec<_>) = tallied.into_iter().partition(|(fell, _)| *fell <= epoch);
             *self.setup.tally.borrow_mut() = later;
-            let due: Vec<(Epoch, Invalidated)> = due;
             self.parts.shared.acknowledged.store(change.change.epoch, Ordering::Release);
-            // Behind the deletions that the change entails: every worker has handed them over before the probe passed.
-            let mut batch = StoreBatch::new();
-            batch.put_validated_epoch(change.change.epoch);
-            self.write(batch);
+            self.unvalidated.push_back((epoch, change.change.epoch));
             tell(&self.parts.shared, change, due.into_iter().map(|(_, invalidated)| invalidated).collect());
+        }
+    }
+
+    /// Writes the epoch of the last change whose deletions all workers have handed over. Behind them, because what is
+    /// handed over is written in order.
+    fn validate(&mut self) {
+        let handed_over = self.parts.shared.handed_over.iter().map(|epoch| epoch.load(Ordering::Acquire)).min();
+        let mut validated = None;
+        while let Some(&(epoch, of_change)) = self.unvalidated.front()
+            && handed_over.is_some_and(|handed_over| epoch < handed_over)
+        {
+            self.unvalidated.pop_front();
+            validated = Some(of_change);
+        }
+        // Without validity nothing was compared with anything.
+        if let Some(validated) = validated.filter(|_| self.parts.exact) {
+            let mut batch = StoreBatch::new();
+            batch.put_validated_epoch(validated);
+            self.write(batch);
         }
     }
 
@@ -431,17 +482,25 @@ impl Driver {
         true
     }
 
-    fn answer_questions(&self) {
-        while let Ok(Question { tenant, change, reply }) = self.parts.shared.questions[self.worker].1.try_recv() {
-            let falls = self.setup.topk.borrow().would_fall(&tenant, &change.removed, &change.added);
+    /// Goes on with the questions for a bounded time; `true` when there are more.
+    fn answer_questions(&mut self) -> bool {
+        let topk = self.setup.topk.borrow();
+        for Question { tenant, change, reply } in self.parts.shared.questions[self.worker].1.try_iter() {
+            self.inquiries.push_back((topk.inquiry(tenant, &change.removed, &change.added), reply));
+        }
+        let Some((inquiry, _)) = self.inquiries.front_mut() else { return false };
+        if topk.inquire(inquiry)
+            && let Some((inquiry, reply)) = self.inquiries.pop_front()
+        {
             let (keeper, shard) = (self.setup.keeper.borrow(), self.parts.shard.borrow());
-            let forecasts = falls.into_iter().filter_map(|(claim, fall)| {
+            let forecasts = inquiry.into_falls().into_iter().filter_map(|(claim, fall)| {
                 let entry = shard.get(keeper.entry_of(claim)?)?;
                 Some(Forecast { entry: entry.id, question: entry.question.clone(), fall })
             });
             // Who asked may have gone.
             let _ = reply.send(forecasts.collect());
         }
+        !self.inquiries.is_empty()
     }
 
     /// Ends the current epoch, for all workers.

@@ -44,8 +44,8 @@ use timely::dataflow::{InputHandle, Scope};
 use turnflow_state::{ChunkKey, EntryId, TenantId, TurnKey};
 
 use self::keeper::Keeper;
-pub use self::rows::{AXES, Axes};
-pub use self::topk::{Fall, TopK};
+pub use self::rows::Axes;
+pub use self::topk::{Fall, Inquiry, TopK};
 
 /// The time of the dataflow: whoever has new input bumps it.
 pub type Epoch = u64;
@@ -169,9 +169,14 @@ impl Inputs {
         self.knowledge.send(update);
     }
 
-    /// Tells that a chunk is there which nobody needs to be told of, because everybody has seen it.
+    /// Tells that a chunk is there, without having the claims meet it.
     pub fn present(&mut self, key: ChunkKey) {
         self.present.insert(key);
+    }
+
+    /// Has the claims meet a chunk of which it was told that it is there.
+    pub fn meet(&mut self, update: KnowledgeUpdate) {
+        self.knowledge.send(update);
     }
 
     /// Closes the current epoch and begins a later one.

@@ -18,15 +18,15 @@ use pulp::{Arch, WithSimd};
 use turnflow_state::{ChunkKey, dot};
 
 /// Rows of a block.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 /// Axes of the first stage of the cascade.
 const FIRST: usize = 32;
 /// Axes that the second stage adds.
 const SECOND: usize = 32;
 /// Axes that the third stage adds.
 const THIRD: usize = 64;
-/// All axes that are looked at.
-pub const AXES: usize = FIRST + SECOND + THIRD;
+const AXES: usize = FIRST + SECOND + THIRD;
+const _: () = assert!(AXES == turnflow_models::AXES, "the cascade looks at all the axes that there are");
 /// Chunks that share a pass over the rows.
 pub(super) const CHUNKS_PER_PASS: usize = 4;
 /// More than rounding can amount to in the sums of at most 4,096 products of unit vectors; a bound must exceed the score
@@ -168,8 +168,9 @@ impl Rows {
         self.rows.len()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Row> {
-        self.rows.iter()
+    pub(super) fn in_blocks(&self, blocks: std::ops::Range<usize>) -> impl Iterator<Item = &Row> {
+        let end = (blocks.end * LANES).min(self.rows.len());
+        self.rows[(blocks.start * LANES).min(end)..end].iter()
     }
 
     /// Blocks of rows, the unit that [`Rows::beaten`] scans in.
@@ -386,7 +387,7 @@ mod tests {
             matrix.beaten(0..matrix.blocks(), &rivals, &mut |row, rival| found.push((row.claim, rival)));
             found.sort_unstable();
             let mut expected = Vec::new();
-            for row in matrix.iter() {
+            for row in matrix.in_blocks(0..matrix.blocks()) {
                 expected.extend((0..rivals.len()).filter(|&at| row.is_beaten(&rivals[at])).map(|at| (row.claim, at)));
             }
             expected.sort_unstable();

@@ -12,12 +12,12 @@
 //!
 //! What it does not do: it does not know when an epoch is complete. That is the operator's part.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use turnflow_state::{ChunkKey, TenantId};
 
-use super::rows::{Axes, Rival, Row, Rows};
+use super::rows::{Axes, LANES, Rival, Row, Rows};
 use super::{ClaimChange, KnowledgeUpdate};
 
 /// Pairs of a claim and a chunk, in blocks of 16 claims, that [`TopK::work`] looks at in one go: a fraction of a
@@ -60,7 +60,7 @@ pub struct TopK {
     tenant_of: HashMap<u64, TenantId>,
     meetings: VecDeque<Meeting>,
     /// Claims that meet the window once the meetings are over.
-    arrivals: Vec<(TenantId, Row)>,
+    arrivals: VecDeque<(TenantId, Row)>,
     seen_by_all: u64,
 }
 
@@ -78,7 +78,7 @@ impl TopK {
             partitions: HashMap::new(),
             tenant_of: HashMap::new(),
             meetings: VecDeque::new(),
-            arrivals: Vec::new(),
+            arrivals: VecDeque::new(),
             seen_by_all: 0,
         }
     }
@@ -89,7 +89,7 @@ impl TopK {
         for change in happened.claims {
             match change {
                 ClaimChange::Made { claim, tenant, vector, kth_score, valid_at, support } => {
-                    self.arrivals.push((tenant, Row { claim, vector, kth_score, valid_at, support }));
+                    self.arrivals.push_back((tenant, Row { claim, vector, kth_score, valid_at, support }));
                 }
                 ClaimChange::Withdrawn { claim } => self.withdraw(claim),
             }
@@ -140,15 +140,21 @@ impl TopK {
             if end == rows.blocks() {
                 self.meetings.pop_front();
             }
-            if budget == 0 {
-                return self.is_done();
+            if budget == 0 && !self.is_done() {
+                return false;
             }
         }
-        for (tenant, row) in std::mem::take(&mut self.arrivals) {
-            self.arrive(tenant, row, overtaken);
+        while let Some((tenant, row)) = self.arrivals.pop_front() {
+            let met = self.arrive(tenant, row, overtaken);
+            budget = budget.saturating_sub(1 + met / LANES);
+            if budget == 0 {
+                break;
+            }
         }
-        self.forget();
-        true
+        if self.is_done() {
+            self.forget();
+        }
+        self.is_done()
     }
 
     /// Whether the epoch that began is done.
@@ -157,7 +163,8 @@ impl TopK {
         self.meetings.is_empty() && self.arrivals.is_empty()
     }
 
-    fn arrive(&mut self, tenant: TenantId, row: Row, overtaken: &mut Vec<u64>) {
+    /// Has a claim meet the window; gives the chunks that it met at most.
+    fn arrive(&mut self, tenant: TenantId, row: Row, overtaken: &mut Vec<u64>) -> usize {
         let partition = self.partitions.entry(tenant.clone()).or_default();
         // The window is in order of time: once a chunk was seen, so were those before it.
         let unseen = partition.window.iter().rev().take_while(|rival| rival.came > row.valid_at);
@@ -167,6 +174,7 @@ impl TopK {
         self.tenant_of.insert(row.claim, tenant);
         partition.places.insert(row.claim, partition.rows.len());
         partition.rows.push(&self.axes, row);
+        partition.window.len()
     }
 
     fn withdraw(&mut self, claim: u64) {
@@ -193,29 +201,36 @@ impl TopK {
         }
     }
 
-    /// Which claims of a tenant would fall if these chunks were removed and those added; each with what would fell it.
-    #[must_use]
-    pub fn would_fall(
-        &self,
-        tenant: &TenantId,
-        removed: &[ChunkKey],
-        added: &[(ChunkKey, Arc<[f32]>)],
-    ) -> Vec<(u64, Fall)> {
-        let Some(partition) = self.partitions.get(tenant) else { return Vec::new() };
-        let mut falls: HashMap<u64, Fall> = HashMap::new();
-        for row in partition.rows.iter() {
+    /// Goes on with a question for a bounded time; `true` when it is answered. Claims that come or go meanwhile may or may
+    /// not be counted in.
+    pub fn inquire(&self, inquiry: &mut Inquiry) -> bool {
+        let Some(Partition { rows, .. }) = self.partitions.get(&inquiry.tenant) else { return true };
+        let blocks = (BLOCKS_PER_PIECE / (inquiry.added.len() + 1)).max(1);
+        let end = (inquiry.at + blocks).min(rows.blocks());
+        let Inquiry { added, removed, falls, at, .. } = inquiry;
+        for row in rows.in_blocks(*at..end) {
             if row.support.iter().any(|key| removed.contains(key)) {
                 falls.insert(row.claim, Fall::SupportChanged);
             }
         }
-        let rivals: Vec<Rival> =
-            added.iter().map(|(key, vector)| Rival::new(&self.axes, *key, u64::MAX, vector.clone())).collect();
-        partition.rows.beaten(0..partition.rows.blocks(), &rivals, &mut |row, _| {
+        rows.beaten(*at..end, added, &mut |row, _| {
             falls.entry(row.claim).or_insert(Fall::Overtaken);
         });
-        let mut falls: Vec<_> = falls.into_iter().collect();
-        falls.sort_unstable_by_key(|(claim, _)| *claim);
-        falls
+        *at = end;
+        end >= rows.blocks()
+    }
+
+    /// A question: which claims of a tenant would fall if these chunks were removed and those added?
+    #[must_use]
+    pub fn inquiry(&self, tenant: TenantId, removed: &[ChunkKey], added: &[(ChunkKey, Arc<[f32]>)]) -> Inquiry {
+        let rival = |(key, vector): &(ChunkKey, Arc<[f32]>)| Rival::new(&self.axes, *key, u64::MAX, vector.clone());
+        Inquiry {
+            tenant,
+            removed: removed.iter().copied().collect(),
+            added: added.iter().map(rival).collect(),
+            at: 0,
+            falls: BTreeMap::new(),
+        }
     }
 
     /// Claims that are held.
@@ -234,6 +249,24 @@ impl TopK {
 impl std::fmt::Debug for TopK {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TopK").field("claims", &self.claims()).field("window", &self.window()).finish_non_exhaustive()
+    }
+}
+
+/// A question that is being answered.
+pub struct Inquiry {
+    tenant: TenantId,
+    removed: HashSet<ChunkKey>,
+    added: Vec<Rival>,
+    /// The next block of claims.
+    at: usize,
+    falls: BTreeMap<u64, Fall>,
+}
+
+impl Inquiry {
+    /// The claims that would fall, as far as they were looked at, with what would fell them.
+    #[must_use]
+    pub fn into_falls(self) -> BTreeMap<u64, Fall> {
+        self.falls
     }
 }
 

@@ -5,7 +5,7 @@
 //! found is exact up to [`IndexConfig::flat_max`] vectors and approximate beyond. That vectors have unit length is the
 //! caller's part; that they are finite and of one length is checked.
 //!
-//! A graph is never built in one go while it is served: each change moves a few vectors into the new one, and the old
+//! A graph is never built in one go while it is served: each change, or whoever has the time, moves a few vectors into the new one, and the old
 //! one, or the scan, answers until all have moved. So a change takes a bounded time, whatever the size, at the price of
 //! holding vectors up to three times while it lasts. Who has many at once uses [`VectorIndex::build`] or
 //! [`VectorIndex::changed`], which use all cores.
@@ -47,19 +47,31 @@ pub struct IndexConfig {
     pub flat_max: usize,
     /// Share of removed vectors among all in the graph at which it is built anew.
     pub tombstone_share_max: f32,
+    /// Vectors that each change moves into a graph under construction. With 0 they move in [`VectorIndex::advance`] only.
+    pub moves_per_change: usize,
+}
+
+impl IndexConfig {
+    /// The defaults, where a constant is wanted.
+    pub const DEFAULT: Self = Self {
+        neighbours: 16,
+        ef_construction: 200,
+        ef_search: 64,
+        flat_max: 2_000,
+        tombstone_share_max: 0.3,
+        moves_per_change: 4,
+    };
 }
 
 impl Default for IndexConfig {
     fn default() -> Self {
-        Self { neighbours: 16, ef_construction: 200, ef_search: 64, flat_max: 2_000, tombstone_share_max: 0.3 }
+        Self::DEFAULT
     }
 }
 
 /// The graph is given up again when fewer than `flat_max` divided by this are left, so that an index whose size goes up
 /// and down around the threshold is not rebuilt each time.
 const HYSTERESIS: usize = 2;
-/// Vectors that each change moves into a graph under construction.
-const MOVES_PER_CHANGE: usize = 4;
 /// Changes are made aside when there are more of them than vectors divided by this.
 const ASIDE_SHARE: usize = 8;
 
@@ -147,25 +159,35 @@ impl<K: Key> VectorIndex<K> {
         removed
     }
 
-    /// Begins a new graph when size or tombstones ask for it, and goes on with one that was begun.
     fn renew(&mut self) {
         if !self.is_exact() && self.len() < self.config.flat_max / HYSTERESIS {
             self.regime = Regime::Flat(self.to_flat(&HashSet::new()));
             self.moving = None;
         }
+        if self.config.moves_per_change > 0 {
+            self.advance(self.config.moves_per_change);
+        }
+    }
+
+    /// Begins a new graph when size or tombstones ask for it, and moves some vectors into one that was begun. `true` when
+    /// there is more to move.
+    ///
+    /// For whoever has time to spare: the index answers the same before, in between and after, only faster in the end.
+    pub fn advance(&mut self, moves: usize) -> bool {
         if self.moving.is_none() && self.is_graph_due() {
             self.moving = self.dimension().map(|dimension| Moving {
                 graph: HnswIndex::new(&self.config, dimension, self.len()),
                 pending: self.to_flat(&HashSet::new()),
             });
         }
-        let Some(mut moving) = self.moving.take() else { return };
-        self.moving = if moving.step() {
+        let Some(mut moving) = self.moving.take() else { return false };
+        self.moving = if moving.step(moves) {
             self.regime = Regime::Graph(moving.graph);
             None
         } else {
             Some(moving)
         };
+        self.moving.is_some()
     }
 
     /// Whether another graph would serve better than what serves now.
@@ -278,8 +300,8 @@ impl<K: Key> VectorIndex<K> {
 
 impl<K: Key> Moving<K> {
     /// Moves a few vectors; `true` when none is left.
-    fn step(&mut self) -> bool {
-        for _ in 0..MOVES_PER_CHANGE {
+    fn step(&mut self, moves: usize) -> bool {
+        for _ in 0..moves {
             let Some((key, vector)) = self.pending.pop() else { break };
             let moved = self.graph.insert(key, &vector);
             debug_assert!(moved.is_ok(), "what is pending was checked when it came");

@@ -260,6 +260,7 @@ impl Driver {
         // Nobody is told what had become invalid before anybody could ask.
         self.setup.tally.borrow_mut().clear();
         self.turn();
+        self.publish_stats();
     }
 
     /// Does everything that can be done now. `true` when there is more to do, for the dataflow or here.

@@ -235,7 +235,7 @@ impl Shard {
 
     /// Works on what makes the search for similar questions faster, by so many entries; `true` when there is more to do.
     pub fn improve(&mut self, entries: usize) -> bool {
-        self.by_vector.values_mut().fold(false, |more, index| index.advance(entries) || more)
+        self.by_vector.values_mut().map(|index| index.advance(entries)).filter(|&more| more).count() > 0
     }
 
     /// Marks an entry as served, which keeps it longer.

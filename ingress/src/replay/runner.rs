@@ -8,7 +8,7 @@
 //! With a fixed schedule a turn's latency counts from the time it was due, so that time spent waiting for a place is not
 //! lost from the figures.
 //!
-//! Edits of the knowledge base are made beside them by the [editor](super::editor), when feed tells it to: before the first
+//! Edits of the knowledge base are made beside them by the editor, when feed tells it to: before the first
 //! turn that is not earlier than the edit. At full speed, feed first waits until every turn before has ended, and goes on
 //! when the edit is acknowledged, so that every turn sees exactly the knowledge base of its time. On a schedule it waits
 //! for neither.

@@ -235,7 +235,11 @@ impl Shard {
 
     /// Works on what makes the search for similar questions faster, by so many entries; `true` when there is more to do.
     pub fn improve(&mut self, entries: usize) -> bool {
-        self.by_vector.values_mut().map(|index| index.advance(entries)).filter(|&more| more).count() > 0
+        let mut has_more = false;
+        for index in self.by_vector.values_mut() {
+            has_more |= index.advance(entries);
+        }
+        has_more
     }
 
     /// Marks an entry as served, which keeps it longer.

@@ -74,7 +74,6 @@ impl Blueprint {
         let parts = validity::Parts {
             shared: self.validity.clone(),
             shard: shard.clone(),
-            topk: TopK::new(self.parts.axes.clone(), self.config.knowledge.recent_chunks_max),
             boxes: boxes.clone(),
             committer: self.committer.clone(),
             streams: self.streams.clone(),
@@ -86,7 +85,8 @@ impl Blueprint {
             store: self.parts.store.clone(),
         };
         let left = std::mem::take(&mut *self.left[index].lock().unwrap_or_else(PoisonError::into_inner));
-        let mut driver = Driver::put_up(worker, parts, left);
+        let topk = TopK::new(self.parts.axes.clone(), self.config.knowledge.recent_chunks_max);
+        let mut driver = Driver::put_up(worker, parts, topk, left);
         let turns = self.put_up(worker, &shard, &boxes);
         // Who started the pipeline waits for this; should it have given up, the entrances are closed.
         let _ = self.ready.lock().unwrap_or_else(PoisonError::into_inner).send(());

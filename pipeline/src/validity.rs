@@ -180,7 +180,6 @@ pub(crate) struct Left {
 pub(crate) struct Parts {
     pub(crate) shared: Arc<Shared>,
     pub(crate) shard: Rc<RefCell<Shard>>,
-    pub(crate) topk: TopK,
     pub(crate) boxes: Boxes,
     pub(crate) committer: Arc<Committer>,
     pub(crate) streams: Arc<Streams>,
@@ -216,10 +215,9 @@ pub(crate) struct Driver {
 impl Driver {
     /// Puts the dataflow up and takes in what an earlier run left. When it returns, what is still valid of that is cached
     /// at all workers.
-    pub(crate) fn put_up(worker: &mut Worker, mut parts: Parts, left: Left) -> Self {
+    pub(crate) fn put_up(worker: &mut Worker, parts: Parts, topk: TopK, left: Left) -> Self {
         let index = worker.index();
         parts.shared.workers.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(std::thread::current());
-        let topk = std::mem::replace(&mut parts.topk, TopK::new(Default::default(), 1));
         let setup = Setup {
             worker: index as u64,
             keeper: Rc::new(RefCell::new(Keeper::new(parts.shard.clone()))),

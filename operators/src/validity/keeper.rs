@@ -156,13 +156,13 @@ impl Keeper {
             None => self.effects.withdrawn.push((claim, support)),
             Some(entry) => {
                 let id = entry.id;
-                let inserted = self.shard.borrow_mut().insert(entry.as_ref().clone(), claim, basis, support.clone());
+                // Kept twice only when it has to be written.
+                let unwritten = (!stored).then(|| entry.as_ref().clone());
+                let inserted = self.shard.borrow_mut().insert(*entry, claim, basis, support.clone());
                 match inserted {
                     Ok(forgotten) => {
                         self.claims.insert(claim, Claim::Kept(id));
-                        if !stored {
-                            self.effects.kept.push(*entry);
-                        }
+                        self.effects.kept.extend(unwritten);
                         forgotten.into_iter().for_each(|forgotten| self.forget(forgotten));
                     }
                     Err(error) => {

@@ -167,8 +167,8 @@ impl TopK {
     fn arrive(&mut self, tenant: TenantId, row: Row, overtaken: &mut Vec<u64>) -> usize {
         let partition = self.partitions.entry(tenant.clone()).or_default();
         // The window is in order of time: once a chunk was seen, so were those before it.
-        let unseen = partition.window.iter().rev().take_while(|rival| rival.came > row.valid_at);
-        if row.valid_at < partition.forgotten || unseen.into_iter().any(|rival| row.is_beaten(rival)) {
+        let mut unseen = partition.window.iter().rev().take_while(|rival| rival.came > row.valid_at);
+        if row.valid_at < partition.forgotten || unseen.any(|rival| row.is_beaten(rival)) {
             overtaken.push(row.claim);
         }
         self.tenant_of.insert(row.claim, tenant);

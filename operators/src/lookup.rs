@@ -4,6 +4,9 @@
 //! reply: [`Ask1`](Lookup) sends the question to every shard, [`Search`] replies for one shard, and [`Gather`]
 //! decides when all have replied. A turn that may not read the cache passes straight through.
 //!
+//! A query carries what the question retrieves, so that a policy can hold it against what a cached answer rests on. The
+//! present one does not.
+//!
 //! The policy of this stage is [`Policy::judge`]: a cosine of at least a configured value, and nothing mentioned
 //! in one text that the other does not mention.
 
@@ -15,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use turnflow_state::{CacheLevel, Stage as StageName, Verdict};
 
 use crate::guard::Mentions;
-use crate::message::{Ask, Basis, Candidate, Ending, Found, Outcome, Query, RequestId, Served, Step};
+use crate::message::{Ask, Basis, Candidate, Ending, Found, Near, Outcome, Query, RequestId, Served, Step};
 use crate::shard::Shard;
 use crate::shell::Stage;
 
@@ -68,7 +71,8 @@ impl Lookup {
         let vector = ask.vector.clone().filter(|_| self.enabled && ask.may_read_cache())?;
         let text = ask.turn.text.clone();
         let (scope, at_ms) = (ask.key.scope, ask.turn.at_ms);
-        Some(Query { request: ask.request, asker: self.worker, scope, text, vector, at_ms })
+        let retrieved = ask.retrieved.iter().map(Near::of).collect();
+        Some(Query { request: ask.request, asker: self.worker, scope, text, vector, retrieved, at_ms })
     }
 }
 
@@ -187,6 +191,8 @@ impl Gathered {
             };
             return Some(Ok(ask));
         };
+        // Nobody needs them any more, and the turn may cross to another worker.
+        ask.retrieved = Vec::new();
         let verdict = Verdict {
             level: CacheLevel::Semantic,
             entry: Some(hit.entry),

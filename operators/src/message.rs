@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use turnflow_state::{
-    Answer, CacheControl, CacheEntry, ConversationId, EntryId, ScopeId, ScoredChunk, Stage, StageLatencies, Support,
-    TenantId, Tier, Turn, TurnError, TurnEvent, TurnKey, TurnRecord, Verdict, normalise,
+    Answer, ArticleId, CacheControl, CacheEntry, ChunkKey, ConversationId, EntryId, ScopeId, ScoredChunk, Stage,
+    StageLatencies, Support, TenantId, Tier, Turn, TurnError, TurnEvent, TurnKey, TurnRecord, Verdict, normalise,
 };
 
 /// A stable hash, for deciding which worker owns something: equal in every process of one build.
@@ -88,12 +88,12 @@ pub struct Ask {
     pub leads: bool,
     /// From embed: the vector of the question.
     pub vector: Option<Arc<[f32]>>,
-    /// From lookup: why no cached answer was served.
-    pub missed: String,
     /// From retrieve: the chunks that were found.
     pub retrieved: Vec<ScoredChunk>,
     /// From retrieve: the knowledge base's epoch at that moment.
     pub read_epoch: u64,
+    /// From lookup: why no cached answer was served.
+    pub missed: String,
     /// From route: who answers.
     pub tier: Tier,
 }
@@ -116,9 +116,9 @@ impl Ask {
             leans: false,
             leads: false,
             vector: None,
-            missed: String::new(),
             retrieved: Vec::new(),
             read_epoch: 0,
+            missed: String::new(),
             tier: Tier::Extractive,
         }
     }
@@ -329,6 +329,25 @@ pub struct Settled {
     pub entry: Option<Box<CacheEntry>>,
 }
 
+/// A chunk that a question retrieves, without its text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Near {
+    /// Which article.
+    pub article: ArticleId,
+    /// Which content of it, as [`Support`] names it too.
+    pub key: ChunkKey,
+    /// Cosine between question and chunk.
+    pub score: f32,
+}
+
+impl Near {
+    /// A chunk as it was found.
+    #[must_use]
+    pub fn of(found: &ScoredChunk) -> Self {
+        Self { article: found.chunk.id.article.clone(), key: found.chunk.key(), score: found.score }
+    }
+}
+
 /// A question to every shard: what do you know that is similar?
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Query {
@@ -342,6 +361,8 @@ pub struct Query {
     pub text: String,
     /// Its vector.
     pub vector: Arc<[f32]>,
+    /// What it retrieves, best first: to be held against what a cached answer rests on.
+    pub retrieved: Arc<[Near]>,
     /// When it was asked, in milliseconds of Unix time.
     pub at_ms: u64,
 }

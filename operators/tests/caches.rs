@@ -234,7 +234,8 @@ fn found_by(shard: &Rc<RefCell<Shard>>, similarity_min: f32, text: &str, degrees
     let mut search = Search::new(shard.clone(), Policy { similarity_min });
     let request = RequestId { worker: 0, number: 1 };
     let vector = at(degrees).into();
-    let query = Query { request, asker: 0, scope: scope("shop"), text: text.into(), vector, at_ms: 0 };
+    let (scope, text, retrieved) = (scope("shop"), text.into(), Arc::default());
+    let query = Query { request, asker: 0, scope, text, vector, retrieved, at_ms: 0 };
     let mut out = Vec::new();
     search.push(query, 0, &mut out);
     out.pop().expect("one reply to one query")

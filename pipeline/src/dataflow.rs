@@ -151,8 +151,11 @@ impl Blueprint {
                 stage(leading, Local, "embed", clock, |wake| Embed::new(parts.encoder.clone(), wake))
                     .ok_err(|step| step);
 
+            let (retrieved, unretrieved) =
+                stage(embedded, Local, "retrieve", clock, |wake| Retrieve::new(retriever, wake)).ok_err(|step| step);
+
             let (asking, queries) =
-                stage(embedded, Local, "lookup", clock, |_| Lookup { worker: index, enabled: semantic })
+                stage(retrieved, Local, "lookup", clock, |_| Lookup { worker: index, enabled: semantic })
                     .ok_err(|asked| asked);
             let found = stage(queries.broadcast(), Local, "search", clock, |_| Search::new(shard.clone(), policy))
                 .exchange(|found: &Found| found.asker)
@@ -164,14 +167,12 @@ impl Blueprint {
             })
             .ok_err(|step| step);
 
-            let (retrieved, unretrieved) =
-                stage(missed, Local, "retrieve", clock, |wake| Retrieve::new(retriever, wake)).ok_err(|step| step);
-            let routed = stage(retrieved, Local, "route", clock, |_| Route { tier: Tier::Extractive });
+            let routed = stage(missed, Local, "route", clock, |_| Route { tier: Tier::Extractive });
             let generated = stage(routed, Local, "generate", clock, |wake| {
                 Generate::new(parts.tier.clone(), config.knowledge.chunks_retrieved, wake)
             });
 
-            let ended = scope.concatenate([repeated, deduped, unembedded, similar, unretrieved]).map(ToCommit::End);
+            let ended = scope.concatenate([repeated, deduped, unembedded, unretrieved, similar]).map(ToCommit::End);
             let ending = scope.concatenate([ended, generated]);
             let by_owner = Exchange::new(ToCommit::owner);
             let (pieces, closing): (Turns<'_, Notice>, Turns<'_, Closing>) =

@@ -146,10 +146,10 @@ named_enum!(
         Dedupe = "dedupe",
         /// The sentence encoder.
         Embed = "embed",
-        /// The semantic cache.
-        Lookup = "lookup",
         /// The knowledge base.
         Retrieve = "retrieve",
+        /// The semantic cache.
+        Lookup = "lookup",
         /// Waiting to be generated.
         Prioritise = "prioritise",
         /// The tier that writes the answer.

@@ -289,7 +289,7 @@ mod tests {
             assert!(matches!(&error, StateError::Schema { found, .. } if found == expected), "{error}");
             assert_eq!(files(folder.path()), before, "refusing {expected:?} changed the database");
         };
-        check(Some(b"3"), "3");
+        check(Some(b"9"), "9");
         check(Some(b"1"), "1");
         check(Some(b""), "");
         check(Some(b"\xff\x00one"), "\\xff\\x00one");

@@ -5,7 +5,7 @@
 //! counts [`SCHEMA_VERSION`] up.
 
 /// The version that this build reads and writes.
-pub(crate) const SCHEMA_VERSION: u32 = 2;
+pub(crate) const SCHEMA_VERSION: u32 = 3;
 /// Where the version is kept in the `meta` column.
 pub(crate) const SCHEMA_KEY: &[u8] = b"schema-version";
 /// A version that is longer than this is shown cut off, in bytes.
@@ -53,10 +53,10 @@ mod tests {
         };
         check(None, true, None);
         check(None, false, Some("none"));
-        check(Some(b"2"), false, None);
-        check(Some(b"02"), false, Some("02"));
-        check(Some(b"1"), false, Some("1"));
-        check(Some(b"3"), true, Some("3"));
+        check(Some(b"3"), false, None);
+        check(Some(b"03"), false, Some("03"));
+        check(Some(b"2"), false, Some("2"));
+        check(Some(b"4"), true, Some("4"));
         check(Some(b"\xff"), false, Some("\\xff"));
         check(Some(&[b'7'; 100]), false, Some(&"7".repeat(SHOWN_BYTES_MAX)));
     }

@@ -129,6 +129,11 @@ pub struct ReplayArgs {
     #[arg(long, requires = "updates")]
     pub no_probes: bool,
 
+    /// At full speed, go on as soon as an edit is acknowledged, instead of when what it took out of the caches is answered
+    /// anew, for which there would be time on the log's clock
+    #[arg(long, requires = "updates")]
+    pub no_settle: bool,
+
     /// What keeps cached answers in step with the knowledge base: exact, none, or a time to live such as ttl=60s, ttl=10m
     /// or ttl=1h [default: as configured]
     #[arg(long, value_name = "VALIDITY")]

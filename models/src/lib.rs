@@ -34,7 +34,7 @@ pub use engine::{
 pub use error::ModelError;
 pub use extractive::{Extractive, ExtractiveConfig, SENTENCES_READ_MAX, Written};
 pub use pull::{Progress, WeightSource};
-pub use queue::Rejected;
+pub use queue::{Lane, Rejected};
 pub use tier::{
     AnswerDone, Answerer, OnDelta, TierEngine, TierEngineConfig, TierHandle, TierJob, TierRequest, TierStats,
 };

@@ -1,16 +1,50 @@
 //! A bounded queue and the threads that serve it: what the engines have in common.
 //!
-//! Contract: a queue holds at most its limit of jobs; handing one in never blocks, and a job that finds no place comes
-//! back. Threads sleep while the queue is empty, serve what is queued after the last handle is dropped, and
-//! then end. Panics are the business of whoever runs jobs, with [`caught`].
+//! Contract: each lane of a queue holds at most its limit of jobs; handing one in never blocks, and a job that finds no
+//! place comes back. A thread that becomes free takes from the first lane that holds a job. Threads sleep while the queue
+//! is empty, serve what is queued after the last handle is dropped, and then end. Panics are the business of
+//! whoever runs jobs, with [`caught`].
 
 use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select_biased};
 
 use crate::error::ModelError;
+
+/// Where a job stands in line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Somebody waits for it.
+    Turn,
+    /// Nobody does: it is served only when no job of a turn waits.
+    Background,
+}
+
+impl Lane {
+    /// Every lane, in the order in which they are served.
+    pub const ALL: &[Self] = &[Self::Turn, Self::Background];
+}
+
+/// The engine's end of a queue.
+pub(crate) struct Lanes<J>([Receiver<J>; Lane::ALL.len()]);
+
+impl<J> Lanes<J> {
+    /// Waits for the next job; None when there is none and nobody is left to hand one in.
+    pub(crate) fn next(&self) -> Option<J> {
+        let [turns, background] = &self.0;
+        select_biased! {
+            recv(turns) -> job => job.or_else(|_| background.recv()).ok(),
+            recv(background) -> job => job.or_else(|_| turns.recv()).ok(),
+        }
+    }
+
+    /// The jobs of one lane alone.
+    pub(crate) const fn lane(&self, lane: Lane) -> &Receiver<J> {
+        &self.0[lane as usize]
+    }
+}
 
 /// A job that an engine did not take: it comes back whole, none of its callbacks called.
 pub struct Rejected<J> {
@@ -38,12 +72,12 @@ impl<J> std::error::Error for Rejected<J> {}
 pub(crate) struct JobQueue<J> {
     what: &'static str,
     limit: usize,
-    sender: Sender<J>,
+    lanes: [Sender<J>; Lane::ALL.len()],
 }
 
 impl<J> Clone for JobQueue<J> {
     fn clone(&self) -> Self {
-        Self { what: self.what, limit: self.limit, sender: self.sender.clone() }
+        Self { what: self.what, limit: self.limit, lanes: self.lanes.clone() }
     }
 }
 
@@ -55,23 +89,23 @@ impl<J: Send + 'static> JobQueue<J> {
         runners: impl IntoIterator<Item = R>,
     ) -> Result<Self, ModelError>
     where
-        R: FnOnce(&Receiver<J>) + Send + 'static,
+        R: FnOnce(&Lanes<J>) + Send + 'static,
     {
         let limit = limit.max(1);
-        let (sender, receiver) = crossbeam_channel::bounded(limit);
+        let [(turns, turned), (background, backed)] = [bounded(limit), bounded(limit)];
         for (number, run) in runners.into_iter().enumerate() {
-            let receiver = receiver.clone();
+            let lanes = Lanes([turned.clone(), backed.clone()]);
             std::thread::Builder::new()
                 .name(format!("{what}-{number}"))
-                .spawn(move || run(&receiver))
+                .spawn(move || run(&lanes))
                 .map_err(|source| ModelError::Thread { what, source })?;
         }
-        Ok(Self { what, limit, sender })
+        Ok(Self { what, limit, lanes: [turns, background] })
     }
 
     /// Hands in a job, or gives it back at once.
-    pub(crate) fn submit(&self, job: J) -> Result<(), Rejected<J>> {
-        self.sender.try_send(job).map_err(|refused| match refused {
+    pub(crate) fn submit(&self, lane: Lane, job: J) -> Result<(), Rejected<J>> {
+        self.lanes[lane as usize].try_send(job).map_err(|refused| match refused {
             TrySendError::Full(job) => {
                 Rejected { job: Box::new(job), error: ModelError::Full { what: self.what, limit: self.limit } }
             }
@@ -80,13 +114,13 @@ impl<J: Send + 'static> JobQueue<J> {
     }
 
     /// Hands in a job, waiting for a place.
-    pub(crate) fn submit_blocking(&self, job: J) -> Result<(), Rejected<J>> {
-        self.sender.send(job).map_err(|refused| self.stopped(refused.0))
+    pub(crate) fn submit_blocking(&self, lane: Lane, job: J) -> Result<(), Rejected<J>> {
+        self.lanes[lane as usize].send(job).map_err(|refused| self.stopped(refused.0))
     }
 
     /// Jobs that wait.
     pub(crate) fn queued(&self) -> usize {
-        self.sender.len()
+        self.lanes.iter().map(Sender::len).sum()
     }
 
     fn stopped(&self, job: J) -> Rejected<J> {
@@ -120,24 +154,45 @@ mod tests {
     fn a_full_queue_gives_the_job_back() {
         let (gate, wait) = crossbeam_channel::bounded::<()>(0);
         let (seen, served) = crossbeam_channel::unbounded();
-        let runner = move |jobs: &Receiver<u32>| {
-            while let Ok(job) = jobs.recv() {
+        let runner = move |jobs: &Lanes<u32>| {
+            while let Some(job) = jobs.next() {
                 seen.send(job).expect("the test listens");
                 let _closed = wait.recv();
             }
         };
         let queue = JobQueue::start("test", 2, [runner]).expect("a thread");
-        queue.submit(1).expect("free");
+        queue.submit(Lane::Turn, 1).expect("free");
         assert_eq!(served.recv(), Ok(1));
-        queue.submit(2).expect("free");
-        queue.submit(3).expect("free");
-        assert_eq!(queue.queued(), 2);
-        let rejected = queue.submit(4).expect_err("full");
-        assert_eq!((*rejected.job, rejected.to_string().as_str()), (4, "the queue of test is full: 2 jobs wait"));
+        queue.submit(Lane::Background, 10).expect("free");
+        queue.submit(Lane::Background, 11).expect("free");
+        queue.submit(Lane::Turn, 2).expect("free");
+        queue.submit(Lane::Turn, 3).expect("free");
+        assert_eq!(queue.queued(), 4);
+        for (lane, job) in [(Lane::Turn, 4), (Lane::Background, 12)] {
+            let rejected = queue.submit(lane, job).expect_err("full");
+            assert_eq!((*rejected.job, rejected.to_string().as_str()), (job, "the queue of test is full: 2 jobs wait"));
+        }
         // What was taken is served even though nobody can hand in anything any more.
         drop(queue);
         drop(gate);
-        assert_eq!(served.iter().collect::<Vec<_>>(), [2, 3]);
+        assert_eq!(served.iter().collect::<Vec<_>>(), [2, 3, 10, 11], "turns overtake what nobody waits for");
+    }
+
+    #[test]
+    fn a_lane_is_served_whichever_is_empty() {
+        let (seen, served) = crossbeam_channel::unbounded();
+        let runner = move |jobs: &Lanes<u32>| {
+            while let Some(job) = jobs.next() {
+                seen.send(job).expect("the test listens");
+            }
+        };
+        let queue = JobQueue::start("test", 2, [runner]).expect("a thread");
+        for (job, lane) in [Lane::Background, Lane::Turn, Lane::Background, Lane::Turn].into_iter().enumerate() {
+            queue.submit(lane, job as u32).expect("free");
+            assert_eq!(served.recv(), Ok(job as u32), "a thread that sleeps wakes for either");
+        }
+        drop(queue);
+        assert_eq!(served.recv(), Err(crossbeam_channel::RecvError), "the thread has ended");
     }
 
     #[test]

@@ -1,19 +1,19 @@
 //! The engine of a tier: a bounded queue and the threads that answer.
 //!
 //! Contract: every job that was taken has its `done` called exactly once, after its last `on_delta`, on a thread of
-//! the engine, even if the tier panics; a job that was not taken comes back. Jobs start in the order they came in.
-//! Which jobs come first, and how long they may wait, is decided before they are handed in.
+//! the engine, even if the tier panics; a job that was not taken comes back. Jobs of a lane start in the order they came
+//! in, and those of the background only when no job of a turn waits; one that was started is not interrupted. How long
+//! jobs may wait is decided before they are handed in.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crossbeam_channel::Receiver;
 use serde::{Deserialize, Serialize};
 use turnflow_state::{Answer, ScoredChunk};
 
 use crate::error::{ModelError, chain};
 use crate::extractive::Extractive;
-use crate::queue::{JobQueue, Rejected, caught, notify};
+use crate::queue::{JobQueue, Lane, Lanes, Rejected, caught, notify};
 
 /// The engine's name in errors and logs.
 const ENGINE: &str = "tier";
@@ -65,7 +65,7 @@ pub struct TierJob {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct TierEngineConfig {
-    /// Jobs that may wait.
+    /// Jobs that may wait, in each lane.
     pub queue_max: usize,
     /// Answers written at once.
     pub threads: usize,
@@ -91,7 +91,9 @@ impl TierEngine {
         let answered = Arc::clone(&counters);
         let runners = (0..config.threads.max(1)).map(move |_| {
             let (answerer, counters) = (Arc::clone(&answerer), Arc::clone(&answered));
-            move |jobs: &Receiver<TierJob>| jobs.iter().for_each(|job| run(answerer.as_ref(), &counters, job))
+            move |jobs: &Lanes<TierJob>| {
+                std::iter::from_fn(|| jobs.next()).for_each(|job| run(answerer.as_ref(), &counters, job));
+            }
         });
         Ok(TierHandle { queue: JobQueue::start(ENGINE, config.queue_max, runners)?, counters })
     }
@@ -119,9 +121,15 @@ impl TierHandle {
     /// Queues a question; never blocks.
     ///
     /// # Errors
-    /// The job itself, when the queue is full or the engine has stopped.
-    pub fn submit(&self, request: TierRequest, on_delta: OnDelta, done: AnswerDone) -> Result<(), Rejected<TierJob>> {
-        self.queue.submit(TierJob { request, on_delta, done })
+    /// The job itself, when its lane is full or the engine has stopped.
+    pub fn submit(
+        &self,
+        lane: Lane,
+        request: TierRequest,
+        on_delta: OnDelta,
+        done: AnswerDone,
+    ) -> Result<(), Rejected<TierJob>> {
+        self.queue.submit(lane, TierJob { request, on_delta, done })
     }
 
     /// What the tier did so far.
@@ -191,7 +199,7 @@ mod tests {
         TierRequest { question: question.to_owned(), vector: Arc::from([1.0]), retrieved: vec![] }
     }
 
-    fn submit(handle: &TierHandle, question: &str) -> Result<Receiver<String>, Rejected<TierJob>> {
+    fn submit(handle: &TierHandle, lane: Lane, question: &str) -> Result<Receiver<String>, Rejected<TierJob>> {
         let (events, heard) = unbounded();
         let deltas = events.clone();
         let on_delta = Box::new(move |piece: String| deltas.send(piece).expect("the test listens"));
@@ -199,14 +207,15 @@ mod tests {
             let end = result.map_or_else(|error| format!("error: {error}"), |answer| format!("done: {}", answer.text));
             events.send(end).expect("the test listens");
         });
-        handle.submit(request(question), on_delta, done).map(|()| heard)
+        handle.submit(lane, request(question), on_delta, done).map(|()| heard)
     }
 
     #[test]
     fn every_job_ends_once_and_in_order() {
         let (open, gate) = unbounded();
         let handle = TierEngine::start(Arc::new(Parrot { gate }), TierEngineConfig::default()).expect("threads");
-        let heard: Vec<_> = ["two words", "panic", "fail", "on"].map(|q| submit(&handle, q).expect("free")).into();
+        let heard: Vec<_> =
+            ["two words", "panic", "fail", "on"].map(|q| submit(&handle, Lane::Turn, q).expect("free")).into();
         drop(open);
         let heard: Vec<Vec<String>> = heard.into_iter().map(|events| events.iter().collect()).collect();
         assert_eq!(heard[0], ["two ", "words", "done: two words"]);
@@ -217,13 +226,41 @@ mod tests {
     }
 
     #[test]
+    fn a_turn_overtakes_what_nobody_waits_for() {
+        let (open, gate) = unbounded();
+        let (arrived, arrivals) = unbounded();
+        struct Told(Parrot, crossbeam_channel::Sender<String>);
+        impl Answerer for Told {
+            fn answer(&self, request: &TierRequest, on_delta: &mut dyn FnMut(String)) -> Result<Answer, ModelError> {
+                self.1.send(request.question.clone()).expect("the test listens");
+                self.0.answer(request, on_delta)
+            }
+        }
+        let tier = Told(Parrot { gate }, arrived);
+        let handle = TierEngine::start(Arc::new(tier), TierEngineConfig::default()).expect("threads");
+        let mut heard = vec![submit(&handle, Lane::Background, "first").expect("free")];
+        assert_eq!(arrivals.recv().as_deref(), Ok("first"), "an idle tier makes nobody wait");
+        for (lane, question) in [
+            (Lane::Background, "second"),
+            (Lane::Turn, "turn"),
+            (Lane::Background, "third"),
+            (Lane::Turn, "another turn"),
+        ] {
+            heard.push(submit(&handle, lane, question).expect("free"));
+        }
+        drop(open);
+        heard.iter().for_each(|events| assert!(events.iter().last().is_some_and(|end| end.starts_with("done"))));
+        assert_eq!(arrivals.try_iter().collect::<Vec<_>>(), ["turn", "another turn", "second", "third"]);
+    }
+
+    #[test]
     fn a_full_tier_gives_the_job_back() {
         let (open, gate) = unbounded();
         let config = TierEngineConfig { queue_max: 1, threads: 1 };
         let handle = TierEngine::start(Arc::new(Parrot { gate }), config).expect("threads");
         let mut taken = Vec::new();
         let rejected = loop {
-            match submit(&handle, "again") {
+            match submit(&handle, Lane::Turn, "again") {
                 Ok(heard) => taken.push(heard),
                 Err(rejected) => break rejected,
             }

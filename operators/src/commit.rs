@@ -3,19 +3,20 @@
 //! Contract: exchanged by conversation, to the worker that ordered it. Every outcome that comes in gives out exactly
 //! one end: inside a [`Settlement`] when others wait for the answer or it is to be cached, by itself otherwise. An
 //! answer's end is given out only after it was written; when it cannot be written, the turn ends with an error and
-//! nothing of it is cached. Errors are not written: the same turn id may be tried again.
+//! nothing of it is cached. Errors are not written: the same turn id may be tried again. What was asked in the background
+//! is no turn of a conversation: nothing is written, and the end goes to the question's shard alone.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use turnflow_state::{
-    CacheEntry, Committer, Completion, Conversation, EntryId, Stage as StageName, StateError, Store, StoreBatch, Turn,
-    TurnError, TurnErrorKind, TurnEvent, TurnRecord, Usage,
+    Answer, CacheEntry, Committer, Completion, Conversation, EntryId, Stage as StageName, StateError, Store,
+    StoreBatch, Turn, TurnError, TurnErrorKind, TurnEvent, TurnRecord, Usage, Verdict,
 };
 
 use crate::jobs::{Came, Jobs, Report};
-use crate::message::{Ask, Ended, Ending, Notice, Outcome, Resolution, Served, Settled, Settlement, ToCommit};
+use crate::message::{Ask, Basis, Ended, Ending, Notice, Outcome, Resolution, Served, Settled, Settlement, ToCommit};
 use crate::shell::{Stage, Wake};
 
 /// The result of a durable write.
@@ -155,6 +156,10 @@ impl<J: Journal> Commit<J> {
                 let events = vec![TurnEvent::Delta(completion.text.clone()), TurnEvent::Done(completion)];
                 out.push(Committed::End(Ended::new(&ask, events)));
             }
+            Ending::Served(served) if ask.purpose.is_background() => {
+                let settled = self.settled(&ask, served.answer, &served.verdict, served.basis, served.offer);
+                out.push(end(&ask, Vec::new(), Some(settled)));
+            }
             Ending::Served(served) => match self.prepare(&ask, *served) {
                 Ok((completion, settled, streamed, batch)) => {
                     self.queue.push_back((Writing { ask, completion, settled, streamed }, batch));
@@ -175,13 +180,7 @@ impl<J: Journal> Commit<J> {
         let Served { answer, verdict, basis, offer, streamed } = served;
         let asked_a_tier = !verdict.level.is_hit();
         let usage = if asked_a_tier { answer.usage } else { Usage::default() };
-        let settled = Settled {
-            answer: answer.clone(),
-            origin: verdict.origin.clone().unwrap_or_else(|| ask.turn.key()),
-            question: verdict.question.clone().unwrap_or_else(|| ask.turn.text.clone()),
-            basis,
-            entry: offer.map(|entry| Box::new(CacheEntry { id: self.numbers.next(), ..*entry })),
-        };
+        let settled = self.settled(ask, answer.clone(), &verdict, basis, offer);
         let completion = Completion {
             text: answer.text.clone(),
             tier: answer.tier,
@@ -198,6 +197,25 @@ impl<J: Journal> Commit<J> {
         let mut batch = StoreBatch::new();
         batch.put_turn(&TurnRecord { turn: ask.turn.clone(), completion: completion.clone() }, &conversation)?;
         Ok((Box::new(completion), settled, streamed, batch))
+    }
+
+    /// What the question's shard hears of an answer.
+    fn settled(
+        &mut self,
+        ask: &Ask,
+        answer: Arc<Answer>,
+        verdict: &Verdict,
+        basis: Option<Basis>,
+        offer: Option<Box<CacheEntry>>,
+    ) -> Settled {
+        Settled {
+            answer,
+            origin: verdict.origin.clone().unwrap_or_else(|| ask.turn.key()),
+            refreshed: verdict.refreshed,
+            question: verdict.question.clone().unwrap_or_else(|| ask.turn.text.clone()),
+            basis,
+            entry: offer.map(|entry| Box::new(CacheEntry { id: self.numbers.next(), ..*entry })),
+        }
     }
 
     fn written(&mut self, writing: Writing, result: Option<Written>, now_us: u64, out: &mut Vec<Committed>) {
@@ -224,13 +242,14 @@ fn failed(ask: &Ask, error: TurnError) -> Committed {
 }
 
 fn end(ask: &Ask, events: Vec<TurnEvent>, settled: Option<Settled>) -> Committed {
-    let ended = Ended::new(ask, events);
     let cached = settled.as_ref().is_some_and(|settled| settled.entry.is_some());
-    if ask.leads || cached {
-        let resolution = Resolution { key: ask.key.clone(), result: settled };
+    let is_background = ask.purpose.is_background();
+    if ask.leads || cached || is_background {
+        let resolution = Resolution { purpose: ask.purpose, key: ask.key.clone(), result: settled };
+        let ended = (!is_background).then(|| Ended::new(ask, events));
         Committed::Settle(Box::new(Settlement { resolution, ended }))
     } else {
-        Committed::End(ended)
+        Committed::End(Ended::new(ask, events))
     }
 }
 

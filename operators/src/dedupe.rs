@@ -14,7 +14,9 @@ use std::rc::Rc;
 
 use turnflow_state::{CacheLevel, EntryId, Stage as StageName, TurnKey, Verdict};
 
-use crate::message::{Ask, Ended, Ending, Outcome, QuestionKey, Resolution, Served, Settled, Settlement, Step};
+use crate::message::{
+    Ask, Ended, Ending, Outcome, Purpose, QuestionKey, Resolution, Served, Settled, Settlement, Step,
+};
 use crate::shard::Shard;
 use crate::shell::{Mailbox, Stage};
 use crate::validity::keeper::Proposal;
@@ -38,11 +40,13 @@ pub struct Dedupe {
     exact: bool,
 }
 
-/// What dedupe hears from settle and from validity, and what it tells validity. All of it stays at the worker.
+/// What dedupe hears from settle and from validity, and what validity hears from both. All of it stays at the worker.
 #[derive(Clone, Debug, Default)]
 pub struct Boxes {
     /// From settle: turns that led, or whose answer is to be cached, have ended.
     pub settled: Mailbox<Resolution>,
+    /// From settle, not to dedupe: questions that were asked in the background have ended.
+    pub answered: Mailbox<Resolution>,
     /// To validity: may this be served to others?
     pub proposals: Mailbox<Proposal>,
     /// From validity: it may, or may not.
@@ -62,7 +66,7 @@ impl Dedupe {
         }
         let mut shard = self.shard.borrow_mut();
         let entry = shard.exact(&ask.key, ask.turn.at_ms)?;
-        let verdict = same_question(CacheLevel::Exact, Some(entry.id), &entry.question, &entry.origin);
+        let verdict = same_question(CacheLevel::Exact, Some(entry.id), &entry.question, &entry.origin, entry.refreshed);
         Some(Box::new(Served { answer: entry.answer.clone(), verdict, basis: None, offer: None, streamed: false }))
     }
 
@@ -85,7 +89,8 @@ impl Dedupe {
         }
         // The scope derives from the tenant, so everybody who waits is of the tenant of the turn that led.
         let Some(tenant) = settled.map(|settled| settled.origin.tenant.clone()) else { return };
-        self.boxes.proposals.send(Proposal { tenant, basis, entry, stored: false, resolution: Some(resolution) });
+        let resolution = Some(resolution);
+        self.boxes.proposals.send(Proposal { tenant, basis, entry, stored: false, served: 0, resolution });
     }
 
     fn resolve(&mut self, resolution: Resolution, now_us: u64, out: &mut Vec<Step>) {
@@ -94,6 +99,12 @@ impl Dedupe {
                 let Some(Flight { waiting, joined }) = self.in_flight.remove(&resolution.key) else { return };
                 self.waiting -= waiting.len();
                 let joined = joined.unwrap_or(waiting.len());
+                if let Some(entry) = &settled.entry {
+                    let mut shard = self.shard.borrow_mut();
+                    for _ in &waiting {
+                        shard.served(entry.id);
+                    }
+                }
                 out.extend(waiting.into_iter().enumerate().map(|(place, ask)| {
                     let level = if place < joined { CacheLevel::Joined } else { CacheLevel::Exact };
                     Err(answered(ask, level, &settled, now_us))
@@ -121,12 +132,18 @@ impl Dedupe {
 fn answered(mut ask: Box<Ask>, level: CacheLevel, settled: &Settled, now_us: u64) -> Outcome {
     ask.left(StageName::Dedupe, now_us);
     let entry = settled.entry.as_ref().map(|entry| entry.id);
-    let verdict = same_question(level, entry, &settled.question, &settled.origin);
+    let verdict = same_question(level, entry, &settled.question, &settled.origin, settled.refreshed);
     let served = Served { answer: settled.answer.clone(), verdict, basis: None, offer: None, streamed: false };
     Outcome { ask, ending: Ending::Served(Box::new(served)) }
 }
 
-fn same_question(level: CacheLevel, entry: Option<EntryId>, question: &str, origin: &TurnKey) -> Verdict {
+fn same_question(
+    level: CacheLevel,
+    entry: Option<EntryId>,
+    question: &str,
+    origin: &TurnKey,
+    refreshed: bool,
+) -> Verdict {
     let reason = match level {
         CacheLevel::Joined => "the same question was being answered",
         _ => "the same question was answered before",
@@ -137,6 +154,7 @@ fn same_question(level: CacheLevel, entry: Option<EntryId>, question: &str, orig
         similarity: None,
         question: Some(question.to_owned()),
         origin: Some(origin.clone()),
+        refreshed,
         reason: reason.into(),
     }
 }
@@ -186,12 +204,13 @@ impl Stage for Dedupe {
     }
 }
 
-/// The core that takes a settlement at the question's worker, and tells the [`Dedupe`] there.
+/// The core that takes a settlement at the question's worker, and tells the [`Dedupe`] there, or whoever asked in the
+/// background.
 ///
 /// Gives out the end of the turn, so that it is told only after its answer was put forward: whoever asks the same again
-/// after hearing the end finds it pending or kept.
+/// after hearing the end finds it pending or kept. A question that was asked in the background ends here.
 #[derive(Debug)]
-pub struct Settle(pub Mailbox<Resolution>);
+pub struct Settle(pub Boxes);
 
 impl Stage for Settle {
     type Input = Box<Settlement>;
@@ -199,7 +218,10 @@ impl Stage for Settle {
 
     fn push(&mut self, settlement: Box<Settlement>, _now_us: u64, out: &mut Vec<Self::Output>) {
         let Settlement { resolution, ended } = *settlement;
-        self.0.send(resolution);
-        out.push(ended);
+        match resolution.purpose {
+            Purpose::Turn => self.0.settled.send(resolution),
+            Purpose::Refresh => self.0.answered.send(resolution),
+        }
+        out.extend(ended);
     }
 }

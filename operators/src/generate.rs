@@ -1,12 +1,12 @@
 //! Generate: has a tier write the answer, streams its pieces, and says what the answer rests on.
 //!
 //! Turns wait in the [queue](crate::prioritise::Queue) of this stage, because only here it is known when a tier has
-//! room. An answer that was not found in the knowledge base, or that leans on the conversation, is not offered to
+//! room; those that nobody waits for in a lane of their own, which the tier serves when no turn waits. An answer that was not found in the knowledge base, or that leans on the conversation, is not offered to
 //! the cache.
 
 use std::sync::Arc;
 
-use turnflow_models::{ModelError, TierHandle, TierRequest};
+use turnflow_models::{Lane, ModelError, TierHandle, TierRequest};
 use turnflow_state::{
     Answer, CacheEntry, CacheLevel, EntryId, Stage as StageName, Support, TurnError, TurnErrorKind, TurnEvent, Verdict,
 };
@@ -22,14 +22,14 @@ pub type Generated = Result<Answer, ModelError>;
 /// Whatever writes answers.
 pub trait Generator: 'static {
     /// Takes a request, reports pieces and then the answer; false when it is full for now.
-    fn generate(&self, request: TierRequest, report: Report<String, Generated>) -> bool;
+    fn generate(&self, lane: Lane, request: TierRequest, report: Report<String, Generated>) -> bool;
 }
 
 impl Generator for TierHandle {
-    fn generate(&self, request: TierRequest, report: Report<String, Generated>) -> bool {
+    fn generate(&self, lane: Lane, request: TierRequest, report: Report<String, Generated>) -> bool {
         let pieces = report.pieces();
-        self.submit(request, Box::new(move |piece| pieces.send(piece)), Box::new(move |result| report.finish(result)))
-            .is_ok()
+        let on_delta = Box::new(move |piece| pieces.send(piece));
+        self.submit(lane, request, on_delta, Box::new(move |result| report.finish(result))).is_ok()
     }
 }
 
@@ -40,22 +40,24 @@ pub struct Generate<G> {
     chunks_wanted: usize,
     jobs: Jobs<Box<Ask>, String, Generated>,
     queue: Queue,
+    /// Jobs under way, by lane.
+    under_way: [usize; Lane::ALL.len()],
 }
 
 impl<G: Generator> Generate<G> {
     /// A stage in front of a tier, for turns whose retrieval wanted `chunks_wanted` chunks.
     #[must_use]
     pub fn new(generator: G, chunks_wanted: usize, wake: &Wake) -> Self {
-        Self { generator, chunks_wanted, jobs: Jobs::new(wake), queue: Queue::default() }
+        Self { generator, chunks_wanted, jobs: Jobs::new(wake), queue: Queue::default(), under_way: Default::default() }
     }
 
-    fn start_waiting(&mut self, now_us: u64) {
-        while let Some(mut ask) = self.queue.pop() {
+    fn start_waiting(&mut self, lane: Lane, now_us: u64) {
+        while let Some(mut ask) = self.queue.pop(lane) {
             let generator = &self.generator;
             let waited_since = ask.entered_us;
             ask.left(StageName::Prioritise, now_us);
             ask.entered_us = now_us;
-            let started = self.jobs.start(ask, |ask, report| generator.generate(request(ask), report));
+            let started = self.jobs.start(ask, |ask, report| generator.generate(lane, request(ask), report));
             if let Err(mut ask) = started {
                 // Its wait goes on: what was booked above is booked again, in full, when it starts.
                 ask.latency.clear(StageName::Prioritise);
@@ -63,6 +65,7 @@ impl<G: Generator> Generate<G> {
                 self.queue.put_back(ask);
                 break;
             }
+            self.under_way[lane as usize] += 1;
         }
     }
 }
@@ -87,6 +90,7 @@ impl<G: Generator> Stage for Generate<G> {
     fn poll(&mut self, now_us: u64, out: &mut Vec<ToCommit>) {
         while let Some(came) = self.jobs.next_event() {
             match came {
+                Came::Piece(ask, _) if ask.purpose.is_background() => {}
                 Came::Piece(ask, piece) => {
                     let event = TurnEvent::Delta(piece);
                     let notice = Notice { request: ask.request, admitted_us: ask.admitted_us, event };
@@ -94,11 +98,12 @@ impl<G: Generator> Stage for Generate<G> {
                 }
                 Came::Last(mut ask, result) => {
                     ask.left(StageName::Generate, now_us);
+                    self.under_way[ask.purpose.lane() as usize] -= 1;
                     out.push(ToCommit::End(ended(ask, result, self.chunks_wanted)));
                 }
             }
         }
-        self.start_waiting(now_us);
+        Lane::ALL.iter().for_each(|&lane| self.start_waiting(lane, now_us));
     }
 
     fn held(&self) -> usize {
@@ -106,7 +111,8 @@ impl<G: Generator> Stage for Generate<G> {
     }
 
     fn stalled(&self) -> bool {
-        !self.queue.is_empty() && self.jobs.is_empty()
+        // What comes back in a lane makes room there, and wakes the stage.
+        Lane::ALL.iter().any(|&lane| !self.queue.is_lane_empty(lane) && self.under_way[lane as usize] == 0)
     }
 }
 
@@ -145,6 +151,7 @@ fn served(mut ask: Box<Ask>, answer: Answer, chunks_wanted: usize) -> Outcome {
             answer: answer.clone(),
             support: basis.support.clone(),
             origin: ask.turn.key(),
+            refreshed: false,
             created_ms: ask.turn.at_ms,
         })
     });
@@ -155,6 +162,7 @@ fn served(mut ask: Box<Ask>, answer: Answer, chunks_wanted: usize) -> Outcome {
     } else {
         (CacheLevel::Bypass, "the caller asked for it".to_owned())
     };
-    let verdict = Verdict { level, entry: None, similarity: None, question: None, origin: None, reason };
+    let verdict =
+        Verdict { level, entry: None, similarity: None, question: None, origin: None, refreshed: false, reason };
     Outcome { ask, ending: Ending::Served(Box::new(Served { answer, verdict, basis, offer, streamed: true })) }
 }

@@ -7,6 +7,8 @@
 //!
 //! Which cached answers still follow from the knowledge base is maintained by the dataflow of [`validity`].
 //!
+//! What of the answers that fell is asked again in the background is decided by [`refresh`].
+//!
 //! What a turn carries is in [`message`]. What a worker remembers of answered questions is a [`shard::Shard`].
 
 pub mod acknowledge;
@@ -22,6 +24,7 @@ pub mod message;
 pub mod pool;
 pub mod prioritise;
 pub mod recall;
+pub mod refresh;
 pub mod reply;
 pub mod retrieve;
 pub mod route;

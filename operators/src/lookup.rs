@@ -122,6 +122,7 @@ impl Stage for Search {
                         question: entry.question.clone(),
                         answer: entry.answer.clone(),
                         origin: entry.origin.clone(),
+                        refreshed: entry.refreshed,
                         // Whatever came up to now did not touch it, or it would not be here.
                         basis: Basis { valid_at: valid_at.max(entry.basis.valid_at), ..entry.basis.clone() },
                     });
@@ -199,6 +200,7 @@ impl Gathered {
             similarity: Some(hit.similarity),
             question: Some(hit.question),
             origin: Some(hit.origin),
+            refreshed: hit.refreshed,
             reason: "a similar question was answered before, and both mention the same".into(),
         };
         let served = Served { answer: hit.answer, verdict, basis: Some(hit.basis), offer: None, streamed: false };

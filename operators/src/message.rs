@@ -6,6 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use turnflow_models::Lane;
 use turnflow_state::{
     Answer, ArticleId, CacheControl, CacheEntry, ChunkKey, ConversationId, EntryId, ScopeId, ScoredChunk, Stage,
     StageLatencies, Support, TenantId, Tier, Turn, TurnError, TurnEvent, TurnKey, TurnRecord, Verdict, normalise,
@@ -61,9 +62,36 @@ pub struct Exchange {
     pub answer: String,
 }
 
+/// On whose behalf a question is asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Purpose {
+    /// A customer's, who waits.
+    #[default]
+    Turn,
+    /// The caches': an answer that fell is made [anew](crate::refresh). It enters before retrieve, passes the caches by, is
+    /// written to no conversation, and ends at the question's shard.
+    Refresh,
+}
+
+impl Purpose {
+    /// Whether nobody waits for the answer.
+    #[must_use]
+    pub const fn is_background(self) -> bool {
+        !matches!(self, Self::Turn)
+    }
+
+    /// Where it stands in line for a tier.
+    #[must_use]
+    pub const fn lane(self) -> Lane {
+        if self.is_background() { Lane::Background } else { Lane::Turn }
+    }
+}
+
 /// A turn on its way, and what the stages have found out about it so far.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ask {
+    /// On whose behalf.
+    pub purpose: Purpose,
     /// Where its events go.
     pub request: RequestId,
     /// What was said.
@@ -104,6 +132,7 @@ impl Ask {
     pub fn new(request: RequestId, turn: Turn, scope: ScopeId, admitted_us: u64) -> Self {
         let key = QuestionKey::new(scope, &turn.text);
         Self {
+            purpose: Purpose::Turn,
             request,
             turn,
             key,
@@ -132,7 +161,7 @@ impl Ask {
     /// Whether a cached answer may be served to this turn.
     #[must_use]
     pub fn may_read_cache(&self) -> bool {
-        !self.leans && self.turn.cache_control != CacheControl::Bypass
+        !self.leans && !self.purpose.is_background() && self.turn.cache_control != CacheControl::Bypass
     }
 
     /// Whether this turn's answer may be cached.
@@ -243,11 +272,13 @@ pub enum ToCommit {
 }
 
 impl ToCommit {
-    /// Decides which worker commits: the one that orders the conversation.
+    /// Decides which worker commits: the one that orders the conversation, or the one of the question's shard for one that
+    /// belongs to none.
     #[must_use]
     pub fn owner(&self) -> u64 {
         match self {
             Self::Piece(_, owner) => *owner,
+            Self::End(outcome) if outcome.ask.purpose.is_background() => outcome.ask.key.owner(),
             Self::End(outcome) => outcome.ask.conversation_owner(),
         }
     }
@@ -293,13 +324,15 @@ impl Ended {
 pub struct Settlement {
     /// What the question was answered with, for those who wait for it.
     pub resolution: Resolution,
-    /// The end itself, to be told afterwards.
-    pub ended: Box<Ended>,
+    /// The end itself, to be told afterwards; None when nobody waits.
+    pub ended: Option<Box<Ended>>,
 }
 
 /// What a question in flight was answered with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Resolution {
+    /// On whose behalf it was asked.
+    pub purpose: Purpose,
     /// The question.
     pub key: QuestionKey,
     /// Its answer; None when it failed, or when those who wait may not have it.
@@ -321,6 +354,8 @@ pub struct Settled {
     pub answer: Arc<Answer>,
     /// The turn that was answered first.
     pub origin: TurnKey,
+    /// Whether its answer was made anew since.
+    pub refreshed: bool,
     /// The question as it was asked there.
     pub question: String,
     /// What it follows from; None when nobody else may get it.
@@ -380,6 +415,8 @@ pub struct Candidate {
     pub answer: Arc<Answer>,
     /// The turn that was answered first.
     pub origin: TurnKey,
+    /// Whether its answer was made anew since.
+    pub refreshed: bool,
     /// What the answer follows from.
     pub basis: Basis,
 }

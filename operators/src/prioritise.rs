@@ -1,9 +1,12 @@
 //! Prioritise: the queue in front of the tiers.
 //!
-//! Turns leave in the order in which they came, whatever their [`Class`]; the class is what a later policy may
-//! order by. Bounded by admission: no more turns wait here than are in flight.
+//! There are two lanes, and the tier serves the one of the background only when no turn waits. In its lane a turn leaves in
+//! the order in which it came, whatever its [`Class`]; the class is what a later policy may order by. Bounded by
+//! admission: no more turns wait here than are in flight, and no more of the background than it may have under way.
 
 use std::collections::VecDeque;
+
+use turnflow_models::Lane;
 
 use crate::message::Ask;
 
@@ -27,34 +30,40 @@ impl Class {
 /// The core: turns that wait for a tier.
 #[derive(Debug, Default)]
 pub struct Queue {
-    waiting: VecDeque<Box<Ask>>,
+    lanes: [VecDeque<Box<Ask>>; Lane::ALL.len()],
 }
 
 impl Queue {
     /// Adds a turn.
     pub fn push(&mut self, ask: Box<Ask>) {
-        self.waiting.push_back(ask);
+        self.lanes[ask.purpose.lane() as usize].push_back(ask);
     }
 
-    /// Takes the next turn.
-    pub fn pop(&mut self) -> Option<Box<Ask>> {
-        self.waiting.pop_front()
+    /// Takes the next turn of a lane.
+    pub fn pop(&mut self, lane: Lane) -> Option<Box<Ask>> {
+        self.lanes[lane as usize].pop_front()
     }
 
     /// Puts back the turn that was taken last.
     pub fn put_back(&mut self, ask: Box<Ask>) {
-        self.waiting.push_front(ask);
+        self.lanes[ask.purpose.lane() as usize].push_front(ask);
     }
 
     /// Turns that wait.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.waiting.len()
+        self.lanes.iter().map(VecDeque::len).sum()
     }
 
     /// Whether no turn waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.len() == 0
+    }
+
+    /// Whether no turn waits in a lane.
+    #[must_use]
+    pub fn is_lane_empty(&self, lane: Lane) -> bool {
+        self.lanes[lane as usize].is_empty()
     }
 }

@@ -34,12 +34,18 @@ pub struct Remembered {
     pub answer: Arc<Answer>,
     /// The turn that was answered first.
     pub origin: TurnKey,
+    /// Whether its answer was made anew since.
+    pub refreshed: bool,
     /// What it follows from.
     pub basis: Basis,
-    key: QuestionKey,
+    /// The question as the caches know it.
+    pub key: QuestionKey,
+    /// When the turn was said, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// How often it was served.
+    pub served: u32,
     claim: u64,
     support: Arc<[ChunkKey]>,
-    created_ms: u64,
     bytes: usize,
     last_served: u64,
 }
@@ -147,11 +153,13 @@ impl Shard {
             question: entry.question,
             answer: entry.answer,
             origin: entry.origin,
+            refreshed: entry.refreshed,
             basis,
             key,
+            created_ms: entry.created_ms,
+            served: 0,
             claim,
             support,
-            created_ms: entry.created_ms,
             bytes,
             last_served: self.tick,
         };
@@ -242,7 +250,7 @@ impl Shard {
         has_more
     }
 
-    /// Marks an entry as served, which keeps it longer.
+    /// Marks an entry as served, which keeps it longer and makes it more popular.
     pub fn served(&mut self, id: EntryId) -> Option<&Remembered> {
         let entry = self.entries.get_mut(&id)?;
         self.tick += 1;
@@ -251,7 +259,21 @@ impl Shard {
             usage.by_last_served.insert(self.tick, id);
         }
         entry.last_served = self.tick;
+        entry.served = entry.served.saturating_add(1);
         Some(entry)
+    }
+
+    /// Has an entry count as served so often before.
+    pub fn inherit(&mut self, id: EntryId, served: u32) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.served = entry.served.saturating_add(served);
+        }
+    }
+
+    /// Whether a question has an answer.
+    #[must_use]
+    pub fn contains(&self, key: &QuestionKey) -> bool {
+        self.by_question.contains_key(key)
     }
 
     /// An entry, without marking it as served.

@@ -15,7 +15,7 @@ use turnflow_operators::Stage;
 use turnflow_operators::dedupe::{Boxes, Dedupe, Settle};
 use turnflow_operators::lookup::{Policy, Search};
 use turnflow_operators::message::{
-    Ended, Ending, Found, Outcome, Query, QuestionKey, RequestId, Resolution, Settled, Settlement, Step,
+    Ended, Ending, Found, Outcome, Purpose, Query, QuestionKey, RequestId, Resolution, Settled, Settlement, Step,
 };
 use turnflow_operators::shard::{Forgotten, Shard, ShardLimits};
 use turnflow_operators::validity::keeper::{Effects, Keeper, Proposal};
@@ -51,7 +51,7 @@ impl Together {
         let (shard, boxes) = (shard_of(Vec::new()), Boxes::default());
         Self {
             dedupe: Dedupe::new(shard.clone(), boxes.clone(), true),
-            settle: Settle(boxes.settled.clone()),
+            settle: Settle(boxes.clone()),
             keeper: Keeper::new(shard),
             boxes,
             out: Vec::new(),
@@ -68,13 +68,15 @@ impl Together {
         let result = result.map(|(id, answer)| Settled {
             answer,
             origin: turn("a", "1", question).key(),
+            refreshed: false,
             question: question.into(),
             basis: Some(basis(&[1.0])),
             entry: Some(Box::new(entry(id, scope("shop"), question, Some(vec![1.0])))),
         });
         let ended = Ended::new(&ask(1, "a", "1", question), Vec::new());
         let mut told = Vec::new();
-        self.settle.push(Box::new(Settlement { resolution: Resolution { key, result }, ended }), 0, &mut told);
+        let resolution = Resolution { purpose: Purpose::Turn, key, result };
+        self.settle.push(Box::new(Settlement { resolution, ended: Some(ended) }), 0, &mut told);
         assert_eq!(told.len(), 1, "the turn that led does not wait for the others");
         self.dedupe.poll(0, &mut self.out);
         std::mem::take(&mut self.out)
@@ -211,7 +213,7 @@ fn a_kept_answer_that_falls_is_gone_at_once() {
     let entry = entry(1, scope("shop"), "q", Some(vec![1.0]));
     let (tenant, origin) = (entry.origin.tenant.clone(), entry.origin.clone());
     let entry = Some(Box::new(entry));
-    keeper.propose(Proposal { tenant, basis: basis(&[1.0]), entry, stored: false, resolution: None }, 1);
+    keeper.propose(Proposal { tenant, basis: basis(&[1.0]), entry, stored: false, served: 0, resolution: None }, 1);
     keeper.pass(|&epoch| epoch < 1);
     assert!(shard.borrow().is_empty() && keeper.is_waiting(), "pending");
     keeper.pass(|&epoch| epoch < 2);

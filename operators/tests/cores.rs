@@ -30,6 +30,7 @@ fn record(turn: Turn) -> TurnRecord {
         similarity: None,
         question: None,
         origin: None,
+        refreshed: false,
         reason: String::new(),
     };
     let completion = Completion {
@@ -187,6 +188,7 @@ fn gather_waits_for_every_shard_in_any_order() {
         question: "q".into(),
         answer: answer("a"),
         origin: turn("a", "1", "q").key(),
+        refreshed: false,
         basis: basis(&[1.0]),
     };
     let reply = |hit: Option<Candidate>, near_miss: Option<(f32, String)>| {

@@ -187,6 +187,7 @@ fn entry(id: u64, basis: &Basis) -> CacheEntry {
             conversation: ConversationId::new("c").expect("an id"),
             turn: TurnId::new(id.to_string()).expect("an id"),
         },
+        refreshed: false,
         created_ms: 0,
     }
 }
@@ -226,7 +227,7 @@ impl<'w> World<'w> {
             return;
         }
         let entry = Some(Box::new(entry(id, &basis)));
-        let proposal = Proposal { tenant: tenant(), basis, entry, stored, resolution: None };
+        let proposal = Proposal { tenant: tenant(), basis, entry, stored, served: 0, resolution: None };
         let change = self.setup.keeper.borrow_mut().propose(proposal, self.now);
         self.inputs.claim(self.setup.worker, change);
     }

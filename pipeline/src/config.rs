@@ -78,6 +78,8 @@ pub struct Config {
     pub scope: ScopeConfig,
     /// The caches.
     pub cache: CacheConfig,
+    /// What is answered anew after an edit.
+    pub refresh: RefreshConfig,
     /// The knowledge base.
     pub knowledge: KnowledgeConfig,
     /// The memory of a conversation.
@@ -170,6 +172,21 @@ section!(
         bytes_max: usize,
         /// What the entries of one tenant may take, in bytes.
         tenant_bytes_max: usize,
+    }
+);
+section!(
+    /// What is answered anew, in the background, after an edit.
+    RefreshConfig {
+        /// Whether anything is.
+        enabled: bool,
+        /// How often an answer must have been served.
+        served_min: u32,
+        /// Questions that may wait, over all workers.
+        queue_max: usize,
+        /// Questions that may be under way, for each worker.
+        in_flight_max: usize,
+        /// How often an answer is made that another edit outdates before it is kept.
+        tries_max: u32,
     }
 );
 section!(
@@ -280,9 +297,12 @@ impl Config {
             let most = match key.rsplit_once('.').map_or(key, |(_, leaf)| leaf) {
                 "threads" | "search-threads" => THREADS_MAX,
                 "bytes-max" | "tenant-bytes-max" => usize::MAX,
-                "commit-queue-max" | "turns-in-flight-max" | "queue-max" | "writes-waiting-max" | "events-kept-max" => {
-                    QUEUE_MAX
-                }
+                "commit-queue-max"
+                | "turns-in-flight-max"
+                | "queue-max"
+                | "writes-waiting-max"
+                | "events-kept-max"
+                | "in-flight-max" => QUEUE_MAX,
                 _ => COUNT_MAX,
             };
             if value > most {
@@ -318,7 +338,7 @@ impl Config {
     }
 
     /// Settings of which there must be at least one.
-    fn counts(&self) -> [(&'static str, usize); 25] {
+    fn counts(&self) -> [(&'static str, usize); 29] {
         let limits = &self.limits;
         [
             ("storage.commit-queue-max", self.storage.commit_queue_max),
@@ -333,6 +353,10 @@ impl Config {
             ("limits.article-bytes-max", limits.article_bytes_max),
             ("cache.bytes-max", self.cache.bytes_max),
             ("cache.tenant-bytes-max", self.cache.tenant_bytes_max),
+            ("refresh.served-min", self.refresh.served_min as usize),
+            ("refresh.queue-max", self.refresh.queue_max),
+            ("refresh.in-flight-max", self.refresh.in_flight_max),
+            ("refresh.tries-max", self.refresh.tries_max as usize),
             ("knowledge.recent-chunks-max", self.knowledge.recent_chunks_max),
             ("knowledge.writes-waiting-max", self.knowledge.writes_waiting_max),
             ("knowledge.events-kept-max", self.knowledge.events_kept_max),

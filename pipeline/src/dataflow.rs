@@ -12,13 +12,14 @@ use timely::dataflow::operators::vec::{Broadcast, Map};
 use timely::dataflow::operators::{Concatenate, Exchange as _, OkErr, Probe};
 use timely::worker::Worker;
 use turnflow_operators::acknowledge::Acknowledge;
-use turnflow_operators::commit::{Commit, Committed, EntryNumbers, GroupedJournal};
+use turnflow_operators::commit::{Commit, Committed, EntryNumbers, GroupedJournal, Price};
 use turnflow_operators::dedupe::{Boxes, Dedupe, Settle};
 use turnflow_operators::embed::Embed;
 use turnflow_operators::generate::Generate;
 use turnflow_operators::lookup::{Gather, Lookup, Policy, Search, ToGather};
 use turnflow_operators::message::{Ask, Ended, Found, Notice, RequestId, Settlement, ToCommit};
 use turnflow_operators::recall::{Recall, RecallLimits};
+use turnflow_operators::refresh::RefreshLimits;
 use turnflow_operators::reply::{Deliver, Reply};
 use turnflow_operators::retrieve::{PooledRetriever, Retrieve};
 use turnflow_operators::route::Route;
@@ -40,6 +41,8 @@ pub(crate) struct Blueprint {
     pub(crate) parts: Parts,
     pub(crate) clock: Clock,
     pub(crate) ports: Vec<Port>,
+    /// Where questions enter that are asked in the background, by worker.
+    pub(crate) background: Vec<Port>,
     pub(crate) streams: Arc<Streams>,
     pub(crate) committer: Arc<Committer>,
     pub(crate) searchers: Pool,
@@ -78,6 +81,8 @@ impl Blueprint {
             committer: self.committer.clone(),
             streams: self.streams.clone(),
             knowledge: self.parts.knowledge.clone(),
+            background: self.background[index].clone(),
+            refresh: self.refresh_limits(worker.peers()),
             exact: self.config.cache.validity == Validity::Exact,
             #[cfg(test)]
             fault: self.fault,
@@ -108,6 +113,17 @@ impl Blueprint {
             ttl_ms: (cache.ttl_s > 0).then(|| cache.ttl_s.saturating_mul(1_000)),
             similar: cache.semantic,
         }
+    }
+
+    fn refresh_limits(&self, workers: usize) -> Option<(RefreshLimits, Price)> {
+        let refresh = &self.config.refresh;
+        let limits = RefreshLimits {
+            served_min: refresh.served_min,
+            queue_max: refresh.queue_max.div_ceil(workers),
+            in_flight_max: refresh.in_flight_max,
+            tries_max: refresh.tries_max,
+        };
+        refresh.enabled.then_some((limits, self.config.prices.extractive))
     }
 
     /// Puts up the dataflow of turns; the handle tells when its last turn has ended.
@@ -151,8 +167,13 @@ impl Blueprint {
                 stage(leading, Local, "embed", clock, |wake| Embed::new(parts.encoder.clone(), wake))
                     .ok_err(|step| step);
 
+            // Their vectors are known, and they take no hit.
+            let background = self.background[worker_port(index)].stream(scope);
             let (retrieved, unretrieved) =
-                stage(embedded, Local, "retrieve", clock, |wake| Retrieve::new(retriever, wake)).ok_err(|step| step);
+                stage(scope.concatenate([embedded, background]), Local, "retrieve", clock, |wake| {
+                    Retrieve::new(retriever, wake)
+                })
+                .ok_err(|step| step);
 
             let (asking, queries) =
                 stage(retrieved, Local, "lookup", clock, |_| Lookup { worker: index, enabled: semantic })
@@ -188,7 +209,7 @@ impl Blueprint {
             let (settling, ended) = closing.ok_err(|closing| closing);
 
             let questions = Exchange::new(by_settled_question);
-            let settled = stage(settling, questions, "settle", clock, |_| Settle(boxes.settled.clone()));
+            let settled = stage(settling, questions, "settle", clock, |_| Settle(boxes.clone()));
 
             // One exchange for both: a settled end returns to its conversation's worker, the others are there already.
             let ends = Exchange::new(by_conversation_ended);

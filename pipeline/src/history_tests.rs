@@ -12,7 +12,7 @@ use turnflow_state::{
 };
 
 use crate::validity::Fault;
-use crate::{ArticleDraft, Config, DraftContent, Parts, Pipeline};
+use crate::{ArticleDraft, Config, DraftContent, Parts, Pipeline, PipelineStats};
 
 /// What the articles are about; few, so that the same questions are asked again and again.
 const TOPICS: [&str; 4] = ["kettle", "teapot", "delivery", "voucher"];
@@ -146,7 +146,8 @@ async fn edit(pipeline: Pipeline, history: Arc<History>, edits: u64, until_viola
     }
 }
 
-fn run(workers: usize, fault: Fault, edits: u64) -> (Arc<History>, u64) {
+/// Runs a history; gives what became of the caches as well.
+fn run(workers: usize, fault: Fault, edits: u64) -> (Arc<History>, PipelineStats) {
     let mut config = Config::defaults();
     config.workers.threads = workers;
     config.knowledge.chunks_retrieved = 2;
@@ -157,7 +158,7 @@ fn run(workers: usize, fault: Fault, edits: u64) -> (Arc<History>, u64) {
     let runtime: Runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     let history = Arc::new(History::default());
-    let late = runtime.block_on(async {
+    let stats = runtime.block_on(async {
         let drafts = (0..TOPICS.len()).map(|topic| draft(topic, 1)).collect();
         pipeline.knowledge().write(&tenant(), drafts).await.expect("written");
         let mut tasks: Vec<_> =
@@ -167,23 +168,25 @@ fn run(workers: usize, fault: Fault, edits: u64) -> (Arc<History>, u64) {
         for task in tasks {
             task.await.expect("no task panics");
         }
-        let late = pipeline.stats().validity.late;
+        pipeline.refreshed().await;
+        let stats = pipeline.stats();
         pipeline.shutdown().await;
-        late
+        stats
     });
-    (history, late)
+    (history, stats)
 }
 
 #[test]
 fn no_answer_is_older_than_what_was_acknowledged_before_it_was_asked() {
     for workers in [1, 2, 3] {
-        let (history, late) = run(workers, Fault::None, EDITS);
+        let (history, stats) = run(workers, Fault::None, EDITS);
         let violations = history.violations.lock().expect("lock");
         assert!(violations.is_empty(), "{workers} workers, {} violations: {}", violations.len(), violations[0]);
         let (hits, joined) = (history.hits.load(Ordering::Relaxed), history.joined.load(Ordering::Relaxed));
+        let (late, refreshed) = (stats.validity.late, stats.refresh.refreshed);
         assert!(
-            hits > 0 && joined > 0 && late > 0,
-            "nothing was put to the test: {hits} hits, {joined} joined, {late} late"
+            hits > 0 && joined > 0 && late > 0 && refreshed > 0,
+            "nothing was put to the test: {hits} hits, {joined} joined, {late} late, {refreshed} made anew"
         );
     }
 }

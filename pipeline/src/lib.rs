@@ -22,8 +22,8 @@ mod validity;
 
 pub use admission::{SubmitError, TurnStream};
 pub use config::{
-    CacheConfig, Config, ConfigError, KnowledgeConfig, PriceConfig, ScopeConfig, ServerConfig, StorageConfig, Validity,
-    WorkersConfig,
+    CacheConfig, Config, ConfigError, KnowledgeConfig, PriceConfig, RefreshConfig, ScopeConfig, ServerConfig,
+    StorageConfig, Validity, WorkersConfig,
 };
 pub use error::PipelineError;
 pub use knowledge::{
@@ -31,5 +31,6 @@ pub use knowledge::{
 };
 pub use parts::Parts;
 pub use pipeline::{Pipeline, PipelineStats};
+pub use turnflow_operators::refresh::RefreshStats;
 pub use turnflow_operators::validity::{Fall, Invalidated};
 pub use validity::{Forecast, ValidityStats};

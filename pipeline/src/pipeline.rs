@@ -12,6 +12,7 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedSemaphorePermit, RwLock, Semaphore}
 use turnflow_operators::Clock;
 use turnflow_operators::message::{Ask, QuestionKey, RequestId, conversation_owner};
 use turnflow_operators::pool::Pool;
+use turnflow_operators::refresh::RefreshStats;
 use turnflow_operators::validity::KnowledgeUpdate;
 use turnflow_state::{Committer, StoreBatch, Turn};
 
@@ -39,6 +40,7 @@ pub(crate) struct Running {
     pub(crate) writes: Arc<RwLock<()>>,
     clock: Clock,
     ports: Vec<Port>,
+    background: Vec<Port>,
     streams: Arc<Streams>,
     places: Arc<Semaphore>,
     draining: AtomicBool,
@@ -52,6 +54,8 @@ pub struct PipelineStats {
     pub turns_in_flight: usize,
     /// The caches, and what became of what was in them.
     pub validity: ValidityStats,
+    /// What is answered anew in the background.
+    pub refresh: RefreshStats,
 }
 
 /// Ends the process when a worker panics: the other workers would wait for it for ever, and everything that was
@@ -87,6 +91,7 @@ impl Pipeline {
         let threads = config.workers.threads;
         let room = config.limits.turns_in_flight_max;
         let ports: Vec<Port> = (0..threads).map(|_| Port::new(room)).collect();
+        let background: Vec<Port> = (0..threads).map(|_| Port::new(config.refresh.in_flight_max)).collect();
         let (clock, streams) = (Clock::start(), Arc::new(Streams::new()));
         let knowledge_epoch = parts.knowledge.epoch();
         let knowledge = &config.knowledge;
@@ -99,6 +104,7 @@ impl Pipeline {
             parts: parts.clone(),
             clock,
             ports: ports.clone(),
+            background: background.clone(),
             streams: streams.clone(),
             committer: committer.clone(),
             searchers: Pool::start("turnflow-search", config.workers.search_threads, room)?,
@@ -138,6 +144,7 @@ impl Pipeline {
             writes: Arc::default(),
             clock,
             ports,
+            background,
             streams,
             places: Arc::new(Semaphore::new(room)),
             draining: AtomicBool::new(false),
@@ -193,7 +200,13 @@ impl Pipeline {
     /// What the pipeline is doing.
     #[must_use]
     pub fn stats(&self) -> PipelineStats {
-        PipelineStats { turns_in_flight: self.0.streams.len(), validity: self.0.validity.stats() }
+        let (validity, refresh) = self.0.validity.stats();
+        PipelineStats { turns_in_flight: self.0.streams.len(), validity, refresh }
+    }
+
+    /// Waits until what fell by changes that were acknowledged before is answered anew, or let go. Cancel-safe.
+    pub async fn refreshed(&self) {
+        self.0.validity.refreshed().await;
     }
 
     fn check(&self, turn: &Turn) -> Result<(), SubmitError> {
@@ -276,7 +289,7 @@ impl Running {
     }
 
     fn close(&self) {
-        for port in &self.ports {
+        for port in self.ports.iter().chain(&self.background) {
             port.close();
         }
         self.validity.close();

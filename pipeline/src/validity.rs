@@ -11,26 +11,31 @@
 //! 3. An entry is written to the store when it is kept, and deleted when it falls. Behind the deletions that a change
 //!    entails, when all workers have handed them over, the change's epoch is written as *validated*. On a restart
 //!    everything that came later is looked at again.
+//!
+//! What fell and was popular is asked again from here, see [`Refresh`].
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use timely::dataflow::operators::probe::Handle;
 use timely::worker::Worker;
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{Notify, broadcast, oneshot};
+use turnflow_operators::commit::Price;
 use turnflow_operators::dedupe::Boxes;
-use turnflow_operators::message::Basis;
+use turnflow_operators::message::{Basis, Purpose, QuestionKey};
+use turnflow_operators::refresh::{Refresh, RefreshLimits, RefreshStats};
 use turnflow_operators::shard::Shard;
 use turnflow_operators::validity::keeper::{Effects, Keeper, KeeperStats, Proposal};
 use turnflow_operators::validity::{Epoch, Fall, Inputs, Inquiry, Invalidated, KnowledgeUpdate, Setup, TopK, validity};
 use turnflow_state::{CacheEntry, ChunkKey, Committer, EntryId, KnowledgeBase, KnowledgeChange, StoreBatch, TenantId};
 
 use crate::admission::Streams;
+use crate::bridge::Port;
 use crate::knowledge::ChangeEvent;
 
 /// A change that is in the store and asks to be taken into account.
@@ -70,9 +75,15 @@ pub(crate) struct Shared {
     changes: (Sender<Change>, Receiver<Change>),
     questions: Vec<(Sender<Question>, Receiver<Question>)>,
     watchers: broadcast::Sender<Arc<ChangeEvent>>,
-    stats: Vec<Mutex<ValidityStats>>,
+    stats: Vec<Mutex<(ValidityStats, RefreshStats)>>,
     /// For each worker, the epoch before which everything that fell was handed over to be deleted.
     handed_over: Vec<AtomicU64>,
+    /// For each worker, the earliest epoch of the knowledge base that a question asked in the background may have read.
+    background_epochs: Vec<AtomicU64>,
+    /// For each worker, questions that are to be answered anew.
+    refreshing: Vec<AtomicUsize>,
+    /// Told when one of the workers has handed something over, or has less to answer anew.
+    progress: Notify,
     closed: AtomicBool,
 }
 
@@ -111,6 +122,9 @@ impl Shared {
             watchers: broadcast::Sender::new(events_max),
             stats: (0..workers).map(|_| Mutex::default()).collect(),
             handed_over: (0..workers).map(|_| AtomicU64::new(0)).collect(),
+            background_epochs: (0..workers).map(|_| AtomicU64::new(u64::MAX)).collect(),
+            refreshing: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
+            progress: Notify::new(),
             closed: AtomicBool::new(false),
         }
     }
@@ -138,10 +152,11 @@ impl Shared {
         self.acknowledged.load(Ordering::Acquire)
     }
 
-    pub(crate) fn stats(&self) -> ValidityStats {
-        let mut sum = ValidityStats::default();
+    pub(crate) fn stats(&self) -> (ValidityStats, RefreshStats) {
+        let (mut sum, mut refresh) = (ValidityStats::default(), RefreshStats::default());
         for stats in &self.stats {
-            let stats = *stats.lock().unwrap_or_else(PoisonError::into_inner);
+            let (stats, refreshing) = *stats.lock().unwrap_or_else(PoisonError::into_inner);
+            refresh.add(refreshing);
             sum.entries += stats.entries;
             sum.bytes += stats.bytes;
             // The windows of all workers hold the same chunks.
@@ -149,12 +164,29 @@ impl Shared {
             sum.late += stats.late;
             sum.invalidated += stats.invalidated;
         }
-        sum
+        (sum, refresh)
+    }
+
+    /// Waits until nothing is left to be answered anew that fell before; ends when the workers do.
+    pub(crate) async fn refreshed(&self) {
+        // What an acknowledged change made invalid fell before this epoch. A worker has handed it over when it has queued
+        // what of it is to be answered anew.
+        let epoch = self.epoch.load(Ordering::Acquire);
+        loop {
+            let progress = self.progress.notified();
+            let has_met = self.handed_over.iter().all(|met| met.load(Ordering::Acquire) >= epoch);
+            let is_done = has_met && self.refreshing.iter().all(|pending| pending.load(Ordering::Acquire) == 0);
+            if is_done || self.closed.load(Ordering::Acquire) {
+                return;
+            }
+            progress.await;
+        }
     }
 
     /// Lets the workers end once nothing waits.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        self.progress.notify_waiters();
         self.wake();
     }
 
@@ -184,6 +216,10 @@ pub(crate) struct Parts {
     pub(crate) committer: Arc<Committer>,
     pub(crate) streams: Arc<Streams>,
     pub(crate) knowledge: Arc<KnowledgeBase>,
+    /// Where questions enter that are asked in the background.
+    pub(crate) background: Port,
+    /// The bounds of what is answered anew, and what a tier's tokens cost; None when nothing is.
+    pub(crate) refresh: Option<(RefreshLimits, Price)>,
     /// False serves cached answers whatever becomes of the knowledge base.
     pub(crate) exact: bool,
     #[cfg(test)]
@@ -210,6 +246,8 @@ pub(crate) struct Driver {
     unvalidated: VecDeque<(Epoch, u64)>,
     /// Questions that are being answered.
     inquiries: VecDeque<(Inquiry, Sender<Vec<Forecast>>)>,
+    /// What fell and is to be answered anew.
+    refresh: Option<Refresh>,
 }
 
 impl Driver {
@@ -228,6 +266,7 @@ impl Driver {
         let mut inputs = Inputs::default();
         worker.dataflow_named::<Epoch, _, _>("validity", |scope| validity(scope, &mut inputs, &setup));
         let acknowledged = parts.shared.acknowledged();
+        let refresh = parts.refresh.map(|(limits, price)| Refresh::new(limits, price));
         let mut driver = Self {
             parts,
             worker: index,
@@ -239,6 +278,7 @@ impl Driver {
             seen_by_all: 0,
             unvalidated: VecDeque::new(),
             inquiries: VecDeque::new(),
+            refresh,
         };
         driver.load(worker, left);
         driver
@@ -278,7 +318,10 @@ impl Driver {
         let exact = self.parts.exact;
         self.setup.keeper.borrow_mut().pass(|&epoch| !exact || epoch < passed);
         has_new |= self.act();
-        self.parts.shared.handed_over[self.worker].store(passed, Ordering::Release);
+        has_new |= self.refresh();
+        if self.parts.shared.handed_over[self.worker].swap(passed, Ordering::AcqRel) != passed {
+            self.parts.shared.progress.notify_waiters();
+        }
         while let Some(proposal) = self.parts.boxes.proposals.take() {
             self.propose(proposal);
             has_new = true;
@@ -330,18 +373,54 @@ impl Driver {
 
     /// Does what the keeper wants done.
     fn act(&mut self) -> bool {
-        let Effects { withdrawn, resolved, kept, forgotten } = self.setup.keeper.borrow_mut().take_effects();
+        let Effects { withdrawn, resolved, kept, forgotten, fallen } = self.setup.keeper.borrow_mut().take_effects();
         let has_new = self.parts.exact && !withdrawn.is_empty();
         if self.parts.exact {
             for (claim, support) in &withdrawn {
                 self.inputs.withdraw(self.setup.worker, *claim, support);
             }
         }
-        resolved.into_iter().for_each(|resolution| self.parts.boxes.resolved.send(resolution));
+        for resolution in resolved {
+            match (resolution.purpose, &mut self.refresh) {
+                (Purpose::Refresh, Some(refresh)) => refresh.resolved(&resolution),
+                _ => self.parts.boxes.resolved.send(resolution),
+            }
+        }
+        if let Some(refresh) = &mut self.refresh {
+            fallen.into_iter().for_each(|fallen| refresh.fell(fallen));
+        }
         if !(withdrawn.is_empty() && kept.is_empty()) {
             self.publish_stats();
         }
         self.store(&kept, forgotten);
+        has_new
+    }
+
+    /// Puts forward what was answered anew, and asks what is next.
+    fn refresh(&mut self) -> bool {
+        let Some(refresh) = &mut self.refresh else { return false };
+        let (shared, shard) = (&self.parts.shared, &self.parts.shard);
+        let is_cached = |key: &QuestionKey| shard.borrow().contains(key);
+        let answered = std::iter::from_fn(|| self.parts.boxes.answered.take());
+        let proposals: Vec<_> = answered.filter_map(|answered| refresh.answered(answered, is_cached)).collect();
+        // Those that wait when the entrances are closed are dropped.
+        while !shared.closed.load(Ordering::Acquire)
+            && let Some(ask) = refresh.next(shared.acknowledged(), is_cached)
+        {
+            if self.parts.background.send(ask).is_err() {
+                // There is room for as many as may be under way, so this is a defect; the question is asked by a turn again.
+                tracing::error!("a question that was to be answered anew found no place");
+            }
+        }
+        shared.background_epochs[self.worker].store(refresh.oldest_epoch().unwrap_or(u64::MAX), Ordering::Release);
+        let (pending, stats) = (refresh.pending(), refresh.stats());
+        // Before anybody hears that nothing is left.
+        shared.stats[self.worker].lock().unwrap_or_else(PoisonError::into_inner).1 = stats;
+        if shared.refreshing[self.worker].swap(pending, Ordering::AcqRel) > pending {
+            shared.progress.notify_waiters();
+        }
+        let has_new = !proposals.is_empty();
+        proposals.into_iter().for_each(|proposal| self.propose(proposal));
         has_new
     }
 
@@ -382,7 +461,7 @@ impl Driver {
             late,
             invalidated,
         };
-        *self.parts.shared.stats[self.worker].lock().unwrap_or_else(PoisonError::into_inner) = stats;
+        self.parts.shared.stats[self.worker].lock().unwrap_or_else(PoisonError::into_inner).0 = stats;
     }
 
     /// Puts in the changes that wait, each at an epoch of its own, so that what it made invalid can be told apart.
@@ -470,7 +549,9 @@ impl Driver {
             return false;
         }
         let acknowledged = self.parts.shared.acknowledged();
-        let seen = self.parts.streams.oldest_epoch().map_or(acknowledged, |oldest| oldest.min(acknowledged));
+        let in_background = self.parts.shared.background_epochs.iter().map(|oldest| oldest.load(Ordering::Acquire));
+        let read = in_background.chain(self.parts.streams.oldest_epoch());
+        let seen = read.fold(acknowledged, u64::min);
         if seen <= self.seen_by_all {
             return false;
         }
@@ -535,7 +616,7 @@ fn of_store(entry: CacheEntry) -> Proposal {
         valid_at: entry.support.read_epoch,
     };
     let tenant = entry.origin.tenant.clone();
-    Proposal { tenant, basis, entry: Some(Box::new(entry)), stored: true, resolution: None }
+    Proposal { tenant, basis, entry: Some(Box::new(entry)), stored: true, served: 0, resolution: None }
 }
 
 /// Wrong schemes, to show that the tests would notice them.

@@ -81,6 +81,8 @@ pub struct CacheEntry {
     pub support: Arc<Support>,
     /// The turn that was answered first.
     pub origin: TurnKey,
+    /// Whether its answer was made anew since, after a change of the knowledge base; then its sources name what it rests on.
+    pub refreshed: bool,
     /// When that turn was said, in milliseconds since 1970.
     pub created_ms: u64,
 }

@@ -34,6 +34,7 @@ pub(crate) fn record(tenant: &str, conversation: &str, turn: &str) -> TurnRecord
         similarity: Some(0.93),
         question: None,
         origin: Some(turn.key()),
+        refreshed: true,
         reason: "similar".to_owned(),
     };
     let completion = Completion {
@@ -116,6 +117,7 @@ pub(crate) fn entry(entry_id: EntryId, tenant: &str, vector: &[f32]) -> CacheEnt
         answer: answer(),
         support: Arc::new(support),
         origin: turn_key(tenant, "c", "t"),
+        refreshed: true,
         created_ms: 1_700_000_000_123,
     }
 }

@@ -209,6 +209,8 @@ pub struct Verdict {
     pub question: Option<String>,
     /// The turn whose answer was served, on a hit.
     pub origin: Option<TurnKey>,
+    /// Whether that turn's answer was made anew since, after a change of the knowledge base.
+    pub refreshed: bool,
     /// In a few words, why.
     pub reason: String,
 }

@@ -76,7 +76,7 @@ impl Inputs {
             Some(path) => {
                 let file = BufReader::new(open_file(path, "list of edits")?);
                 let updates = Updates::read(file, &path.display().to_string(), limits)?;
-                Some(Updates { probes: !args.no_probes, ..updates })
+                Some(Updates { probes: !args.no_probes, settle: !args.no_settle, ..updates })
             }
         };
         Ok(Self { articles: read_articles(&args.kb, limits)?, updates })

@@ -167,6 +167,7 @@ fn verdict(verdict: Verdict) -> proto::Verdict {
             conversation_id: origin.conversation.to_string(),
             turn_id: origin.turn.to_string(),
         }),
+        refreshed: verdict.refreshed,
         reason: verdict.reason,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use turnflow_pipeline::{ArticleDraft, Pipeline, PipelineError, Receipt, SubmitError, TurnStream};
+use turnflow_pipeline::{ArticleDraft, Pipeline, PipelineError, Receipt, RefreshStats, SubmitError, TurnStream};
 use turnflow_state::{Completion, TenantId, Turn, TurnError, TurnErrorKind, TurnEvent};
 
 /// What answers turns from a knowledge base: the pipeline, or a stand-in for tests.
@@ -19,6 +19,16 @@ pub trait Answers {
         tenant: &TenantId,
         drafts: Vec<ArticleDraft>,
     ) -> impl Future<Output = Result<Receipt, PipelineError>>;
+
+    /// Waits until what earlier edits took out of the caches is answered anew, as far as it is.
+    fn refreshed(&self) -> impl Future<Output = ()> {
+        async {}
+    }
+
+    /// What was answered anew so far.
+    fn refresh_stats(&self) -> RefreshStats {
+        RefreshStats::default()
+    }
 }
 
 /// The events of one turn.
@@ -36,6 +46,14 @@ impl Answers for Pipeline {
 
     async fn write(&self, tenant: &TenantId, drafts: Vec<ArticleDraft>) -> Result<Receipt, PipelineError> {
         self.knowledge().write(tenant, drafts).await
+    }
+
+    async fn refreshed(&self) {
+        Self::refreshed(self).await;
+    }
+
+    fn refresh_stats(&self) -> RefreshStats {
+        self.stats().refresh
     }
 }
 

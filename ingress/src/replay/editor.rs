@@ -23,7 +23,8 @@ use super::updates::{Edit, Updates};
 /// An edit whose time has come.
 pub(super) struct Order<'a> {
     pub(super) edit: &'a Edit,
-    /// Completed when the edit is acknowledged and its probes are answered; none for a feed that goes on at once.
+    /// Completed when the edit is acknowledged, its probes are answered and what it took away is answered anew; none for
+    /// a feed that goes on at once.
     pub(super) made: Option<oneshot::Sender<()>>,
 }
 
@@ -62,6 +63,9 @@ impl<'a, A: Answers> Editor<'a, A> {
             }
             if let Some(made) = made {
                 self.hear(&mut probes).await?;
+                if self.updates.settle {
+                    self.answers.refreshed().await;
+                }
                 // Who waits is gone when the replay was interrupted.
                 let _ignored = made.send(());
             }

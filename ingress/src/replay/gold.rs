@@ -19,9 +19,11 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::Value;
+use turnflow_state::Source;
 use unicode_normalization::char::is_combining_mark;
 
 use super::updates::Edit;
@@ -77,6 +79,8 @@ pub struct Gold {
     pub topic: Option<String>,
     /// The article that answers the turn, when one does.
     pub article: Option<String>,
+    /// The versions of it that say what the turn needs; empty when versions are not told apart.
+    pub versions: Arc<[u64]>,
     /// Whether the label names a version after the first.
     pub edited: bool,
 }
@@ -98,6 +102,15 @@ struct RawGold {
 }
 
 impl Gold {
+    /// Whether an answer from these sources rests on the article that answers the turn, in a version that says what it needs.
+    #[must_use]
+    pub fn is_named_by(&self, sources: &[Source]) -> bool {
+        let is_right = |source: &Source| {
+            self.article.as_deref() == Some(source.article_id.as_str()) && self.versions.contains(&source.version)
+        };
+        sources.iter().any(is_right)
+    }
+
     /// Reads a label; `None` when it does not say the turn's kind in the way scoring needs it.
     #[must_use]
     pub fn read(label: Value, text: &str, versions: Option<&ContentVersions>) -> Option<Self> {
@@ -122,7 +135,9 @@ impl Gold {
         let topic = raw.kb_id.filter(bounded);
         let keys = GoldKeys { content, article, topic: topic.as_deref().map(|id| Topic::of(id, is_answer)) };
         let article = topic.clone().filter(|_| is_answer);
-        Some(Self { keys, source: raw.source.filter(bounded), topic, article, edited: version > 1 })
+        let versions = versions.zip(article.as_deref()).map(|(all, id)| all.saying_the_same(id, version));
+        let source = raw.source.filter(bounded);
+        Some(Self { keys, source, topic, article, versions: versions.unwrap_or_default(), edited: version > 1 })
     }
 }
 
@@ -151,7 +166,12 @@ fn normalise(text: &str) -> String {
 
 /// Which versions of the articles have the same content, by the edits that made them.
 #[derive(Clone, Debug, Default)]
-pub struct ContentVersions(HashMap<(String, u64), u64>);
+pub struct ContentVersions {
+    /// The version in which an article got the content of a version.
+    content: HashMap<(String, u64), u64>,
+    /// All versions with the content that an article got in a version.
+    equal: HashMap<(String, u64), Arc<[u64]>>,
+}
 
 impl ContentVersions {
     /// Follows edits in order of time; a cosmetic one changes no content.
@@ -159,6 +179,7 @@ impl ContentVersions {
     pub fn of(edits: &[Edit]) -> Self {
         let mut current: HashMap<&str, u64> = HashMap::new();
         let mut versions = HashMap::new();
+        let mut equal: HashMap<_, Vec<u64>> = HashMap::new();
         for edit in edits {
             let Some(version) = edit.draft.content.as_ref().and_then(|content| content.version) else { continue };
             let id = edit.draft.id.as_str();
@@ -167,13 +188,21 @@ impl ContentVersions {
                 *content = version;
             }
             versions.insert((id.to_owned(), version), *content);
+            equal.entry((id.to_owned(), *content)).or_insert_with(|| vec![*content]).push(version);
         }
-        Self(versions)
+        let equal = equal.into_iter().map(|(content, versions)| (content, versions.into())).collect();
+        Self { content: versions, equal }
+    }
+
+    /// The versions of an article that have the content of `version`.
+    fn saying_the_same(&self, article: &str, version: u64) -> Arc<[u64]> {
+        let content = self.content_version(article, version);
+        self.equal.get(&(article.to_owned(), content)).cloned().unwrap_or_else(|| [content].into())
     }
 
     /// The version in which an article got the content that it has in `version`.
     fn content_version(&self, article: &str, version: u64) -> u64 {
-        self.0.get(&(article.to_owned(), version)).copied().unwrap_or(version)
+        self.content.get(&(article.to_owned(), version)).copied().unwrap_or(version)
     }
 }
 

@@ -6,6 +6,7 @@ use std::fmt::{self, Write as _};
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
+use turnflow_pipeline::RefreshStats;
 use turnflow_state::{CacheLevel, Tier};
 
 use super::change_report::ChangeReport;
@@ -40,6 +41,36 @@ pub struct Report {
     pub scores: Option<Scores>,
     /// What the edits of the knowledge base did, when there were any to make.
     pub changes: Option<ChangeReport>,
+    /// What of it was answered anew in the background, when anything was.
+    pub refresh: Option<RefreshReport>,
+}
+
+/// What edits took out of the caches and was answered anew in the background.
+#[derive(Debug, Serialize)]
+pub struct RefreshReport {
+    /// Answers that a tier wrote.
+    pub answers: u64,
+    /// Of them, those that were kept.
+    pub refreshed: u64,
+    /// Of these, those that were as before.
+    pub unchanged: u64,
+    /// Questions that were let go.
+    pub dropped: u64,
+    /// Hits on answers that were made anew and differ from the first.
+    pub hits: u64,
+    /// Tokens that the tier read and wrote; part of all that were spent.
+    pub tokens_spent: u64,
+    /// What they cost, in millionths of the configured currency; part of the cost.
+    pub cost_micros: u64,
+}
+
+impl RefreshReport {
+    fn of(refresh: &RefreshStats, hits: u64) -> Option<Self> {
+        let RefreshStats { answers, refreshed, unchanged, dropped, cost_micros, .. } = *refresh;
+        let tokens_spent = refresh.input_tokens + refresh.output_tokens;
+        let has_any = answers + dropped + hits > 0;
+        has_any.then_some(Self { answers, refreshed, unchanged, dropped, hits, tokens_spent, cost_micros })
+    }
 }
 
 /// Where answers came from.
@@ -66,7 +97,7 @@ pub struct LoadTakenOff {
     pub turns_share: f64,
     /// Share of the tokens that tiers would have read and written.
     pub tokens_share: f64,
-    /// Tokens that tiers read and wrote.
+    /// Tokens that tiers read and wrote, for turns and in the background.
     pub tokens_spent: u64,
     /// Tokens that the answers served again had taken.
     pub tokens_saved: u64,
@@ -117,6 +148,7 @@ impl Report {
             turns_per_second: if seconds > 0.0 { tally.turns as f64 / seconds } else { 0.0 },
             scores: (tally.all.turns > 0).then(|| Scores::of(tally, versions_told_apart)),
             changes: ending.changes.as_ref().map(ChangeReport::of),
+            refresh: RefreshReport::of(&ending.refresh, tally.refreshed),
         }
     }
 }
@@ -193,10 +225,25 @@ impl fmt::Display for Report {
         if let Some(changes) = &self.changes {
             write!(f, "\n{changes}")?;
         }
+        if let Some(refresh) = &self.refresh {
+            write!(f, "\n{refresh}")?;
+        }
         match &self.stopped_by {
             Some(reason) => writeln!(f, "\nstopped before the end of the log: {reason}"),
             None => Ok(()),
         }
+    }
+}
+
+impl fmt::Display for RefreshReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rows = Table::default();
+        let kept = format!("{} kept, of them {} as before", count(self.refreshed), count(self.unchanged));
+        rows.row("answered anew", count(self.answers), kept);
+        rows.row("  hits on them", count(self.hits), "");
+        rows.row("  tier tokens", count(self.tokens_spent), "spent on them, and counted above");
+        rows.row_if(self.dropped, "  let go", "");
+        write!(f, "{}", rows.text)
     }
 }
 

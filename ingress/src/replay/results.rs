@@ -5,7 +5,7 @@
 //! | `conversation_id`, `turn` | as in the log |
 //! | `verdict` | `exact`, `semantic`, `joined`, `miss` or `bypass`; `miss` for a turn that failed |
 //! | `tier` | the tier that wrote the answer, now or when it was cached; null for a turn that failed |
-//! | `origin` | on a hit: `conversation_id` and `turn` whose answer was served; else null |
+//! | `origin` | on a hit: `conversation_id` and `turn` whose answer was served, and `refreshed`: whether it was made anew since, after an edit; else null |
 //! | `entry` | the cache entry that was served, or null |
 //! | `similarity` | cosine of the two questions on a semantic hit, or null |
 //! | `sources` | where the answer comes from, best first: `article_id`, `version`, `chunk` |
@@ -55,14 +55,15 @@ struct Line<'a> {
 struct Origin<'a> {
     conversation_id: &'a ConversationId,
     turn: Value,
+    refreshed: bool,
 }
 
 impl<'a> Origin<'a> {
-    fn of(key: &'a TurnKey) -> Self {
+    fn of(key: &'a TurnKey, refreshed: bool) -> Self {
         // A turn that a replay submitted is named by its number; others may share the store.
         let turn = key.turn.as_str();
         let turn = turn.parse::<u64>().map_or_else(|_| Value::from(turn), Value::from);
-        Self { conversation_id: &key.conversation, turn }
+        Self { conversation_id: &key.conversation, turn, refreshed }
     }
 }
 
@@ -83,7 +84,8 @@ pub fn write_result(out: &mut impl Write, result: &TurnResult) -> io::Result<()>
                 turn,
                 verdict: verdict.level,
                 tier: Some(completion.tier),
-                origin: verdict.origin.as_ref().filter(|_| verdict.level.is_hit()).map(Origin::of),
+                origin: (verdict.origin.as_ref().filter(|_| verdict.level.is_hit()))
+                    .map(|key| Origin::of(key, verdict.refreshed)),
                 entry: verdict.entry.map(|entry| entry.to_string()),
                 similarity: verdict.similarity,
                 sources: &completion.sources,
@@ -138,6 +140,7 @@ mod tests {
                 similarity: Some(0.5),
                 question: None,
                 origin: Some(origin),
+                refreshed: false,
                 reason: "similar".to_owned(),
             },
             latency,
@@ -164,7 +167,10 @@ mod tests {
     #[test]
     fn a_hit_names_its_origin() {
         let line = written(Ok(Box::new(hit("3"))));
-        assert_eq!(line["origin"], json!({"conversation_id": "c0", "turn": 3}));
+        assert_eq!(line["origin"], json!({"conversation_id": "c0", "turn": 3, "refreshed": false}));
+        let mut again = hit("3");
+        again.verdict.refreshed = true;
+        assert_eq!(written(Ok(Box::new(again)))["origin"]["refreshed"], json!(true));
         assert_eq!(line["sources"], json!([{"article_id": "hours", "version": 2, "chunk": 0}]));
         assert_eq!(
             (&line["verdict"], &line["entry"], &line["similarity"]),

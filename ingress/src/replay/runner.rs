@@ -10,8 +10,8 @@
 //!
 //! Edits of the knowledge base are made beside them by the editor, when feed tells it to: before the first
 //! turn that is not earlier than the edit. At full speed, feed first waits until every turn before has ended, and goes on
-//! when the edit is acknowledged, so that every turn sees exactly the knowledge base of its time. On a schedule it waits
-//! for neither.
+//! when the edit is acknowledged, so that every turn sees exactly the knowledge base of its time, and when what it took out
+//! of the caches is answered anew, for which there are minutes on the log's clock. On a schedule it waits for nothing.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -23,7 +23,7 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
-use turnflow_pipeline::SubmitError;
+use turnflow_pipeline::{RefreshStats, SubmitError};
 use turnflow_state::{CacheControl, ConversationId, Store, TenantId, Turn, TurnError, TurnErrorKind, TurnId};
 
 use super::answers::{Answers, last_event};
@@ -108,6 +108,8 @@ pub struct Ending {
     pub tally: Tally,
     /// What the edits did, when there were any to make.
     pub changes: Option<Changes>,
+    /// What was answered anew in the background.
+    pub refresh: RefreshStats,
 }
 
 /// Replays a log, and the edits of its knowledge base if they are given. When `interrupt` completes, no further turns are
@@ -164,9 +166,10 @@ pub async fn run<A: Answers, R: BufRead + Send + 'static>(
     let ((lines_skipped, stop), (), ()) = tokio::try_join!(feed, edit, collect(arrivals, &shared))?;
     let Shared { ledger, tally, changes, .. } = shared;
     let mut tally = tally.into_inner();
-    tally.finish(&mut ledger.into_inner(), started.elapsed());
+    let refresh = answers.refresh_stats();
+    tally.finish(&mut ledger.into_inner(), &refresh, started.elapsed());
     let changes = updates.map(|updates| changes.into_inner().finish(updates.edits.len()));
-    Ok(Ending { lines_skipped, stop, tally, changes })
+    Ok(Ending { lines_skipped, stop, tally, changes, refresh })
 }
 
 /// State of feed, collect and editor, which are polled by one task and never hold a borrow while they wait.

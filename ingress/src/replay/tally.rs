@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use turnflow_pipeline::RefreshStats;
 use turnflow_state::{CacheLevel, Completion, Tier};
 
 use super::gold::Gold;
-use super::ledger::{Ledger, TurnName};
+use super::ledger::{Judgement, Ledger, TurnName};
 use super::results::TurnResult;
 
 /// Longest latency told apart, in microseconds: an hour. Longer ones count as this long.
@@ -78,7 +79,9 @@ pub struct Tally {
     latencies: Vec<Histogram<u64>>,
     /// What the answers cost, in millionths of the currency.
     pub cost_micros: u64,
-    /// Tokens that tiers read and wrote.
+    /// Hits on answers that were made anew after an edit.
+    pub refreshed: u64,
+    /// Tokens that tiers read and wrote, for turns and in the background.
     pub tokens_spent: u64,
     /// Tokens that they would have, had no answer been served twice.
     pub tokens_saved: u64,
@@ -105,6 +108,7 @@ impl Tally {
             tiers: [0; Tier::ALL.len()],
             latencies: Path::ALL.iter().filter_map(|_| Histogram::new_with_max(LATENCY_US_MAX, 3).ok()).collect(),
             cost_micros: 0,
+            refreshed: 0,
             tokens_spent: 0,
             tokens_saved: 0,
             all: Score::default(),
@@ -155,8 +159,10 @@ impl Tally {
         }
     }
 
-    pub(super) fn finish(&mut self, ledger: &mut Ledger, elapsed: Duration) {
+    pub(super) fn finish(&mut self, ledger: &mut Ledger, refresh: &RefreshStats, elapsed: Duration) {
         (self.tokens_spent, self.tokens_saved) = ledger.tokens();
+        self.tokens_spent += refresh.input_tokens + refresh.output_tokens;
+        self.cost_micros += refresh.cost_micros;
         self.elapsed = elapsed;
     }
 
@@ -166,6 +172,7 @@ impl Tally {
         self.grounded += u64::from(completion.grounded);
         self.cost_micros += completion.cost_micros;
         if level.is_hit() {
+            self.refreshed += u64::from(completion.verdict.refreshed);
             if let Some(origin) = completion.verdict.origin.as_ref().and_then(TurnName::of_key) {
                 ledger.save(origin);
             }
@@ -194,6 +201,17 @@ impl Default for Tally {
     }
 }
 
+impl Judgement {
+    /// What an answer says that was made anew is told by the versions that it names, not by its first turn.
+    fn anew(self, gold: &Gold, completion: &Completion) -> Self {
+        if gold.article.is_none() {
+            return self;
+        }
+        let content_right = self.article_right && gold.is_named_by(&completion.sources);
+        Self { content_right, stale: self.article_right && !content_right, ..self }
+    }
+}
+
 impl Score {
     fn count(&mut self, completion: Option<&Completion>, gold: &Gold, ledger: &Ledger) {
         self.turns += 1;
@@ -202,15 +220,14 @@ impl Score {
             let cited = completion.and_then(|completion| completion.sources.first());
             self.article_right += u64::from(cited.is_some_and(|source| source.article_id.as_str() == needed));
         }
-        let Some(verdict) = completion.map(|completion| &completion.verdict).filter(|verdict| verdict.level.is_hit())
-        else {
-            return;
-        };
+        let Some(completion) = completion.filter(|completion| completion.verdict.level.is_hit()) else { return };
+        let verdict = &completion.verdict;
         self.hits += 1;
         let origin = verdict.origin.as_ref().and_then(TurnName::of_key);
         match origin.and_then(|origin| ledger.judge(gold.keys, origin)) {
             None => self.unjudged += 1,
             Some(judgement) => {
+                let judgement = if verdict.refreshed { judgement.anew(gold, completion) } else { judgement };
                 self.wrong += u64::from(!judgement.content_right);
                 self.stale += u64::from(judgement.stale);
                 self.wrong_article += u64::from(!judgement.article_right);

@@ -39,6 +39,8 @@ pub struct Updates {
     pub edits: Vec<Edit>,
     /// Whether the edits' probes are asked.
     pub probes: bool,
+    /// Whether turns wait, at full speed, until what an edit took out of the caches is answered anew.
+    pub settle: bool,
 }
 
 /// One edit.
@@ -88,7 +90,7 @@ impl Updates {
             }
             edits.push(edit);
         }
-        Ok(Self { file: Arc::clone(lines.file()), edits, probes: true })
+        Ok(Self { file: Arc::clone(lines.file()), edits, probes: true, settle: true })
     }
 }
 

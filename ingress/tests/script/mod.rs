@@ -197,7 +197,15 @@ fn completion(text: &str, answer: String, origin: Option<TurnKey>) -> Completion
         sources: vec![Source { article_id: article, version: 1, chunk: 0 }],
         usage,
         cost_micros: 0,
-        verdict: Verdict { level, entry: None, similarity: None, question: None, origin, reason: String::new() },
+        verdict: Verdict {
+            level,
+            entry: None,
+            similarity: None,
+            question: None,
+            origin,
+            refreshed: false,
+            reason: String::new(),
+        },
         latency: StageLatencies::default(),
         total_us: 1,
     }

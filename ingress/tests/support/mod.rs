@@ -88,6 +88,8 @@ impl TestServer {
     /// Starts a server with empty caches; `adjust` changes its configuration.
     pub async fn start(adjust: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::defaults();
+        // What falls is asked for by the tests themselves.
+        config.refresh.enabled = false;
         adjust(&mut config);
         let gate = Arc::new(Gate::open());
         let opener = Opener(gate.clone());

@@ -13,6 +13,7 @@ use turnflow_state::{CacheEntry, ChunkKey, EntryId, TenantId};
 
 use super::{ClaimChange, Epoch, Invalidated};
 use crate::message::{Basis, Resolution};
+use crate::refresh::Fallen;
 use crate::shard::{Forgotten, Shard};
 
 /// An answer that asks to be served to others.
@@ -26,6 +27,8 @@ pub struct Proposal {
     pub entry: Option<Box<CacheEntry>>,
     /// Whether the entry is in the store already.
     pub stored: bool,
+    /// How often its answer counts as served before.
+    pub served: u32,
     /// What to tell those who wait, if anybody can.
     pub resolution: Option<Resolution>,
 }
@@ -41,6 +44,8 @@ pub struct Effects {
     pub kept: Vec<CacheEntry>,
     /// Entries to be deleted.
     pub forgotten: Vec<EntryId>,
+    /// Those of them that had been served and that a change made invalid.
+    pub fallen: Vec<Fallen>,
 }
 
 /// What a keeper has seen.
@@ -112,7 +117,10 @@ impl Keeper {
         // Evicted meanwhile, or told twice.
         match self.claims.remove(&claim)? {
             Claim::Kept(entry) => {
-                let Forgotten { entry, origin, support, .. } = self.shard.borrow_mut().remove(entry)?;
+                let mut shard = self.shard.borrow_mut();
+                let served = shard.get(entry).filter(|entry| entry.served > 0);
+                self.effects.fallen.extend(served.map(Fallen::of));
+                let Forgotten { entry, origin, support, .. } = shard.remove(entry)?;
                 self.effects.withdrawn.push((claim, support));
                 self.effects.forgotten.push(entry);
                 self.stats.invalidated += 1;
@@ -151,7 +159,14 @@ impl Keeper {
     }
 
     fn keep(&mut self, claim: u64, support: Arc<[ChunkKey]>, proposal: Proposal) {
-        let Proposal { basis, entry, stored, resolution, .. } = proposal;
+        let Proposal { basis, entry, stored, served, resolution, .. } = proposal;
+        // What was made in the background gives way to the answer of a turn.
+        let in_background = resolution.as_ref().filter(|resolution| resolution.purpose.is_background());
+        if in_background.is_some_and(|resolution| self.shard.borrow().contains(&resolution.key)) {
+            self.effects.withdrawn.push((claim, support));
+            self.effects.resolved.extend(resolution.map(Resolution::without_answer));
+            return;
+        }
         match entry {
             None => self.effects.withdrawn.push((claim, support)),
             Some(entry) => {
@@ -161,6 +176,7 @@ impl Keeper {
                 let inserted = self.shard.borrow_mut().insert(*entry, claim, basis, support.clone());
                 match inserted {
                     Ok(forgotten) => {
+                        self.shard.borrow_mut().inherit(id, served);
                         self.claims.insert(claim, Claim::Kept(id));
                         self.effects.kept.extend(unwritten);
                         forgotten.into_iter().for_each(|forgotten| self.forget(forgotten));

@@ -21,13 +21,14 @@ pub(super) struct StoredEntry {
     pub(super) vector: Option<Arc<[f32]>>,
     pub(super) support: Arc<Support>,
     pub(super) origin: TurnKey,
+    pub(super) refreshed: bool,
     pub(super) created_ms: u64,
 }
 
 impl StoredEntry {
     pub(super) fn with_answer(self, id: EntryId, answer: Arc<Answer>) -> CacheEntry {
-        let Self { scope, question, vector, support, origin, created_ms } = self;
-        CacheEntry { id, scope, question, vector, answer, support, origin, created_ms }
+        let Self { scope, question, vector, support, origin, refreshed, created_ms } = self;
+        CacheEntry { id, scope, question, vector, answer, support, origin, refreshed, created_ms }
     }
 }
 

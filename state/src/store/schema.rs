@@ -5,7 +5,7 @@
 //! counts [`SCHEMA_VERSION`] up.
 
 /// The version that this build reads and writes.
-pub(crate) const SCHEMA_VERSION: u32 = 3;
+pub(crate) const SCHEMA_VERSION: u32 = 4;
 /// Where the version is kept in the `meta` column.
 pub(crate) const SCHEMA_KEY: &[u8] = b"schema-version";
 /// A version that is longer than this is shown cut off, in bytes.
@@ -53,10 +53,10 @@ mod tests {
         };
         check(None, true, None);
         check(None, false, Some("none"));
-        check(Some(b"3"), false, None);
-        check(Some(b"03"), false, Some("03"));
-        check(Some(b"2"), false, Some("2"));
-        check(Some(b"4"), true, Some("4"));
+        check(Some(b"4"), false, None);
+        check(Some(b"04"), false, Some("04"));
+        check(Some(b"3"), false, Some("3"));
+        check(Some(b"5"), true, Some("5"));
         check(Some(b"\xff"), false, Some("\\xff"));
         check(Some(&[b'7'; 100]), false, Some(&"7".repeat(SHOWN_BYTES_MAX)));
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
+use crate::adapter::{Adapter, AdapterChoice};
 use crate::batch::{BatchBudget, plan_batches};
 use crate::bert::{Bert, BertConfig};
 use crate::error::ModelError;
@@ -24,6 +25,7 @@ pub struct Encoder {
     tokenizer: TextTokenizer,
     dimension: usize,
     device: Device,
+    adapter: Option<Adapter>,
 }
 
 impl Encoder {
@@ -49,9 +51,26 @@ impl Encoder {
         }
         let device = Device::flex();
         let model = Bert::load(&config, &files.weights, &device)?;
-        let encoder = Self { model, tokenizer, dimension: config.hidden_size, device };
+        let encoder = Self { model, tokenizer, dimension: config.hidden_size, device, adapter: None };
         encoder.encode(&["warm"])?;
         Ok(encoder)
+    }
+
+    /// The same encoder with an adapter behind it.
+    ///
+    /// # Errors
+    /// [`ModelError::Dimension`] when it was made for another encoder.
+    pub fn adapted(self, choice: AdapterChoice) -> Result<Self, ModelError> {
+        let adapter = match choice {
+            AdapterChoice::None => None,
+            AdapterChoice::Shop => Some(Adapter::shop()),
+        };
+        match &adapter {
+            Some(adapter) if adapter.dimension() != self.dimension => {
+                Err(ModelError::Dimension { expected: self.dimension, found: adapter.dimension() })
+            }
+            _ => Ok(Self { adapter, ..self }),
+        }
     }
 
     /// A vector of unit length for each text, in the order of the texts.
@@ -122,7 +141,10 @@ impl Encoder {
         if let Some(length) = vectors.clone().map(length).find(|length| !is_unit(length)) {
             return Err(unusable(format!("a vector of length {length}")));
         }
-        Ok(vectors.map(Arc::from).collect())
+        Ok(match &self.adapter {
+            Some(adapter) => vectors.map(|vector| adapter.apply(vector)).collect(),
+            None => vectors.map(Arc::from).collect(),
+        })
     }
 }
 

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_channel::Receiver;
 use serde::{Deserialize, Serialize};
 
+use crate::adapter::AdapterChoice;
 use crate::batch::{BatchBudget, plan_batches};
 use crate::encoder::Encoder;
 use crate::error::ModelError;
@@ -31,6 +32,8 @@ const SIZE_CLASSES: usize = 9;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct EncoderEngineConfig {
+    /// What stands behind the encoder.
+    pub adapter: AdapterChoice,
     /// Jobs that may wait.
     pub queue_max: usize,
     /// Word pieces of one forward pass, padding included.
@@ -42,7 +45,7 @@ pub struct EncoderEngineConfig {
 impl Default for EncoderEngineConfig {
     fn default() -> Self {
         let BatchBudget { tokens_max, texts_max } = BatchBudget::DEFAULT;
-        Self { queue_max: 1024, batch_tokens_max: tokens_max, batch_texts_max: texts_max }
+        Self { adapter: AdapterChoice::default(), queue_max: 1024, batch_tokens_max: tokens_max, batch_texts_max: texts_max }
     }
 }
 
@@ -65,9 +68,9 @@ impl EncoderEngine {
     /// Gives the encoder a thread of its own. The thread ends when the last handle is dropped.
     ///
     /// # Errors
-    /// [`ModelError::Thread`] when there is none.
+    /// [`ModelError::Thread`] when there is none; [`ModelError::Dimension`] when the adapter is for another encoder.
     pub fn start(encoder: Encoder, config: EncoderEngineConfig) -> Result<EncoderHandle, ModelError> {
-        start(encoder, config)
+        start(encoder.adapted(config.adapter)?, config)
     }
 }
 

@@ -131,6 +131,20 @@ pub enum ModelError {
         /// One entry for each tensor, naming it.
         problems: Vec<String>,
     },
+    /// A file that holds no verifier.
+    #[error("{path} holds no verifier: {reason}", path = path.display())]
+    Verifier {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Training came to nothing.
+    #[error("cannot train: {reason}")]
+    Training {
+        /// Why.
+        reason: String,
+    },
     /// A text could not be split into word pieces.
     #[error("cannot tokenise a text of {bytes} bytes")]
     Tokenise {

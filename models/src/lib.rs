@@ -7,9 +7,11 @@
 //! This is the only crate that knows Burn. It knows no dataflow, no store and no protocol: chunks and vectors come
 //! in as data.
 
+mod adapter;
 mod axes;
 mod batch;
 mod bert;
+mod contrast;
 mod cut;
 mod encoder;
 mod engine;
@@ -21,11 +23,14 @@ mod select;
 mod tier;
 mod tokenizer;
 mod vector;
+mod verifier;
 mod weights;
 
+pub use adapter::{Adapter, AdapterChoice};
 pub use axes::{AXES, principal_axes};
 pub use batch::{BatchBudget, plan_batches};
 pub use bert::BertConfig;
+pub use contrast::{ContrastOptions, train_map};
 pub use cut::{CHUNK_TOKENS_MAX_DEFAULT, sentences};
 pub use encoder::Encoder;
 pub use engine::{
@@ -40,4 +45,8 @@ pub use tier::{
 };
 pub use tokenizer::{TOKENS_MAX, TextTokenizer};
 pub use vector::dot;
+pub use verifier::{
+    CONFIDENCE, Calibration, Comparison, Evidence, FitOptions, FitReport, FitStage, Level, PairExample, Profile,
+    QuestionExample, Reason, Verifier, fit, is_held_out, upper_bound,
+};
 pub use weights::{MODEL_NAME, ModelFiles, ModelHome, default_home, ensure, verify};

@@ -1,0 +1,351 @@
+//! Fitting a verifier: the projection, the network, the calibration.
+//!
+//! Questions are split by their text: some are trained on, the others calibrate. The projection is trained by
+//! [contrast](crate::contrast); the network on pairs that are hard to tell apart, found among the nearest; the calibration
+//! plays a cache: the questions come one after another, each is judged against the nearest of those before it, and what
+//! is counted is the best of them, as when serving.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use burn::module::Module;
+use burn::nn::{Linear, LinearConfig};
+use burn::optim::{AdamWConfig, GradientsParams};
+use burn::tensor::activation::{relu, softplus};
+use burn::tensor::{Device, Tensor, TensorData};
+use turnflow_state::normalise;
+
+use super::head::{self, HIDDEN, Head, INPUTS, PROJECTED};
+use super::text::{Rarity, Words};
+use super::{Calibration, Evidence, Profile, Verifier};
+use crate::axes::{AXES, principal_axes};
+use crate::contrast::{ContrastOptions, train_map};
+use crate::error::ModelError;
+use crate::vector::dot;
+
+/// Share of the questions that calibrate.
+const CALIBRATION_SHARE: f64 = 0.3;
+/// A word in fewer texts than this says nothing about how rare it is.
+const WORD_TEXTS_MIN: u32 = 3;
+/// Nearest questions among which a hard pair is drawn.
+const HARD_NEAREST: usize = 10;
+const LIKE_NEAREST: usize = 40;
+/// Candidates that are judged for a question, as when serving.
+const CANDIDATES: usize = 8;
+const BATCH: usize = 256;
+/// Keeps the division by an input's spread defined.
+const SPREAD_MIN: f32 = 1e-3;
+
+/// A question whose answer is known by its label.
+#[derive(Clone, Debug)]
+pub struct QuestionExample {
+    /// The question.
+    pub text: String,
+    /// The encoder's vector.
+    pub vector: Arc<[f32]>,
+    /// Questions with the same label share an answer.
+    pub label: String,
+    /// Questions that mention different things never share one: differs when they do.
+    pub mentions: String,
+    /// The article that it is clearly about, if it is.
+    pub article: Option<String>,
+}
+
+/// Two questions, by their places, and whether they share an answer.
+#[derive(Clone, Copy, Debug)]
+pub struct PairExample {
+    /// One question.
+    pub a: usize,
+    /// The other.
+    pub b: usize,
+    /// Whether one answer serves both.
+    pub same: bool,
+}
+
+/// How a verifier is fitted.
+#[derive(Clone, Copy, Debug)]
+pub struct FitOptions {
+    /// Questions around which pairs are drawn: four pairs each.
+    pub anchors: usize,
+    /// Passes over the pairs.
+    pub epochs: usize,
+    /// Share of the labels that are left out of training and calibration, to see what becomes of labels never seen.
+    pub held_out_labels: f64,
+    /// Decides splits, draws and first weights.
+    pub seed: u64,
+}
+
+impl Default for FitOptions {
+    fn default() -> Self {
+        Self { anchors: 10_000, epochs: 12, held_out_labels: 0.0, seed: 1 }
+    }
+}
+
+/// What is being done, for those who wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FitStage {
+    /// The projection is trained.
+    Projection,
+    /// The network is trained.
+    Network,
+    /// The calibration is made.
+    Calibration,
+}
+
+/// What came out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FitReport {
+    /// Questions trained on, and questions that calibrate.
+    pub trained: usize,
+    /// Questions that calibrate.
+    pub calibrated: usize,
+    /// Pairs trained on.
+    pub pairs: usize,
+    /// Mean loss of the last pass.
+    pub loss: f32,
+}
+
+/// Whether a label belongs to those that are left out.
+#[must_use]
+pub fn is_held_out(label: &str, share: f64) -> bool {
+    part_of(&format!("label {label}")) < share
+}
+
+/// A number from 0 to 1 that depends on the text alone.
+fn part_of(text: &str) -> f64 {
+    let bytes: [u8; 4] = blake3::hash(text.as_bytes()).as_bytes()[..4].try_into().unwrap_or_default();
+    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
+}
+
+#[derive(Module, Debug)]
+struct Network {
+    hidden: Linear,
+    out: Linear,
+}
+
+impl Network {
+    fn forward(&self, inputs: Tensor<2>) -> Tensor<2> {
+        self.out.forward(relu(self.hidden.forward(inputs)))
+    }
+}
+
+/// Fits a verifier. `progress` hears of the stage, the step and the loss.
+///
+/// # Errors
+/// [`ModelError::Training`] when there is too little to learn from, or the numbers do not stay finite.
+pub fn fit(
+    questions: &[QuestionExample],
+    pairs: &[PairExample],
+    options: &FitOptions,
+    progress: &mut dyn FnMut(FitStage, usize, f32),
+) -> Result<(Verifier, FitReport), ModelError> {
+    let used = |at: &usize| !is_held_out(&questions[*at].label, options.held_out_labels);
+    let calibrates = |at: &usize| part_of(&normalise(&questions[*at].text)) < CALIBRATION_SHARE;
+    let (calibration, training): (Vec<usize>, Vec<usize>) = (0..questions.len()).filter(used).partition(calibrates);
+    let dimension = questions.first().map_or(0, |question| question.vector.len());
+
+    let mut by_label = HashMap::<&str, Vec<usize>>::new();
+    for &at in &training {
+        by_label.entry(&questions[at].label).or_default().push(at);
+    }
+    let mut labels: Vec<_> = by_label.into_iter().collect();
+    labels.sort_unstable();
+    let vectors: Vec<Vec<&[f32]>> =
+        labels.iter().map(|(_, texts)| texts.iter().map(|&at| &*questions[at].vector).collect()).collect();
+    let contrast = ContrastOptions { pull: 1e-4, seed: options.seed, ..ContrastOptions::default() };
+    let projection = train_map(&vectors, &start(dimension, options.seed), PROJECTED, &contrast, &mut |step, loss| {
+        progress(FitStage::Projection, step, loss);
+    })?;
+
+    let rarity = Rarity::of(training.iter().map(|&at| questions[at].text.as_str()), WORD_TEXTS_MIN);
+    let profiles: Vec<Profile> = questions
+        .iter()
+        .map(|question| Profile {
+            words: Words::of(&question.text, &rarity),
+            purpose: head::project(&projection, &question.vector),
+        })
+        .collect();
+    let is_training: Vec<bool> = (0..questions.len()).map(|at| used(&at) && !calibrates(&at)).collect();
+    let mut drawn = hard_pairs(questions, &profiles, &training, options);
+    drawn.extend(pairs.iter().filter(|pair| is_training[pair.a] && is_training[pair.b]));
+    if drawn.is_empty() {
+        return Err(ModelError::Training { reason: "no pairs to learn from".to_owned() });
+    }
+    let inputs: Vec<[f32; INPUTS]> = drawn.iter().map(|pair| inputs_of(questions, &profiles, *pair)).collect();
+    let (head, loss) = train_network(dimension, projection, &inputs, &drawn, options, progress)?;
+
+    progress(FitStage::Calibration, 0, loss);
+    let judged = play(questions, &profiles, &calibration, &head, options.seed);
+    let calibrations = Evidence::ALL.map(|evidence| Calibration::of(&judged[evidence.index()]));
+    let report = FitReport { trained: training.len(), calibrated: calibration.len(), pairs: drawn.len(), loss };
+    Ok((Verifier { head, rarity, calibrations }, report))
+}
+
+/// Where the projection starts: at the principal axes of the encoder, or at random ones for another encoder.
+fn start(dimension: usize, seed: u64) -> Vec<f32> {
+    let axes = principal_axes();
+    let mut random = fastrand::Rng::with_seed(seed);
+    let number = |input: usize, output: usize, random: &mut fastrand::Rng| {
+        if axes.len() == AXES * dimension { axes[output * dimension + input] } else { random.f32() - 0.5 }
+    };
+    let mut start = Vec::with_capacity(dimension * PROJECTED);
+    for input in 0..dimension {
+        start.extend((0..PROJECTED).map(|output| number(input, output, &mut random)));
+    }
+    start
+}
+
+fn inputs_of(questions: &[QuestionExample], profiles: &[Profile], pair: PairExample) -> [f32; INPUTS] {
+    let (a, b) = (&profiles[pair.a], &profiles[pair.b]);
+    let cosine = dot(&questions[pair.a].vector, &questions[pair.b].vector);
+    head::inputs(cosine, &a.purpose, &b.purpose, &a.words.compare(&b.words))
+}
+
+/// For each of many questions: one of the nearest with another label, by vector and by purpose, one of the nearest with its
+/// own, and any with its own.
+fn hard_pairs(
+    questions: &[QuestionExample],
+    profiles: &[Profile],
+    training: &[usize],
+    options: &FitOptions,
+) -> Vec<PairExample> {
+    let mut random = fastrand::Rng::with_seed(options.seed);
+    let mut pairs = Vec::with_capacity(4 * options.anchors);
+    if training.is_empty() {
+        return pairs;
+    }
+    for _ in 0..options.anchors {
+        let a = training[random.usize(0..training.len())];
+        let ranked = |score: &dyn Fn(usize) -> f32, same: bool, count: usize| -> Vec<usize> {
+            let eligible =
+                training.iter().copied().filter(|&b| b != a && (questions[b].label == questions[a].label) == same);
+            nearest(eligible.map(|b| (score(b), b)).collect(), count)
+        };
+        let by_vector = |b: usize| dot(&questions[a].vector, &questions[b].vector);
+        let by_purpose = |b: usize| dot(&profiles[a].purpose, &profiles[b].purpose);
+        let candidates = [
+            (ranked(&by_vector, false, HARD_NEAREST), false),
+            (ranked(&by_purpose, false, HARD_NEAREST), false),
+            (ranked(&by_vector, true, LIKE_NEAREST), true),
+            (ranked(&by_vector, true, usize::MAX), true),
+        ];
+        for (candidates, same) in candidates {
+            pairs.extend(random.choice(candidates).map(|b| PairExample { a, b, same }));
+        }
+    }
+    pairs
+}
+
+/// The highest scores' places, highest first.
+fn nearest(mut scored: Vec<(f32, usize)>, count: usize) -> Vec<usize> {
+    let by_score = |a: &(f32, usize), b: &(f32, usize)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+    if count < scored.len() {
+        scored.select_nth_unstable_by(count, by_score);
+        scored.truncate(count);
+        scored.sort_unstable_by(by_score);
+    }
+    scored.into_iter().map(|(_, at)| at).collect()
+}
+
+fn train_network(
+    dimension: usize,
+    projection: Vec<f32>,
+    inputs: &[[f32; INPUTS]],
+    pairs: &[PairExample],
+    options: &FitOptions,
+    progress: &mut dyn FnMut(FitStage, usize, f32),
+) -> Result<(Head, f32), ModelError> {
+    let (means, spreads) = moments(inputs);
+    let device = Device::flex().autodiff();
+    device.seed(options.seed);
+    let mut network = Network {
+        hidden: LinearConfig::new(INPUTS, HIDDEN).init(&device),
+        out: LinearConfig::new(HIDDEN, 1).init(&device),
+    };
+    let mut optimiser = AdamWConfig::new().with_weight_decay(0.02).init();
+    let mut random = fastrand::Rng::with_seed(options.seed);
+    let mut order: Vec<usize> = (0..pairs.len()).collect();
+    let mut loss_of_pass = 0.0;
+    for epoch in 0..options.epochs {
+        random.shuffle(&mut order);
+        let mut sum = 0.0;
+        for batch in order.chunks(BATCH) {
+            let standard = batch.iter().flat_map(|&at| {
+                inputs[at].iter().zip(means.iter().zip(&spreads)).map(|(x, (mean, spread))| (x - mean) / spread)
+            });
+            let x = Tensor::<2>::from_data(TensorData::new(standard.collect(), [batch.len(), INPUTS]), &device);
+            let signs: Vec<f32> = batch.iter().map(|&at| if pairs[at].same { -1.0 } else { 1.0 }).collect();
+            let signs = Tensor::<2>::from_data(TensorData::new(signs, [batch.len(), 1]), &device);
+            // Binary cross entropy of log odds z: log(1 + e^∓z).
+            let loss = softplus(network.forward(x) * signs, 1.0).mean();
+            sum += loss.clone().into_scalar::<f32>() * batch.len() as f32;
+            let gradients = GradientsParams::from_grads(loss.backward(), &network);
+            let rate = 1e-3 * (1.0 - epoch as f64 / options.epochs as f64);
+            network = optimiser.step(rate, network, gradients);
+        }
+        loss_of_pass = sum / pairs.len() as f32;
+        if !loss_of_pass.is_finite() {
+            return Err(ModelError::Training { reason: format!("the loss is {loss_of_pass} in pass {epoch}") });
+        }
+        progress(FitStage::Network, epoch, loss_of_pass);
+    }
+    let numbers = |data: TensorData| {
+        data.try_to_vec::<f32>().map_err(|error| ModelError::Training { reason: format!("{error:?}") })
+    };
+    let bias = |layer: &Linear| layer.bias.as_ref().map_or_else(|| Ok(Vec::new()), |bias| numbers(bias.val().into_data()));
+    let head = Head {
+        dimension,
+        projection,
+        means,
+        spreads,
+        hidden: numbers(network.hidden.weight.val().into_data())?,
+        hidden_bias: bias(&network.hidden)?,
+        out: numbers(network.out.weight.val().into_data())?,
+        out_bias: bias(&network.out)?.first().copied().unwrap_or_default(),
+    };
+    Ok((head, loss_of_pass))
+}
+
+fn moments(inputs: &[[f32; INPUTS]]) -> (Vec<f32>, Vec<f32>) {
+    let count = inputs.len() as f32;
+    let means: Vec<f32> = (0..INPUTS).map(|at| inputs.iter().map(|input| input[at]).sum::<f32>() / count).collect();
+    let spread = |at: usize| {
+        (inputs.iter().map(|input| (input[at] - means[at]).powi(2)).sum::<f32>() / count).sqrt().max(SPREAD_MIN)
+    };
+    let spreads = (0..INPUTS).map(spread).collect();
+    (means, spreads)
+}
+
+/// Plays a cache that holds every question so far; for each kind of evidence, the best candidate of each question and
+/// whether it was right.
+fn play(
+    questions: &[QuestionExample],
+    profiles: &[Profile],
+    calibration: &[usize],
+    head: &Head,
+    seed: u64,
+) -> [Vec<(f32, bool)>; 2] {
+    let mut order = calibration.to_vec();
+    fastrand::Rng::with_seed(seed).shuffle(&mut order);
+    let mut judged = [Vec::new(), Vec::new()];
+    for (at, &asked) in order.iter().enumerate() {
+        let question = &questions[asked];
+        let others = order[..at].iter().filter(|&&cached| questions[cached].mentions == question.mentions);
+        let scored = others.map(|&cached| (dot(&question.vector, &questions[cached].vector), cached)).collect();
+        let mut best: [Option<(f32, bool)>; 2] = [None, None];
+        for cached in nearest(scored, CANDIDATES) {
+            let log_odds = head.judge(&inputs_of(questions, profiles, PairExample { a: asked, b: cached, same: false }));
+            let other = &questions[cached];
+            let same_article = question.article.is_some() && question.article == other.article;
+            let evidence = if same_article { Evidence::SameArticle } else { Evidence::Unsure };
+            let best = &mut best[evidence.index()];
+            if best.is_none_or(|(score, _)| log_odds > score) {
+                *best = Some((log_odds, question.label == other.label));
+            }
+        }
+        for (judged, best) in judged.iter_mut().zip(best) {
+            judged.extend(best);
+        }
+    }
+    judged
+}

@@ -1,0 +1,203 @@
+//! The verifier: how likely it is that one answer serves two questions, and which score keeps the error of such hits
+//! below a bound.
+//!
+//! *Contract*: symmetric, deterministic, and a function of both texts and their vectors alone. It knows nothing of numbers,
+//! names and addresses: two questions that mention different ones must not come this far. A score becomes a decision only
+//! through a [`Calibration`], apart for each kind of [`Evidence`].
+//!
+//! The parameters that ship, `shop.bin`, were fitted by `turnflow policy fit` on questions of the Bitext customer-support
+//! set (CDLA-Sharing-1.0) and Banking77 (CC-BY-4.0); `docs/VERIFIER.md` is their data card.
+
+mod calibration;
+mod fit;
+mod head;
+mod text;
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::calibration::{CONFIDENCE, Calibration, Level, upper_bound};
+pub use self::fit::{FitOptions, FitReport, FitStage, PairExample, QuestionExample, fit, is_held_out};
+use self::head::{Head, NAMED, feature_name};
+use self::text::{Rarity, WORD_FEATURES, Words};
+use crate::error::ModelError;
+use crate::vector::dot;
+
+/// First bytes of a file of parameters; the last is the version of the layout.
+const MAGIC: &[u8; 8] = b"TFVERIF\x01";
+/// Reasons named for a decision.
+const REASONS: usize = 3;
+
+/// What the knowledge base says about two questions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Evidence {
+    /// Both are clearly about the same article.
+    SameArticle,
+    /// Anything else.
+    Unsure,
+}
+
+impl Evidence {
+    /// All kinds.
+    pub const ALL: [Self; 2] = [Self::SameArticle, Self::Unsure];
+
+    const fn index(self) -> usize {
+        match self {
+            Self::SameArticle => 0,
+            Self::Unsure => 1,
+        }
+    }
+}
+
+impl std::fmt::Display for Evidence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::SameArticle => "both are clearly about the same article",
+            Self::Unsure => "nothing in the knowledge base speaks for it",
+        })
+    }
+}
+
+/// A question prepared for comparing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Profile {
+    words: Words,
+    purpose: Vec<f32>,
+}
+
+impl Profile {
+    /// What it takes in memory, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>() + self.words.bytes() + size_of_val(&*self.purpose)
+    }
+}
+
+/// What comparing two questions gave.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Comparison {
+    /// Log odds that one answer serves both.
+    pub log_odds: f32,
+    cosine: f32,
+    words: [f32; WORD_FEATURES],
+}
+
+impl Comparison {
+    /// The same as a probability.
+    #[must_use]
+    pub fn probability(&self) -> f32 {
+        1.0 / (1.0 + (-self.log_odds).exp())
+    }
+}
+
+/// What spoke for or against.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Reason {
+    /// Which property of the pair.
+    pub name: &'static str,
+    /// Its value.
+    pub value: f32,
+    /// By how much it moved the log odds, compared with an average pair.
+    pub weight: f32,
+}
+
+/// A trained verifier with its calibration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verifier {
+    head: Head,
+    rarity: Rarity,
+    /// By [`Evidence`].
+    calibrations: [Calibration; 2],
+}
+
+impl Verifier {
+    /// The one that ships.
+    ///
+    /// # Panics
+    /// When the embedded file is damaged, which a test rules out.
+    #[must_use]
+    pub fn shop() -> Self {
+        #[expect(clippy::expect_used, reason = "the file is part of the binary, and a test reads it")]
+        Self::from_bytes(include_bytes!("shop.bin"), Path::new("shop.bin")).expect("the embedded verifier is sound")
+    }
+
+    /// Reads a file that [`Verifier::save`] wrote.
+    ///
+    /// # Errors
+    /// [`ModelError::Io`], and [`ModelError::Verifier`] when it is not such a file.
+    pub fn load(path: &Path) -> Result<Self, ModelError> {
+        Self::from_bytes(&std::fs::read(path).map_err(ModelError::io("read", path))?, path)
+    }
+
+    fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self, ModelError> {
+        let wrong = |reason: &str| ModelError::Verifier { path: path.to_owned(), reason: reason.to_owned() };
+        let rest = bytes.strip_prefix(MAGIC).ok_or_else(|| wrong("it does not begin as one of this version does"))?;
+        let verifier: Self = postcard::from_bytes(rest).map_err(|error| wrong(&error.to_string()))?;
+        if verifier.head.is_sound() { Ok(verifier) } else { Err(wrong("its parts do not fit together")) }
+    }
+
+    /// Writes the parameters to a file.
+    ///
+    /// # Errors
+    /// [`ModelError::Io`].
+    pub fn save(&self, path: &Path) -> Result<(), ModelError> {
+        let fail = |error: postcard::Error| ModelError::Verifier { path: path.to_owned(), reason: error.to_string() };
+        let bytes = postcard::to_extend(self, MAGIC.to_vec()).map_err(fail)?;
+        std::fs::write(path, bytes).map_err(ModelError::io("write", path))
+    }
+
+    /// Numbers of the vectors it was trained with.
+    #[must_use]
+    pub const fn dimension(&self) -> usize {
+        self.head.dimension
+    }
+
+    /// Prepares a question; `vector` is the encoder's.
+    #[must_use]
+    pub fn profile(&self, text: &str, vector: &[f32]) -> Profile {
+        Profile { words: Words::of(text, &self.rarity), purpose: self.head.project(vector) }
+    }
+
+    /// Compares two questions; `cosine` is that of their vectors.
+    #[must_use]
+    pub fn compare(&self, a: &Profile, b: &Profile, cosine: f32) -> Comparison {
+        let words = a.words.compare(&b.words);
+        let log_odds = self.head.judge(&head::inputs(cosine, &a.purpose, &b.purpose, &words));
+        Comparison { log_odds, cosine, words }
+    }
+
+    /// What decided, the strongest first. The projections count as one.
+    #[must_use]
+    pub fn reasons(&self, a: &Profile, b: &Profile, comparison: &Comparison) -> Vec<Reason> {
+        let inputs = head::inputs(comparison.cosine, &a.purpose, &b.purpose, &comparison.words);
+        let without = |taken: &dyn Fn(usize) -> bool| {
+            let mut average = inputs;
+            average.iter_mut().enumerate().filter(|(at, _)| taken(*at)).for_each(|(at, x)| *x = self.head.means[at]);
+            comparison.log_odds - self.head.judge(&average)
+        };
+        let similarity =
+            Reason { name: feature_name(0), value: comparison.cosine, weight: without(&|at| at < 2) };
+        let purpose = Reason {
+            name: feature_name(2),
+            value: dot(&a.purpose, &b.purpose),
+            weight: without(&|at| at == 2 || at == 3 || at >= NAMED),
+        };
+        let words = (4..NAMED).map(|at| Reason {
+            name: feature_name(at),
+            value: comparison.words[at - 4],
+            weight: without(&|other| other == at),
+        });
+        let mut reasons: Vec<Reason> = [similarity, purpose].into_iter().chain(words).collect();
+        reasons.sort_by(|a, b| b.weight.abs().total_cmp(&a.weight.abs()));
+        reasons.truncate(REASONS);
+        reasons
+    }
+
+    /// What is needed so that the error of hits is at most `delta`; None when no score is enough.
+    #[must_use]
+    pub fn level(&self, evidence: Evidence, delta: f64) -> Option<Level> {
+        self.calibrations[evidence.index()].level(delta)
+    }
+}

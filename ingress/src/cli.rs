@@ -44,6 +44,9 @@ pub enum Command {
     /// Read and write the knowledge base, of a running server or in its store
     #[command(subcommand)]
     Kb(KbCommand),
+    /// Fit and judge what decides whether one answer serves two questions
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Get and inspect the models' weights
     #[command(subcommand)]
     Models(ModelsCommand),
@@ -340,6 +343,67 @@ pub enum ModelsCommand {
     },
     /// Show what is installed, and whether it is intact
     List,
+}
+
+/// What to do with the hit policy.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Fit a verifier to labelled questions and calibrate it
+    Fit(PolicyFitArgs),
+    /// Say how good a verifier is on labelled pairs of questions
+    Eval(PolicyEvalArgs),
+}
+
+/// Arguments of `policy fit`.
+#[derive(Debug, Args)]
+pub struct PolicyFitArgs {
+    /// Labelled questions, turns and pairs: JSON lines
+    #[arg(value_name = "DATA.jsonl", required = true)]
+    pub data: Vec<PathBuf>,
+
+    /// The knowledge base that the questions are about: says which of them are clearly about the same article
+    #[arg(long, value_name = "KB.jsonl")]
+    pub kb: Option<PathBuf>,
+
+    /// Take only rows of this source; may be given more than once
+    #[arg(long, value_name = "NAME")]
+    pub source: Vec<String>,
+
+    /// Where to write it; a configuration names it in policy.verifier
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+
+    /// Leave out this share of the labels, to see how much is lost on labels never seen
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    pub held_out_labels: f64,
+
+    /// Decides splits, draws and first weights
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+}
+
+/// Arguments of `policy eval`.
+#[derive(Debug, Args)]
+pub struct PolicyEvalArgs {
+    /// Pairs of questions: JSON lines
+    #[arg(value_name = "DATA.jsonl", required = true)]
+    pub data: Vec<PathBuf>,
+
+    /// The verifier [default: the one that ships]
+    #[arg(long, value_name = "FILE")]
+    pub verifier: Option<PathBuf>,
+
+    /// The knowledge base that the questions are about
+    #[arg(long, value_name = "KB.jsonl")]
+    pub kb: Option<PathBuf>,
+
+    /// Take only rows of this source; may be given more than once
+    #[arg(long, value_name = "NAME")]
+    pub source: Vec<String>,
+
+    /// Draw a reliability diagram
+    #[arg(long, value_name = "FILE.svg")]
+    pub report: Option<PathBuf>,
 }
 
 fn note(text: &str) -> Result<(String, String), String> {

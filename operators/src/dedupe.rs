@@ -156,6 +156,7 @@ fn same_question(
         origin: Some(origin.clone()),
         refreshed,
         reason: reason.into(),
+        evidence: None,
     }
 }
 

@@ -140,17 +140,20 @@ fn served(mut ask: Box<Ask>, answer: Answer, chunks_wanted: usize) -> Outcome {
         support: Arc::new(Support::of(&retrieved, chunks_wanted, ask.read_epoch)),
         valid_at: ask.read_epoch,
     });
-    let cacheable = basis.as_ref().filter(|_| answer.grounded && ask.may_write_cache());
+    let cacheable = basis.as_ref().filter(|_| ask.may_write_cache());
+    let about = ask.about.take();
     let offer = cacheable.map(|basis| {
         Box::new(CacheEntry {
             // Given at commit, which numbers the entries that are written.
             id: EntryId(0),
             scope: ask.key.scope,
             question: ask.turn.text.clone(),
-            vector: Some(basis.vector.clone()),
+            // An answer that was not found may have been found in other words.
+            vector: answer.grounded.then(|| basis.vector.clone()),
             answer: answer.clone(),
             support: basis.support.clone(),
             origin: ask.turn.key(),
+            about: about.clone(),
             refreshed: false,
             created_ms: ask.turn.at_ms,
         })
@@ -163,6 +166,6 @@ fn served(mut ask: Box<Ask>, answer: Answer, chunks_wanted: usize) -> Outcome {
         (CacheLevel::Bypass, "the caller asked for it".to_owned())
     };
     let verdict =
-        Verdict { level, entry: None, similarity: None, question: None, origin: None, refreshed: false, reason };
+        Verdict { level, entry: None, similarity: None, question: None, origin: None, refreshed: false, reason, evidence: None };
     Outcome { ask, ending: Ending::Served(Box::new(Served { answer, verdict, basis, offer, streamed: true })) }
 }

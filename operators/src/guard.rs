@@ -1,20 +1,32 @@
-//! The guard: two texts whose numbers, ids, e-mail addresses or amounts differ never share an answer, however
-//! similar the encoder finds them.
+//! The guard: two texts whose numbers, ids, e-mail addresses, amounts, dates or people's names differ never share an answer,
+//! however similar the encoder finds them.
 //!
 //! Deliberately strict: `$5` and `5 dollars` count as different. A false alarm costs a cache hit; a miss would show
 //! a customer another one's order.
 
+use serde::{Deserialize, Serialize};
 use unicode_words::words;
 
 /// What a text mentions that must be equal in a text it shares an answer with, in order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mentions(Vec<String>);
 
 impl Mentions {
-    /// Finds every number, id, amount and address in a text.
+    /// Finds every number, id, amount, address, day and name in a text.
     #[must_use]
     pub fn of(text: &str) -> Self {
-        Self(words(text).filter_map(mention).collect())
+        let words: Vec<&str> = words(text).collect();
+        let folded: Vec<String> = words.iter().map(|word| fold(word)).collect();
+        let is_name = names(&folded);
+        let mention = |at: usize| {
+            let beside_number = || {
+                let numbered = |at: usize| folded.get(at).is_some_and(|word| word.contains(char::is_numeric));
+                numbered(at + 1) || at.checked_sub(1).is_some_and(numbered)
+            };
+            let is_month = MONTHS_AND_VERBS.contains(&folded[at].as_str()) && beside_number();
+            if is_name[at] || is_month { Some(folded[at].clone()) } else { mention(words[at]) }
+        };
+        Self((0..words.len()).filter_map(mention).collect())
     }
 
     /// Whether the text mentions nothing.
@@ -67,7 +79,74 @@ const NUMBER_WORDS: &[&str] = &[
     "half",
     "twice",
     "dozen",
+    "monday",
+    "tuesday",
+    "wednesday",
+    "thursday",
+    "friday",
+    "saturday",
+    "sunday",
+    "january",
+    "february",
+    "april",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
 ];
+/// Months that are other words too: they count beside a number only.
+const MONTHS_AND_VERBS: &[&str] = &["march", "may", "jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
+/// What stands before a name.
+const TITLES: &[&str] = &["mr", "mrs", "ms", "miss", "mister", "dr", "doctor", "prof", "professor", "sir", "madam"];
+/// Phrases that a name follows.
+const INTRODUCTIONS: &[&[&str]] = &[
+    &["my", "name", "is"],
+    &["name's"],
+    &["on", "behalf", "of"],
+    &["in", "the", "name", "of"],
+    &["under", "the", "name"],
+    &["under", "the", "name", "of"],
+    &["account", "of"],
+    &["signed"],
+];
+/// Words that follow an introduction and are no name.
+const NO_NAMES: &[&str] = &["a", "an", "the", "my", "our", "your", "me", "not", "and", "to", "in", "on", "for", "with", "so"];
+/// Most words of a name.
+const NAME_WORDS_MAX: usize = 2;
+
+/// A word in normal form, without a possessive ending.
+fn fold(word: &str) -> String {
+    let folded = turnflow_state::normalise(word);
+    folded.trim_end_matches("'s").trim_end_matches('.').to_owned()
+}
+
+/// Which words are of a person's name.
+fn names(folded: &[String]) -> Vec<bool> {
+    let mut is_name = vec![false; folded.len()];
+    let mut mark = |from: usize| {
+        for at in from..folded.len().min(from + NAME_WORDS_MAX) {
+            if NO_NAMES.contains(&folded[at].as_str()) || !folded[at].starts_with(char::is_alphabetic) {
+                break;
+            }
+            is_name[at] = true;
+        }
+    };
+    for at in 0..folded.len() {
+        if TITLES.contains(&folded[at].as_str()) {
+            mark(at + 1);
+        }
+        for introduction in INTRODUCTIONS {
+            let ends = at + introduction.len();
+            if ends <= folded.len() && introduction.iter().zip(&folded[at..ends]).all(|(word, found)| word == found) {
+                mark(ends);
+            }
+        }
+    }
+    is_name
+}
 
 /// The word as far as it must agree; None for a word that may differ.
 fn mention(word: &str) -> Option<String> {
@@ -121,6 +200,11 @@ mod tests {
         differ("-5 degrees", "5 degrees");
         differ("\u{2212}5 degrees", "5 degrees");
         differ("a .5 litre pan", "a 5 litre pan");
+        differ("an invoice from Mr. Jones", "an invoice from mr smith");
+        differ("invoices of Dr Ann Lee", "invoices of dr. Ann Low");
+        differ("my name is Ann, where is it", "my name is Bob, where is it");
+        differ("deliver on Monday", "deliver on Tuesday");
+        differ("ordered on 18 march", "ordered on 18 may");
     }
 
     #[test]
@@ -131,6 +215,8 @@ mod tests {
         agree("order kk-48213", "my order (KK-48213)!");
         agree("write to Ann@Mail.example.", "ann@mail.example");
         agree("order １２３", "order 123");
+        agree("invoice from Mr. Jones", "Mr Jones: his invoice");
         assert!(Mentions::of("re-order my pre-order").is_empty());
+        assert!(Mentions::of("you may march on, sir").is_empty());
     }
 }

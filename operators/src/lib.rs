@@ -21,6 +21,7 @@ pub mod guard;
 pub mod jobs;
 pub mod lookup;
 pub mod message;
+pub mod policy;
 pub mod pool;
 pub mod prioritise;
 pub mod recall;

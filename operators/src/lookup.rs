@@ -7,46 +7,23 @@
 //! A query carries what the question retrieves, so that a policy can hold it against what a cached answer rests on. The
 //! present one does not.
 //!
-//! The policy of this stage is [`Policy::judge`]: a cosine of at least a configured value, and nothing mentioned
-//! in one text that the other does not mention.
+//! Whether one of them answers the question is up to the [policy](crate::policy).
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use turnflow_state::{CacheLevel, Stage as StageName, Verdict};
+use turnflow_state::{CacheLevel, HitEvidence, Stage as StageName, Verdict};
 
-use crate::guard::Mentions;
-use crate::message::{Ask, Basis, Candidate, Ending, Found, Near, Outcome, Query, RequestId, Served, Step};
-use crate::shard::Shard;
+use crate::message::{Ask, Basis, Candidate, Ending, Found, Outcome, Query, RequestId, Served, Step};
+use crate::policy::Policy;
+use crate::shard::{Remembered, Shard};
 use crate::shell::Stage;
 
 /// Cached questions that a shard looks at for one query.
 const CANDIDATES_MAX: usize = 8;
-
-/// When a similar question's answer may be served.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Policy {
-    /// Smallest cosine between two questions that share an answer. Above 1, none do.
-    pub similarity_min: f32,
-}
-
-impl Policy {
-    /// Whether a question may be answered with another's answer; the reason when not.
-    ///
-    /// # Errors
-    /// Why not, for the verdict.
-    pub fn judge(&self, question: &Mentions, cached: &Mentions, similarity: f32) -> Result<(), String> {
-        if question != cached {
-            Err(format!("this one mentions {question}, that one {cached}"))
-        } else if similarity < self.similarity_min {
-            Err(format!("{:.2} is required", self.similarity_min))
-        } else {
-            Ok(())
-        }
-    }
-}
 
 /// What goes to a worker's gathering stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,21 +35,22 @@ pub enum ToGather {
 }
 
 /// The core that asks: gives out the turn, and the query to be broadcast.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Lookup {
     /// Index of this worker.
     pub worker: u64,
     /// False switches the semantic cache off.
     pub enabled: bool,
+    /// Prepares the question.
+    pub policy: Arc<Policy>,
 }
 
 impl Lookup {
-    fn query(self, ask: &Ask) -> Option<Query> {
+    fn query(&self, ask: &Ask) -> Option<Query> {
         let vector = ask.vector.clone().filter(|_| self.enabled && ask.may_read_cache())?;
-        let text = ask.turn.text.clone();
+        let question = self.policy.prepare(&ask.turn.text, Some(&vector), ask.about.clone());
         let (scope, at_ms) = (ask.key.scope, ask.turn.at_ms);
-        let retrieved = ask.retrieved.iter().map(Near::of).collect();
-        Some(Query { request: ask.request, asker: self.worker, scope, text, vector, retrieved, at_ms })
+        Some(Query { request: ask.request, asker: self.worker, scope, question, vector, at_ms })
     }
 }
 
@@ -92,14 +70,13 @@ impl Stage for Lookup {
 #[derive(Debug)]
 pub struct Search {
     shard: Rc<RefCell<Shard>>,
-    policy: Policy,
 }
 
 impl Search {
     /// A stage over a worker's shard.
     #[must_use]
-    pub fn new(shard: Rc<RefCell<Shard>>, policy: Policy) -> Self {
-        Self { shard, policy }
+    pub fn new(shard: Rc<RefCell<Shard>>) -> Self {
+        Self { shard }
     }
 }
 
@@ -108,25 +85,16 @@ impl Stage for Search {
     type Output = Found;
 
     fn push(&mut self, query: Query, _now_us: u64, out: &mut Vec<Found>) {
-        let mentions = Mentions::of(&query.text);
         let mut shard = self.shard.borrow_mut();
-        let valid_at = shard.valid_at();
-        let mut hit = None;
+        let (policy, valid_at) = (shard.policy().clone(), shard.valid_at());
+        let mut hit: Option<Candidate> = None;
         let mut near_miss = None;
         for (entry, similarity) in shard.nearest(query.scope, &query.vector, CANDIDATES_MAX, query.at_ms) {
-            match self.policy.judge(&mentions, &entry.mentions, similarity) {
-                Ok(()) => {
-                    hit = Some(Candidate {
-                        entry: entry.id,
-                        similarity,
-                        question: entry.question.clone(),
-                        answer: entry.answer.clone(),
-                        origin: entry.origin.clone(),
-                        refreshed: entry.refreshed,
-                        // Whatever came up to now did not touch it, or it would not be here.
-                        basis: Basis { valid_at: valid_at.max(entry.basis.valid_at), ..entry.basis.clone() },
-                    });
-                    break;
+            match policy.judge(&query.question, &entry.prepared, similarity) {
+                Ok(evidence) => {
+                    if hit.as_ref().is_none_or(|best| evidence.log_odds > best.evidence.log_odds) {
+                        hit = Some(candidate(entry, similarity, evidence, valid_at, query.at_ms));
+                    }
                 }
                 Err(reason) => {
                     near_miss.get_or_insert((similarity, reason));
@@ -137,6 +105,20 @@ impl Stage for Search {
             shard.served(hit.entry);
         }
         out.push(Found { request: query.request, asker: query.asker, hit, near_miss });
+    }
+}
+
+fn candidate(entry: &Remembered, similarity: f32, evidence: HitEvidence, valid_at: u64, at_ms: u64) -> Candidate {
+    Candidate {
+        entry: entry.id,
+        similarity,
+        question: entry.question.clone(),
+        answer: entry.answer.clone(),
+        origin: entry.origin.clone(),
+        refreshed: entry.refreshed,
+        // Whatever came up to now did not touch it, or it would not be here.
+        basis: Basis { valid_at: valid_at.max(entry.basis.valid_at), ..entry.basis.clone() },
+        evidence: HitEvidence { age_ms: at_ms.saturating_sub(entry.created_ms), ..evidence },
     }
 }
 
@@ -169,7 +151,7 @@ impl Gathered {
     fn add(&mut self, found: Found) {
         self.replies += 1;
         // The smaller id breaks ties, so that the outcome does not depend on which shard replies first.
-        let rank = |hit: &Candidate| (hit.similarity, std::cmp::Reverse(hit.entry));
+        let rank = |hit: &Candidate| (hit.evidence.log_odds, std::cmp::Reverse(hit.entry));
         if let Some(hit) = found.hit
             && self.hit.as_ref().is_none_or(|best| rank(&hit) > rank(best))
         {
@@ -201,11 +183,25 @@ impl Gathered {
             question: Some(hit.question),
             origin: Some(hit.origin),
             refreshed: hit.refreshed,
-            reason: "a similar question was answered before, and both mention the same".into(),
+            reason: reason(&hit.evidence),
+            evidence: Some(Box::new(hit.evidence)),
         };
         let served = Served { answer: hit.answer, verdict, basis: Some(hit.basis), offer: None, streamed: false };
         Some(Err(Outcome { ask, ending: Ending::Served(Box::new(served)) }))
     }
+}
+
+fn reason(evidence: &HitEvidence) -> String {
+    let HitEvidence { probability, required, same_article, reasons, .. } = evidence;
+    if reasons.is_empty() {
+        return "a similar question was answered before, and both mention the same".to_owned();
+    }
+    let article = if *same_article { ", and both are clearly about the same article" } else { "" };
+    let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+    format!(
+        "one answer serves both with a probability of {probability:.4}, {required:.4} is required{article}: {}",
+        reasons.join(", ")
+    )
 }
 
 impl Stage for Gather {

@@ -8,9 +8,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use turnflow_models::Lane;
 use turnflow_state::{
-    Answer, ArticleId, CacheControl, CacheEntry, ChunkKey, ConversationId, EntryId, ScopeId, ScoredChunk, Stage,
+    Answer, ArticleId, CacheControl, CacheEntry, ConversationId, EntryId, HitEvidence, ScopeId, ScoredChunk, Stage,
     StageLatencies, Support, TenantId, Tier, Turn, TurnError, TurnEvent, TurnKey, TurnRecord, Verdict, normalise,
 };
+
+use crate::policy::Prepared;
 
 /// A stable hash, for deciding which worker owns something: equal in every process of one build.
 #[must_use]
@@ -120,6 +122,8 @@ pub struct Ask {
     pub retrieved: Vec<ScoredChunk>,
     /// From retrieve: the knowledge base's epoch at that moment.
     pub read_epoch: u64,
+    /// From retrieve: the article that the question is clearly about.
+    pub about: Option<ArticleId>,
     /// From lookup: why no cached answer was served.
     pub missed: String,
     /// From route: who answers.
@@ -147,6 +151,7 @@ impl Ask {
             vector: None,
             retrieved: Vec::new(),
             read_epoch: 0,
+            about: None,
             missed: String::new(),
             tier: Tier::Extractive,
         }
@@ -364,25 +369,6 @@ pub struct Settled {
     pub entry: Option<Box<CacheEntry>>,
 }
 
-/// A chunk that a question retrieves, without its text.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Near {
-    /// Which article.
-    pub article: ArticleId,
-    /// Which content of it, as [`Support`] names it too.
-    pub key: ChunkKey,
-    /// Cosine between question and chunk.
-    pub score: f32,
-}
-
-impl Near {
-    /// A chunk as it was found.
-    #[must_use]
-    pub fn of(found: &ScoredChunk) -> Self {
-        Self { article: found.chunk.id.article.clone(), key: found.chunk.key(), score: found.score }
-    }
-}
-
 /// A question to every shard: what do you know that is similar?
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Query {
@@ -392,12 +378,10 @@ pub struct Query {
     pub asker: u64,
     /// The partition.
     pub scope: ScopeId,
-    /// The question.
-    pub text: String,
+    /// The question, as the policy sees it.
+    pub question: Prepared,
     /// Its vector.
     pub vector: Arc<[f32]>,
-    /// What it retrieves, best first: to be held against what a cached answer rests on.
-    pub retrieved: Arc<[Near]>,
     /// When it was asked, in milliseconds of Unix time.
     pub at_ms: u64,
 }
@@ -419,6 +403,8 @@ pub struct Candidate {
     pub refreshed: bool,
     /// What the answer follows from.
     pub basis: Basis,
+    /// What speaks for it.
+    pub evidence: HitEvidence,
 }
 
 /// One shard's reply to a [`Query`].

@@ -250,11 +250,10 @@ impl Refresh {
             self.stats.dropped += 1;
             return None;
         };
-        let refreshed = wanted.fallen.refreshed || !is_same(&wanted.fallen.answer, &entry.answer);
         Some(Proposal {
             tenant: entry.origin.tenant.clone(),
             basis,
-            entry: Some(Box::new(CacheEntry { refreshed, ..*entry })),
+            entry: Some(Box::new(CacheEntry { refreshed: true, ..*entry })),
             stored: false,
             served: wanted.fallen.served / 2,
             resolution: Some(resolution),

@@ -7,6 +7,7 @@ use turnflow_state::{KnowledgeBase, ScoredChunk, Stage as StageName, StateError,
 
 use crate::jobs::{Came, Jobs, Report};
 use crate::message::{Ask, Outcome, Step};
+use crate::policy::Clarity;
 use crate::pool::Pool;
 use crate::shell::{Stage, Wake};
 
@@ -50,6 +51,7 @@ impl Retriever for PooledRetriever {
 #[derive(Debug)]
 pub struct Retrieve<R> {
     retriever: R,
+    clarity: Clarity,
     jobs: Jobs<Box<Ask>, (), Retrieved>,
     queue: VecDeque<Box<Ask>>,
 }
@@ -57,8 +59,8 @@ pub struct Retrieve<R> {
 impl<R: Retriever> Retrieve<R> {
     /// A stage in front of a retriever.
     #[must_use]
-    pub fn new(retriever: R, wake: &Wake) -> Self {
-        Self { retriever, jobs: Jobs::new(wake), queue: VecDeque::new() }
+    pub fn new(retriever: R, clarity: Clarity, wake: &Wake) -> Self {
+        Self { retriever, clarity, jobs: Jobs::new(wake), queue: VecDeque::new() }
     }
 }
 
@@ -77,6 +79,7 @@ impl<R: Retriever> Stage for Retrieve<R> {
             ask.left(StageName::Retrieve, now_us);
             match result {
                 Some(Ok((retrieved, epoch))) => {
+                    ask.about = self.clarity.article(&retrieved);
                     ask.retrieved = retrieved;
                     ask.read_epoch = epoch;
                     out.push(Ok(ask));

@@ -15,8 +15,8 @@ use turnflow_state::{
     Answer, CacheEntry, ChunkKey, EntryId, IndexConfig, ScopeId, StateError, TenantId, TurnKey, VectorIndex,
 };
 
-use crate::guard::Mentions;
 use crate::message::{Basis, QuestionKey};
+use crate::policy::{Policy, Prepared};
 
 /// Graphs are built in [`Shard::improve`], when there is time: thousands of entries of an earlier run come at once.
 const INDEX: IndexConfig = IndexConfig { moves_per_change: 0, ..IndexConfig::DEFAULT };
@@ -28,8 +28,8 @@ pub struct Remembered {
     pub id: EntryId,
     /// The question as it was asked.
     pub question: String,
-    /// What the question mentions that a question it answers must mention too.
-    pub mentions: Mentions,
+    /// The question as the policy sees it.
+    pub prepared: Prepared,
     /// The answer.
     pub answer: Arc<Answer>,
     /// The turn that was answered first.
@@ -87,6 +87,7 @@ struct Usage {
 /// One worker's part of the caches.
 pub struct Shard {
     limits: ShardLimits,
+    policy: Arc<Policy>,
     entries: HashMap<EntryId, Remembered>,
     by_question: HashMap<QuestionKey, EntryId>,
     by_vector: HashMap<ScopeId, VectorIndex<EntryId>>,
@@ -104,11 +105,12 @@ impl std::fmt::Debug for Shard {
 }
 
 impl Shard {
-    /// An empty shard.
+    /// An empty shard, whose questions a policy will judge.
     #[must_use]
-    pub fn new(limits: ShardLimits) -> Self {
+    pub fn new(limits: ShardLimits, policy: Arc<Policy>) -> Self {
         Self {
             limits,
+            policy,
             entries: HashMap::new(),
             by_question: HashMap::new(),
             by_vector: HashMap::new(),
@@ -133,7 +135,9 @@ impl Shard {
         support: Arc<[ChunkKey]>,
     ) -> Result<Vec<Forgotten>, StateError> {
         let key = QuestionKey::new(entry.scope, &entry.question);
-        let bytes = entry.weight_bytes();
+        let weight = entry.weight_bytes();
+        let prepared = self.policy.prepare(&entry.question, entry.vector.as_deref(), entry.about);
+        let bytes = weight + prepared.bytes();
         if let Some(vector) = entry.vector.filter(|_| self.limits.similar) {
             let index = self.by_vector.entry(entry.scope).or_insert_with(|| VectorIndex::new(INDEX));
             index.insert(entry.id, vector)?;
@@ -149,7 +153,7 @@ impl Shard {
         self.by_question.insert(key.clone(), entry.id);
         let remembered = Remembered {
             id: entry.id,
-            mentions: Mentions::of(&entry.question),
+            prepared,
             question: entry.question,
             answer: entry.answer,
             origin: entry.origin,
@@ -291,6 +295,12 @@ impl Shard {
     /// Notes that everything here is valid at an epoch of the knowledge base.
     pub fn set_valid_at(&mut self, epoch: u64) {
         self.valid_at = self.valid_at.max(epoch);
+    }
+
+    /// What judges the questions.
+    #[must_use]
+    pub const fn policy(&self) -> &Arc<Policy> {
+        &self.policy
     }
 
     /// Entries remembered.

@@ -78,6 +78,8 @@ pub struct Config {
     pub scope: ScopeConfig,
     /// The caches.
     pub cache: CacheConfig,
+    /// When an answer is served to a similar question.
+    pub policy: PolicyConfig,
     /// What is answered anew after an edit.
     pub refresh: RefreshConfig,
     /// The knowledge base.
@@ -175,6 +177,19 @@ section!(
     }
 );
 section!(
+    /// When an answer is served to a similar question.
+    PolicyConfig {
+        /// What judges two questions: `shop` is the verifier that ships, `none` a plain rule, anything else a file.
+        verifier: String,
+        /// Share of hits that may be wrong.
+        delta: f64,
+        /// Least score of a chunk for a question to be clearly about its article.
+        relevance_min: f32,
+        /// Least lead of that chunk over any other article's.
+        margin_min: f32,
+    }
+);
+section!(
     /// What is answered anew, in the background, after an edit.
     RefreshConfig {
         /// Whether anything is.
@@ -240,6 +255,7 @@ impl Config {
             ("language", self.scope.language.as_str()),
             ("system-prompt", &self.scope.system_prompt),
             ("encoder", turnflow_models::MODEL_NAME),
+            ("adapter", &self.encoder.adapter.to_string()),
             ("retrieval", &retrieval),
             ("extractive", &format!("{:?}", self.extractive)),
         ];
@@ -312,6 +328,17 @@ impl Config {
         let similarity = self.cache.similarity_min;
         if !(0.0..=1.0).contains(&similarity) {
             return wrong("cache.similarity-min", &similarity, "must lie between 0 and 1");
+        }
+        let delta = self.policy.delta;
+        if !(delta > 0.0 && delta < 1.0) {
+            return wrong("policy.delta", &delta, "must lie between 0 and 1, as the share of hits that may be wrong");
+        }
+        for (key, value) in
+            [("policy.relevance-min", self.policy.relevance_min), ("policy.margin-min", self.policy.margin_min)]
+        {
+            if !(-1.0..=1.0).contains(&value) {
+                return wrong(key, &value, "must lie between -1 and 1");
+            }
         }
         let confidence = self.extractive.confidence_min;
         if !(-1.0..=1.0).contains(&confidence) {

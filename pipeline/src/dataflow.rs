@@ -16,7 +16,7 @@ use turnflow_operators::commit::{Commit, Committed, EntryNumbers, GroupedJournal
 use turnflow_operators::dedupe::{Boxes, Dedupe, Settle};
 use turnflow_operators::embed::Embed;
 use turnflow_operators::generate::Generate;
-use turnflow_operators::lookup::{Gather, Lookup, Policy, Search, ToGather};
+use turnflow_operators::lookup::{Gather, Lookup, Search, ToGather};
 use turnflow_operators::message::{Ask, Ended, Found, Notice, RequestId, Settlement, ToCommit};
 use turnflow_operators::recall::{Recall, RecallLimits};
 use turnflow_operators::refresh::RefreshLimits;
@@ -72,7 +72,7 @@ impl Blueprint {
     /// Puts up both dataflows and works until the entrances are closed and everything inside has ended.
     pub(crate) fn work(&self, worker: &mut Worker) {
         let index = worker.index();
-        let shard = Rc::new(RefCell::new(Shard::new(self.shard_limits(worker.peers()))));
+        let shard = Rc::new(RefCell::new(Shard::new(self.shard_limits(worker.peers()), self.parts.policy.clone())));
         let boxes = Boxes::default();
         let parts = validity::Parts {
             shared: self.validity.clone(),
@@ -137,7 +137,6 @@ impl Blueprint {
             turns_per_conversation_max: config.limits.turns_per_conversation_max,
             history_turns_max: config.conversation.history_turns_max,
         };
-        let policy = Policy { similarity_min: config.cache.similarity_min };
         let retriever = PooledRetriever {
             knowledge: parts.knowledge.clone(),
             pool: self.searchers.clone(),
@@ -171,14 +170,17 @@ impl Blueprint {
             let background = self.background[worker_port(index)].stream(scope);
             let (retrieved, unretrieved) =
                 stage(scope.concatenate([embedded, background]), Local, "retrieve", clock, |wake| {
-                    Retrieve::new(retriever, wake)
+                    Retrieve::new(retriever, parts.policy.clarity(), wake)
                 })
                 .ok_err(|step| step);
 
-            let (asking, queries) =
-                stage(retrieved, Local, "lookup", clock, |_| Lookup { worker: index, enabled: semantic })
-                    .ok_err(|asked| asked);
-            let found = stage(queries.broadcast(), Local, "search", clock, |_| Search::new(shard.clone(), policy))
+            let (asking, queries) = stage(retrieved, Local, "lookup", clock, |_| Lookup {
+                worker: index,
+                enabled: semantic,
+                policy: parts.policy.clone(),
+            })
+            .ok_err(|asked| asked);
+            let found = stage(queries.broadcast(), Local, "search", clock, |_| Search::new(shard.clone()))
                 .exchange(|found: &Found| found.asker)
                 .map(ToGather::Reply);
             let gathered = scope.concatenate([asking.map(ToGather::Turn), found]);

@@ -29,8 +29,9 @@ pub use error::PipelineError;
 pub use knowledge::{
     ArticleChanged, ArticleDraft, ChangeEvent, DraftContent, DraftError, Knowledge, Prepared, Receipt,
 };
-pub use parts::Parts;
+pub use parts::{Parts, policy};
 pub use pipeline::{Pipeline, PipelineStats};
+pub use turnflow_operators::guard::Mentions;
 pub use turnflow_operators::refresh::RefreshStats;
 pub use turnflow_operators::validity::{Fall, Invalidated};
 pub use validity::{Forecast, ValidityStats};

@@ -1,13 +1,17 @@
 //! What a pipeline works with: store, knowledge base, encoder, tier.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use turnflow_models::{
-    AXES, Encoder, EncoderEngine, EncoderHandle, Extractive, ModelFiles, TierEngine, TierHandle, principal_axes,
+    AXES, Encoder, EncoderEngine, EncoderHandle, Extractive, ModelFiles, TierEngine, TierHandle, Verifier,
+    principal_axes,
 };
+use turnflow_operators::policy::{Clarity, Policy};
 use turnflow_operators::validity::Axes;
 use turnflow_state::{KnowledgeBase, Store};
 
+use crate::config::PolicyConfig;
 use crate::{Config, PipelineError};
 
 /// Everything a pipeline works with. Made once, by the composition root; clones share it.
@@ -21,6 +25,8 @@ pub struct Parts {
     pub encoder: EncoderHandle,
     /// Writes answers.
     pub tier: TierHandle,
+    /// Judges similar questions.
+    pub policy: Arc<Policy>,
     /// Axes along which questions and chunks are compared first.
     pub axes: Axes,
 }
@@ -35,9 +41,24 @@ impl Parts {
         let knowledge = Arc::new(KnowledgeBase::load(store.clone(), config.knowledge.cache_bytes)?);
         let extractive = Extractive::new(encoder.clone(), config.extractive.clone());
         let tier = TierEngine::start(Arc::new(extractive), config.tier)?;
-        let axes = axes();
-        Ok(Self { store, knowledge, encoder, tier, axes })
+        let (policy, axes) = (Arc::new(policy(config)?), axes());
+        Ok(Self { store, knowledge, encoder, tier, policy, axes })
     }
+}
+
+/// The hit policy of a configuration.
+///
+/// # Errors
+/// [`PipelineError`] when the verifier's file cannot be read.
+pub fn policy(config: &Config) -> Result<Policy, PipelineError> {
+    let PolicyConfig { verifier, delta, relevance_min, margin_min } = &config.policy;
+    let verifier = match verifier.as_str() {
+        "none" => None,
+        "shop" => Some(Verifier::shop()),
+        path => Some(Verifier::load(Path::new(path))?),
+    };
+    let clarity = Clarity { relevance_min: *relevance_min, margin_min: *margin_min };
+    Ok(Policy::new(clarity, config.cache.similarity_min, verifier.map(Arc::new), *delta))
 }
 
 fn axes() -> Axes {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ChunkId, ChunkKey, ContentHash, EntryId, ScopeId, ScoredChunk, Source, Tier, TurnKey, Usage};
+use crate::{ArticleId, ChunkId, ChunkKey, ContentHash, EntryId, ScopeId, ScoredChunk, Source, Tier, TurnKey, Usage};
 
 /// An answer as a tier wrote it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -81,6 +81,8 @@ pub struct CacheEntry {
     pub support: Arc<Support>,
     /// The turn that was answered first.
     pub origin: TurnKey,
+    /// The article that the question is clearly about, if it is.
+    pub about: Option<ArticleId>,
     /// Whether its answer was made anew since, after a change of the knowledge base; then its sources name what it rests on.
     pub refreshed: bool,
     /// When that turn was said, in milliseconds since 1970.

@@ -35,6 +35,7 @@ pub(crate) fn record(tenant: &str, conversation: &str, turn: &str) -> TurnRecord
         question: None,
         origin: Some(turn.key()),
         refreshed: true,
+        evidence: None,
         reason: "similar".to_owned(),
     };
     let completion = Completion {
@@ -117,6 +118,7 @@ pub(crate) fn entry(entry_id: EntryId, tenant: &str, vector: &[f32]) -> CacheEnt
         answer: answer(),
         support: Arc::new(support),
         origin: turn_key(tenant, "c", "t"),
+        about: None,
         refreshed: true,
         created_ms: 1_700_000_000_123,
     }

@@ -39,5 +39,5 @@ pub use store::{
 pub use text::normalise;
 pub use turn::{
     CacheControl, CacheLevel, Channel, Completion, Stage, StageLatencies, Tier, Turn, TurnError, TurnErrorKind,
-    TurnEvent, TurnRecord, Usage, Verdict,
+    HitEvidence, HitReason, TurnEvent, TurnRecord, Usage, Verdict,
 };

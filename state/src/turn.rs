@@ -213,6 +213,60 @@ pub struct Verdict {
     pub refreshed: bool,
     /// In a few words, why.
     pub reason: String,
+    /// What spoke for a semantic hit.
+    pub evidence: Option<Box<HitEvidence>>,
+}
+
+/// What spoke for serving a similar question's answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HitEvidence {
+    /// How likely it is that one answer serves both questions, by the verifier.
+    pub probability: f32,
+    /// The same as log odds: tells apart what is nearly certain.
+    pub log_odds: f32,
+    /// The probability that was required.
+    pub required: f32,
+    /// Upper bound of the share of wrong answers among hits with what was required; 1 where nothing is known of it.
+    pub error_max: f32,
+    /// Whether both questions are clearly about the same article.
+    pub same_article: bool,
+    /// What decided, the strongest first.
+    pub reasons: Vec<HitReason>,
+    /// Age of the answer, in milliseconds.
+    pub age_ms: u64,
+}
+
+impl HitEvidence {
+    /// Of a rule that knows nothing but a cosine.
+    #[must_use]
+    pub const fn by_similarity(similarity: f32) -> Self {
+        Self {
+            probability: similarity,
+            log_odds: similarity,
+            required: similarity,
+            error_max: 1.0,
+            same_article: false,
+            reasons: Vec::new(),
+            age_ms: 0,
+        }
+    }
+}
+
+/// A property of two questions that helped to decide.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HitReason {
+    /// Which.
+    pub name: String,
+    /// Its value.
+    pub value: f32,
+    /// By how much it moved the log odds, compared with an average pair.
+    pub weight: f32,
+}
+
+impl std::fmt::Display for HitReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:.2} ({:+.1})", self.name, self.value, self.weight)
+    }
 }
 
 /// What ends a turn well.

@@ -5,6 +5,7 @@ mod demo;
 mod kb;
 mod models;
 mod open;
+mod policy;
 mod replay;
 mod serve;
 mod signal;
@@ -17,7 +18,7 @@ use turnflow_models::{ModelHome, default_home};
 use turnflow_pipeline::Config;
 
 use crate::chat;
-use crate::cli::{Cli, Command, ModelsCommand};
+use crate::cli::{Cli, Command, ModelsCommand, PolicyCommand};
 use crate::failure::Failure;
 
 /// What every command has in hand.
@@ -79,6 +80,8 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Demo(args) => demo::run(&context, &args),
         Command::Replay(args) => replay::run_command(&context, &args),
         Command::Kb(command) => open::runtime()?.block_on(kb::run(&context, command)),
+        Command::Policy(PolicyCommand::Fit(args)) => policy::run_fit(&context, &args),
+        Command::Policy(PolicyCommand::Eval(args)) => policy::run_eval(&context, &args),
         Command::Models(ModelsCommand::Pull { from }) => models::pull(&context, from),
         Command::Models(ModelsCommand::List) => models::list(&context),
         Command::Chat(args) => {

@@ -61,7 +61,7 @@ impl std::fmt::Display for Evidence {
 }
 
 /// A question prepared for comparing.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Profile {
     words: Words,
     purpose: Vec<f32>,

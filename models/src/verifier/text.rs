@@ -78,7 +78,7 @@ impl Rarity {
 }
 
 /// The words of a question, prepared for comparing.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Words {
     /// In the order of the text.
     spoken: Vec<u32>,

@@ -50,6 +50,7 @@ pub(crate) fn entry(id: u64, scope: ScopeId, question: &str, vector: Option<Vec<
         support: Arc::new(Support { chunks: Vec::new(), kth_score: 0.0, read_epoch: 0 }),
         created_ms: id,
         origin: turn("c0", &format!("t{id}"), question).key(),
+        about: None,
         refreshed: false,
     }
 }

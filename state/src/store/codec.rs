@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::Column;
-use crate::{Answer, CacheEntry, ChunkId, EntryId, ScopeId, StateError, Support, TurnKey};
+use crate::{Answer, ArticleId, CacheEntry, ChunkId, EntryId, ScopeId, StateError, Support, TurnKey};
 
 /// A cached answer as it is kept: without its id, which is the key, and without the answer, which is a column of its
 /// own so that entries can be walked through without reading every text.
@@ -21,14 +21,15 @@ pub(super) struct StoredEntry {
     pub(super) vector: Option<Arc<[f32]>>,
     pub(super) support: Arc<Support>,
     pub(super) origin: TurnKey,
+    pub(super) about: Option<ArticleId>,
     pub(super) refreshed: bool,
     pub(super) created_ms: u64,
 }
 
 impl StoredEntry {
     pub(super) fn with_answer(self, id: EntryId, answer: Arc<Answer>) -> CacheEntry {
-        let Self { scope, question, vector, support, origin, refreshed, created_ms } = self;
-        CacheEntry { id, scope, question, vector, answer, support, origin, refreshed, created_ms }
+        let Self { scope, question, vector, support, origin, about, refreshed, created_ms } = self;
+        CacheEntry { id, scope, question, vector, answer, support, origin, about, refreshed, created_ms }
     }
 }
 

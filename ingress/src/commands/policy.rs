@@ -1,0 +1,282 @@
+//! `policy fit` and `policy eval`: make a verifier from labelled questions, and say how good one is.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Serialize;
+use turnflow_models::{
+    CONFIDENCE, Evidence, FitOptions, FitReport, FitStage, PairExample, QuestionExample, Verifier, fit,
+};
+use turnflow_pipeline::{Mentions, Pipeline, policy};
+use turnflow_state::{ArticleId, TenantId};
+
+use super::{Context, open, replay};
+use crate::cli::{PolicyEvalArgs, PolicyFitArgs};
+use crate::examples::{Examples, Pair};
+use crate::failure::Failure;
+use crate::grpc::TENANT_DEFAULT;
+use crate::kb_file::read_articles;
+use crate::policy_report::{Accepts, Recalls, Reliability, reliability_svg};
+use crate::progress::{Meter, Unit};
+
+/// Texts that are encoded together.
+const BATCH: usize = 256;
+/// Errors that a fitted verifier is reported for.
+const DELTAS: [f64; 4] = [0.005, 0.01, 0.02, 0.05];
+
+pub(super) fn run_fit(context: &Context, args: &PolicyFitArgs) -> Result<(), Failure> {
+    let examples = Examples::read(&args.data, &args.source)?;
+    let prepared = prepare(context, &examples, args.kb.as_ref())?;
+    let questions: Vec<(usize, QuestionExample)> = prepared
+        .iter()
+        .enumerate()
+        .filter_map(|(at, text)| {
+            let label = examples.labels[at].clone()?;
+            let Text { vector, mentions, article } = text.clone();
+            let article = article.map(|article| article.to_string());
+            let mentions = mentions.to_string();
+            Some((at, QuestionExample { text: examples.texts[at].clone(), vector, label, mentions, article }))
+        })
+        .collect();
+    let place: BTreeMap<usize, usize> = questions.iter().enumerate().map(|(place, (at, _))| (*at, place)).collect();
+    // A pair that mentions different things never comes before the verifier.
+    let comes = |pair: &&Pair| prepared[pair.a].mentions == prepared[pair.b].mentions;
+    let pairs: Vec<PairExample> = examples
+        .pairs
+        .iter()
+        .filter(comes)
+        .filter_map(|pair| Some(PairExample { a: *place.get(&pair.a)?, b: *place.get(&pair.b)?, same: pair.same }))
+        .collect();
+    let questions: Vec<QuestionExample> = questions.into_iter().map(|(_, question)| question).collect();
+    let options = FitOptions { held_out_labels: args.held_out_labels, seed: args.seed, ..FitOptions::default() };
+    let mut told = None;
+    let (verifier, report) = fit(&questions, &pairs, &options, &mut |stage, step, loss| {
+        let what = match stage {
+            FitStage::Projection => "training the projection",
+            FitStage::Network => "training the network",
+            FitStage::Calibration => "calibrating",
+        };
+        if told != Some(stage) || (stage == FitStage::Projection && step % 100 == 0) || stage == FitStage::Network {
+            eprintln!("{what}: step {step}, loss {loss:.4}");
+        }
+        told = Some(stage);
+    })?;
+    verifier.save(&args.out)?;
+    let outcome = Fitted::of(&verifier, &report, &args.out);
+    context.print(&outcome, &outcome)
+}
+
+pub(super) fn run_eval(context: &Context, args: &PolicyEvalArgs) -> Result<(), Failure> {
+    let examples = Examples::read(&args.data, &args.source)?;
+    let verifier = match &args.verifier {
+        None => Verifier::shop(),
+        Some(path) => Verifier::load(path)?,
+    };
+    let prepared = prepare(context, &examples, args.kb.as_ref())?;
+    let profiles: Vec<_> =
+        examples.texts.iter().zip(&prepared).map(|(text, prepared)| verifier.profile(text, &prepared.vector)).collect();
+    let judged: Vec<Judged<'_>> = examples
+        .pairs
+        .iter()
+        .map(|pair| {
+            let (a, b) = (&prepared[pair.a], &prepared[pair.b]);
+            let cosine = turnflow_models::dot(&a.vector, &b.vector);
+            let score = if a.mentions == b.mentions {
+                verifier.compare(&profiles[pair.a], &profiles[pair.b], cosine).log_odds
+            } else {
+                f32::NEG_INFINITY
+            };
+            let evidence =
+                if a.article.is_some() && a.article == b.article { Evidence::SameArticle } else { Evidence::Unsure };
+            Judged { pair, score, cosine, evidence }
+        })
+        .collect();
+    let delta = context.config.policy.delta;
+    let outcome = Evaluation::of(&judged, &verifier, delta);
+    if let Some(path) = &args.report {
+        let svg = reliability_svg(&outcome.reliability);
+        std::fs::write(path, svg).map_err(|error| anyhow::anyhow!("cannot write {}: {error}", path.display()))?;
+    }
+    context.print(&outcome, &outcome)
+}
+
+/// A text and what the policy needs to know of it.
+#[derive(Clone)]
+pub(super) struct Text {
+    pub(super) vector: Arc<[f32]>,
+    pub(super) mentions: Mentions,
+    pub(super) article: Option<ArticleId>,
+}
+
+/// Encodes texts, and finds the article that each is clearly about when there is a knowledge base.
+fn prepare(context: &Context, examples: &Examples, kb: Option<&PathBuf>) -> Result<Vec<Text>, Failure> {
+    let articles = kb.map(|path| read_articles(path, &context.config.limits)).transpose()?.unwrap_or_default();
+    let tenant = TenantId::new(TENANT_DEFAULT).map_err(anyhow::Error::from)?;
+    let mut config = context.config.clone();
+    // What is made here needs no verifier.
+    "none".clone_into(&mut config.policy.verifier);
+    let context = &Context { config, config_file: context.config_file.clone(), json: context.json };
+    let folder = replay::temporary_folder()?;
+    let parts = open::parts(context, open::store(context, folder.path())?)?;
+    let clarity = policy(&context.config)?.clarity();
+    open::runtime()?.block_on(async {
+        let pipeline = Pipeline::start(&context.config, &parts)?;
+        open::import(&pipeline.knowledge(), &tenant, articles).await?;
+        pipeline.shutdown().await;
+        Ok::<_, Failure>(())
+    })?;
+    let mut order: Vec<usize> = (0..examples.texts.len()).collect();
+    order.sort_by_key(|&at| examples.texts[at].len());
+    let mut meter = Meter::new("encoding", Unit::Things("texts"), Some(order.len() as u64));
+    let mut prepared: Vec<Option<Text>> = vec![None; order.len()];
+    for (done, batch) in order.chunks(BATCH).enumerate() {
+        let texts = batch.iter().map(|&at| examples.texts[at].clone()).collect();
+        let vectors = parts.encoder.encode_blocking(texts).map_err(anyhow::Error::from)?;
+        for (&at, vector) in batch.iter().zip(vectors) {
+            let found = parts.knowledge.search(&tenant, &vector, context.config.knowledge.chunks_retrieved)?;
+            let mentions = Mentions::of(&examples.texts[at]);
+            prepared[at] = Some(Text { vector, mentions, article: clarity.article(&found) });
+        }
+        meter.set((done * BATCH + batch.len()) as u64);
+    }
+    Ok(prepared.into_iter().flatten().collect())
+}
+
+/// A pair and what the verifier made of it.
+struct Judged<'a> {
+    pair: &'a Pair,
+    score: f32,
+    cosine: f32,
+    evidence: Evidence,
+}
+
+/// What a fit came to.
+#[derive(Serialize)]
+struct Fitted {
+    verifier: PathBuf,
+    questions_trained: usize,
+    questions_calibrated: usize,
+    pairs: usize,
+    loss: f32,
+    levels: Vec<FittedLevel>,
+}
+
+#[derive(Serialize)]
+struct FittedLevel {
+    evidence: Evidence,
+    delta: f64,
+    /// None when no score keeps the error that low.
+    probability_min: Option<f32>,
+    accepted: u32,
+    wrong: u32,
+    error_max: Option<f64>,
+}
+
+impl Fitted {
+    fn of(verifier: &Verifier, report: &FitReport, out: &std::path::Path) -> Self {
+        let level = |evidence, delta| {
+            let level = verifier.level(evidence, delta);
+            FittedLevel {
+                evidence,
+                delta,
+                probability_min: level.map(|level| 1.0 / (1.0 + (-level.log_odds_min).exp())),
+                accepted: level.map_or(0, |level| level.accepted),
+                wrong: level.map_or(0, |level| level.wrong),
+                error_max: level.map(|level| level.error_max),
+            }
+        };
+        Self {
+            verifier: out.to_owned(),
+            questions_trained: report.trained,
+            questions_calibrated: report.calibrated,
+            pairs: report.pairs,
+            loss: report.loss,
+            levels: Evidence::ALL.iter().flat_map(|&e| DELTAS.map(|delta| level(e, delta))).collect(),
+        }
+    }
+}
+
+impl fmt::Display for Fitted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "trained on {} questions and {} pairs, calibrated on {} other questions; written to {}",
+            self.questions_trained,
+            self.pairs,
+            self.questions_calibrated,
+            self.verifier.display()
+        )?;
+        for level in &self.levels {
+            let delta = level.delta * 100.0;
+            match (level.probability_min, level.error_max) {
+                (Some(probability), Some(error_max)) => writeln!(
+                    f,
+                    "  {}: at most {delta} % wrong needs {probability:.5}; {} of {} were wrong, at most {:.2} % with {:.0} % confidence",
+                    level.evidence, level.wrong, level.accepted, error_max * 100.0, CONFIDENCE * 100.0
+                )?,
+                _ => writeln!(f, "  {}: at most {delta} % wrong cannot be shown for any score", level.evidence)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How good a verifier is on pairs.
+#[derive(Serialize)]
+struct Evaluation {
+    delta: f64,
+    /// Recall at bounded false accepts, of the verifier and of the cosine, by source.
+    recalls: Vec<Recalls>,
+    /// What the policy accepts, by source and kind.
+    accepts: Vec<Accepts>,
+    reliability: Vec<Reliability>,
+}
+
+impl Evaluation {
+    fn of(judged: &[Judged<'_>], verifier: &Verifier, delta: f64) -> Self {
+        let mut by_source = BTreeMap::<&str, Vec<&Judged<'_>>>::new();
+        let mut by_kind = BTreeMap::<(&str, &str, bool), Vec<&Judged<'_>>>::new();
+        for one in judged {
+            let pair = one.pair;
+            by_source.entry("all").or_default().push(one);
+            by_source.entry(&pair.source).or_default().push(one);
+            by_kind.entry((&pair.source, &pair.kind, pair.personal)).or_default().push(one);
+        }
+        let scored = |of: &[&Judged<'_>], score: fn(&Judged<'_>) -> f32| {
+            of.iter().map(|one| (score(one), one.pair.same)).collect::<Vec<_>>()
+        };
+        let levels = Evidence::ALL.map(|evidence| (evidence, verifier.level(evidence, delta)));
+        let is_accepted = |one: &Judged<'_>| {
+            let level = levels.iter().find(|(evidence, _)| *evidence == one.evidence).and_then(|(_, level)| *level);
+            level.is_some_and(|level| one.score >= level.log_odds_min)
+        };
+        let recalls = by_source
+            .iter()
+            .map(|(source, of)| Recalls::of(source, &scored(of, |one| one.score), &scored(of, |one| one.cosine)))
+            .collect();
+        let accepts = by_kind.iter().map(|((source, kind, personal), of)| Accepts {
+            source: (*source).to_owned(),
+            kind: (*kind).to_owned(),
+            personal: *personal,
+            pairs: of.len(),
+            same: of.iter().filter(|one| one.pair.same).count(),
+            accepted: of.iter().filter(|one| is_accepted(one)).count(),
+            accepted_wrong: of.iter().filter(|one| !one.pair.same && is_accepted(one)).count(),
+        });
+        let reliability = Reliability::of(&scored(&by_source.get("all").cloned().unwrap_or_default(), |one| one.score));
+        Self { delta, recalls, accepts: accepts.collect(), reliability }
+    }
+}
+
+impl fmt::Display for Evaluation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "recall at 1 % and 5 % false accepts (cosine alone)")?;
+        self.recalls.iter().try_for_each(|recalls| write!(f, "  {recalls}"))?;
+        writeln!(f, "what the policy accepts at {} % wrong", self.delta * 100.0)?;
+        self.accepts.iter().try_for_each(|accepts| write!(f, "  {accepts}"))?;
+        writeln!(f, "probability told and share that was right")?;
+        self.reliability.iter().try_for_each(|bin| write!(f, "  {bin}"))
+    }
+}

@@ -1,0 +1,131 @@
+//! Reads labelled questions and pairs of questions, for fitting and judging a verifier.
+//!
+//! A line of JSONL is one of three: `{"text", "label"}`, a question and the name of its answer; a turn of a labelled log,
+//! whose label is the article in `gold.kb_id`; and `{"a", "b", "same_answer"}`, two questions and whether one answer serves
+//! both. `source` and `kind`, where they are given, are told apart in reports. Everything else is ignored.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use serde::Deserialize;
+use turnflow_state::normalise;
+
+use crate::lines::{BadLine, Lines, parse_line};
+
+/// Questions and pairs, each text once.
+#[derive(Debug, Default)]
+pub struct Examples {
+    /// The texts, each once in normal form.
+    pub texts: Vec<String>,
+    /// The label of each text, where it has one.
+    pub labels: Vec<Option<String>>,
+    /// Pairs of places in `texts`.
+    pub pairs: Vec<Pair>,
+    places: HashMap<String, usize>,
+}
+
+/// Two questions.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    /// One, by its place.
+    pub a: usize,
+    /// The other.
+    pub b: usize,
+    /// Whether one answer serves both.
+    pub same: bool,
+    /// Where it comes from.
+    pub source: String,
+    /// What kind of pair it is.
+    pub kind: String,
+    /// Whether the answer depends on who asks.
+    pub personal: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Row {
+    Pair {
+        a: String,
+        b: String,
+        same_answer: bool,
+        #[serde(default)]
+        source: String,
+        #[serde(default)]
+        kind: String,
+        #[serde(default)]
+        personal: bool,
+    },
+    Question {
+        text: String,
+        label: String,
+        #[serde(default)]
+        source: String,
+    },
+    Turn {
+        text: String,
+        gold: RowGold,
+    },
+}
+
+#[derive(Deserialize)]
+struct RowGold {
+    kind: String,
+    #[serde(default)]
+    kb_id: Option<String>,
+    #[serde(default)]
+    source: String,
+}
+
+impl Examples {
+    /// Reads files; `sources`, where any are named, leaves the rows of all others out.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or the first bad line with file and number.
+    pub fn read(paths: &[PathBuf], sources: &[String]) -> anyhow::Result<Self> {
+        let mut examples = Self::default();
+        let wanted = |source: &str| sources.is_empty() || sources.iter().any(|named| named == source);
+        for path in paths {
+            let name = path.display().to_string();
+            let file = File::open(path).with_context(|| format!("cannot open {name}"))?;
+            let mut lines = Lines::new(BufReader::new(file), &name);
+            while let Some(line) = lines.next_line().with_context(|| format!("cannot read {name}"))? {
+                let (number, line) = line?;
+                let row: Row = parse_line(&line).map_err(|_| {
+                    let expected = "neither a question (text, label), nor a labelled turn (text, gold), nor a pair (a, b, same_answer)";
+                    BadLine::new(lines.file(), number, expected)
+                })?;
+                match row {
+                    Row::Pair { a, b, same_answer, source, kind, personal } if wanted(&source) => {
+                        let (a, b) = (examples.place(&a), examples.place(&b));
+                        examples.pairs.push(Pair { a, b, same: same_answer, source, kind, personal });
+                    }
+                    Row::Question { text, label, source } if wanted(&source) => examples.label(&text, label),
+                    Row::Turn { text, gold: RowGold { kind, kb_id: Some(label), source } }
+                        if kind == "kb" && wanted(&source) =>
+                    {
+                        examples.label(&text, label);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(examples)
+    }
+
+    fn place(&mut self, text: &str) -> usize {
+        *self.places.entry(normalise(text)).or_insert_with(|| {
+            self.texts.push(text.to_owned());
+            self.labels.push(None);
+            self.texts.len() - 1
+        })
+    }
+
+    /// A text that has a label already keeps it.
+    fn label(&mut self, text: &str, label: String) {
+        let place = self.place(text);
+        self.labels[place].get_or_insert(label);
+    }
+}

@@ -1,0 +1,180 @@
+//! The hit policy: when a cached answer may be served to a similar question.
+//!
+//! *Contract*: a hit needs three things. Both questions mention the same numbers, names and addresses
+//! ([guard](crate::guard)). The verifier finds it likely that one answer serves both, by as much as keeps the error of
+//! such hits below δ, which depends on what the knowledge base says of the two questions. And neither mood nor clock plays
+//! a part: the same pair is judged the same. Without a verifier a plain rule stands in for it, a cosine of at least a
+//! configured value, which promises nothing.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use turnflow_models::{Evidence, Level, Profile, Verifier};
+use turnflow_state::{ArticleId, HitEvidence, HitReason, ScoredChunk};
+
+use crate::guard::Mentions;
+
+/// When a question is clearly about an article.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Clarity {
+    /// Least score of its best chunk.
+    pub relevance_min: f32,
+    /// Least lead of that chunk over the best one of any other article.
+    pub margin_min: f32,
+}
+
+impl Clarity {
+    /// The article that a question is clearly about, given what it retrieves, best first.
+    #[must_use]
+    pub fn article(&self, retrieved: &[ScoredChunk]) -> Option<ArticleId> {
+        let best = retrieved.first()?;
+        let article = &best.chunk.id.article;
+        // Where all are of one article, whatever was not retrieved scores at most as much as the last.
+        let other = retrieved.iter().find(|found| found.chunk.id.article != *article).or(retrieved.last())?;
+        let is_clear = best.score >= self.relevance_min && best.score - other.score >= self.margin_min;
+        is_clear.then(|| article.clone())
+    }
+}
+
+/// A question as the policy sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Prepared {
+    /// What it mentions.
+    pub mentions: Mentions,
+    /// What the verifier makes of it; None when there is no verifier.
+    pub profile: Option<Profile>,
+    /// The article that it is clearly about.
+    pub about: Option<ArticleId>,
+}
+
+impl Prepared {
+    /// What it takes in memory beyond itself, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.profile.as_ref().map_or(0, Profile::bytes)
+    }
+}
+
+/// Decides about pairs of questions.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    clarity: Clarity,
+    similarity_min: f32,
+    verifier: Option<Arc<Verifier>>,
+    /// What is needed, by [`Evidence`].
+    levels: [Option<Level>; 2],
+    delta: f64,
+}
+
+impl Policy {
+    /// A policy that keeps the error of hits below `delta` by a verifier; by a cosine of `similarity_min` alone without one.
+    #[must_use]
+    pub fn new(clarity: Clarity, similarity_min: f32, verifier: Option<Arc<Verifier>>, delta: f64) -> Self {
+        let level = |evidence| verifier.as_ref().and_then(|verifier| verifier.level(evidence, delta));
+        Self { clarity, similarity_min, levels: Evidence::ALL.map(level), verifier, delta }
+    }
+
+    /// A question ready to be judged; `vector` is the encoder's, `about` from [`Clarity::article`].
+    #[must_use]
+    pub fn prepare(&self, question: &str, vector: Option<&[f32]>, about: Option<ArticleId>) -> Prepared {
+        let profile = self.verifier.as_ref().zip(vector).map(|(verifier, vector)| verifier.profile(question, vector));
+        Prepared { mentions: Mentions::of(question), profile, about }
+    }
+
+    /// When a question is clearly about an article.
+    #[must_use]
+    pub const fn clarity(&self) -> Clarity {
+        self.clarity
+    }
+
+    /// Whether a question may be answered with another's answer; `similarity` is the cosine of their vectors.
+    ///
+    /// # Errors
+    /// Why not, for the verdict.
+    pub fn judge(&self, asked: &Prepared, cached: &Prepared, similarity: f32) -> Result<HitEvidence, String> {
+        if asked.mentions != cached.mentions {
+            return Err(format!("this one mentions {}, that one {}", asked.mentions, cached.mentions));
+        }
+        let (Some(verifier), Some(a), Some(b)) = (&self.verifier, &asked.profile, &cached.profile) else {
+            return if similarity < self.similarity_min {
+                Err(format!("{:.2} is required", self.similarity_min))
+            } else {
+                Ok(HitEvidence::by_similarity(similarity))
+            };
+        };
+        let same_article = asked.about.is_some() && asked.about == cached.about;
+        let (evidence, level) =
+            if same_article { (Evidence::SameArticle, &self.levels[0]) } else { (Evidence::Unsure, &self.levels[1]) };
+        let comparison = verifier.compare(a, b, similarity);
+        let Some(level) = level else {
+            return Err(format!("{evidence}, and without that no score keeps the error below {}", percent(self.delta)));
+        };
+        let required = probability(level.log_odds_min);
+        let reasons = || {
+            let reasons = verifier.reasons(a, b, &comparison).into_iter();
+            reasons.map(|reason| HitReason { name: reason.name.to_owned(), value: reason.value, weight: reason.weight })
+        };
+        if comparison.log_odds < level.log_odds_min {
+            let against: Vec<String> = reasons().filter(|reason| reason.weight < 0.0).map(|r| r.to_string()).collect();
+            let against = if against.is_empty() { String::new() } else { format!("; against it: {}", against.join(", ")) };
+            return Err(format!(
+                "one answer serves both with a probability of {:.4}, and {required:.4} is required where {evidence}{against}",
+                comparison.probability()
+            ));
+        }
+        Ok(HitEvidence {
+            probability: comparison.probability(),
+            log_odds: comparison.log_odds,
+            required,
+            #[expect(clippy::cast_possible_truncation, reason = "a rate from 0 to 1")]
+            error_max: level.error_max as f32,
+            same_article,
+            reasons: reasons().collect(),
+            age_ms: 0,
+        })
+    }
+}
+
+fn probability(log_odds: f32) -> f32 {
+    1.0 / (1.0 + (-log_odds).exp())
+}
+
+fn percent(share: f64) -> String {
+    format!("{} %", (share * 10_000.0).round() / 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use turnflow_state::{Chunk, ChunkId, ContentHash, TenantId};
+
+    use super::*;
+
+    fn found(article: &str, score: f32) -> ScoredChunk {
+        let chunk = Chunk {
+            id: ChunkId {
+                tenant: TenantId::new("t").expect("an id"),
+                article: ArticleId::new(article).expect("an id"),
+                ordinal: 0,
+            },
+            version: 1,
+            title: "title".into(),
+            text: "text".into(),
+            hash: ContentHash::of("title", "text"),
+            vector: Arc::new([]),
+            since: 0,
+        };
+        ScoredChunk { chunk: Arc::new(chunk), score }
+    }
+
+    #[test]
+    fn clear_is_what_is_near_and_stands_out() {
+        let clarity = Clarity { relevance_min: 0.5, margin_min: 0.1 };
+        let about = |found: &[ScoredChunk]| clarity.article(found).map(|article| article.to_string());
+        assert_eq!(about(&[found("a", 0.7), found("a", 0.69), found("b", 0.5)]).as_deref(), Some("a"));
+        assert_eq!(about(&[found("a", 0.7), found("b", 0.65)]), None, "too close");
+        assert_eq!(about(&[found("a", 0.4), found("b", 0.1)]), None, "not near");
+        assert_eq!(about(&[found("a", 0.7), found("a", 0.65)]), None, "another may score as much as the last");
+        assert_eq!(about(&[found("a", 0.7), found("a", 0.5)]).as_deref(), Some("a"));
+        assert_eq!(about(&[]), None);
+    }
+}

@@ -1,88 +1,12 @@
-//! Reads a log of customer turns from JSONL, one turn at a time.
+//! Our own format: one turn per line.
 //!
 //! A line needs `conversation_id`, `turn` (a whole number, counting within the conversation), `ts` (RFC 3339), `channel`
 //! and `text`; other fields are ignored. `gold`, where present, is read for scoring only.
 
-use std::io::{self, BufRead};
-use std::sync::Arc;
-
-use jiff::Timestamp;
 use serde::Deserialize;
-use turnflow_state::{Channel, ConversationId, Limits};
 
-use super::gold::{ContentVersions, Gold};
-use crate::lines::{BadLine, Lines, parse_line};
-
-/// One turn of a log.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LogTurn {
-    /// The log's name in messages.
-    pub file: Arc<str>,
-    /// Line number in the log, from 1.
-    pub line: u64,
-    /// Which conversation.
-    pub conversation: ConversationId,
-    /// Which turn of it.
-    pub turn: u64,
-    /// When it was said.
-    pub at: Timestamp,
-    /// Where it came from.
-    pub channel: Channel,
-    /// What was said.
-    pub text: String,
-    /// What a right answer depends on, when the log says so.
-    pub gold: Option<Gold>,
-}
-
-/// A log being read.
-pub struct LogReader<R> {
-    lines: Lines<R>,
-    text_bytes_max: usize,
-    versions: Option<ContentVersions>,
-}
-
-impl<R: BufRead> LogReader<R> {
-    /// Reads turns from `reader`, which is called `name` in messages. `versions` tells labels apart by what an article
-    /// said at the time.
-    pub fn new(reader: R, name: &str, limits: &Limits, versions: Option<ContentVersions>) -> Self {
-        Self { lines: Lines::new(reader, name), text_bytes_max: limits.text_bytes_max, versions }
-    }
-
-    /// The next turn or bad line; `None` at the end.
-    ///
-    /// # Errors
-    /// When reading fails; that is final.
-    pub fn next_turn(&mut self) -> io::Result<Option<Result<LogTurn, BadLine>>> {
-        Ok(match self.lines.next_line()? {
-            None => None,
-            Some(Err(bad)) => Some(Err(bad)),
-            Some(Ok((line, text))) => {
-                Some(self.parse(line, &text).map_err(|reason| BadLine::new(self.lines.file(), line, reason)))
-            }
-        })
-    }
-
-    fn parse(&self, line: u64, text: &str) -> Result<LogTurn, String> {
-        let raw: RawTurn = parse_line(text)?;
-        let conversation = ConversationId::new(&raw.conversation_id).map_err(|error| error.to_string())?;
-        let at = raw.ts.parse().map_err(|_| format!("ts {:?} is not an RFC 3339 time", raw.ts))?;
-        let channel = raw.channel.parse().map_err(|error| format!("channel: {error}"))?;
-        if raw.text.trim().is_empty() {
-            return Err("empty text".to_owned());
-        }
-        if raw.text.len() > self.text_bytes_max {
-            return Err(format!("text of {} bytes, at most {} are allowed", raw.text.len(), self.text_bytes_max));
-        }
-        let gold = raw.gold.and_then(|label| Gold::read(label, &raw.text, self.versions.as_ref()));
-        let file = Arc::clone(self.lines.file());
-        Ok(LogTurn { file, line, conversation, turn: raw.turn, at, channel, text: raw.text, gold })
-    }
-}
-
-/// A time of the log as the pipeline counts it.
-pub(super) fn at_ms(at: Timestamp) -> u64 {
-    u64::try_from(at.as_millisecond()).unwrap_or_default()
-}
+use super::Said;
+use crate::lines::parse_line;
 
 #[derive(Deserialize)]
 struct RawTurn {
@@ -95,12 +19,22 @@ struct RawTurn {
     gold: Option<serde_json::Value>,
 }
 
+/// The turn of a line.
+pub(super) fn parse(text: &str) -> Result<Vec<Said>, String> {
+    let raw: RawTurn = parse_line(text)?;
+    let at = raw.ts.parse().map_err(|_| format!("ts {:?} is not an RFC 3339 time", raw.ts))?;
+    let channel = raw.channel.parse().map_err(|error| format!("channel: {error}"))?;
+    let RawTurn { conversation_id: conversation, turn, text, gold: label, .. } = raw;
+    Ok(vec![Said { conversation, turn, at, channel, text, label, made_up: false }])
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
     use turnflow_pipeline::Config;
+    use turnflow_state::Channel;
 
-    use super::*;
+    use super::super::{LogReader, LogTurn};
 
     fn read(text: &[u8]) -> Vec<Result<LogTurn, String>> {
         let mut limits = Config::defaults().limits;

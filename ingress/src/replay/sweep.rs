@@ -186,30 +186,24 @@ fn value_of(config: &Config, key: &str) -> Option<Value> {
 
 /// The configuration with one key set to a number, checked.
 fn with(base: &Config, key: &str, number: f64) -> Result<Config, String> {
-    let mut forms = vec![Value::Float(number)];
-    if number.fract() == 0.0 {
-        // Where the key is a whole number, it takes no other; where it is not, it takes both.
-        forms.insert(0, Value::Integer(number as i64));
+    if number.fract() != 0.0 {
+        return with_value(base, key, Value::Float(number));
     }
-    let mut result = Err(String::new());
-    for form in forms {
-        let mut table = toml::Table::try_from(base).map_err(|error| error.to_string())?;
-        set(&mut table, key, form)?;
-        let text = table.to_string();
-        result = Config::from_text(&text, "--sweep").map_err(|error| match error {
-            ConfigError::Key { message, .. } => message,
-            // A bound may tie one key to another.
-            ConfigError::Value { key: other, value, message, .. } if other != key => {
-                format!("{other} = {value} {message}")
-            }
-            ConfigError::Value { message, .. } => message,
-            other => other.to_string(),
-        });
-        if result.is_ok() {
-            break;
-        }
-    }
-    result
+    // Where the key is a whole number, it takes no other; where it is not, it takes both, or says so.
+    with_value(base, key, Value::Integer(number as i64))
+        .or_else(|reason| with_value(base, key, Value::Float(number)).map_err(|_| reason))
+}
+
+fn with_value(base: &Config, key: &str, value: Value) -> Result<Config, String> {
+    let mut table = toml::Table::try_from(base).map_err(|error| error.to_string())?;
+    set(&mut table, key, value)?;
+    Config::from_text(&table.to_string(), "--sweep").map_err(|error| match error {
+        ConfigError::Key { message, .. } => message,
+        // A bound may tie one key to another.
+        ConfigError::Value { key: other, value, message, .. } if other != key => format!("{other} = {value} {message}"),
+        ConfigError::Value { message, .. } => message,
+        other => other.to_string(),
+    })
 }
 
 fn set(table: &mut toml::Table, key: &str, value: Value) -> Result<(), String> {

@@ -56,9 +56,10 @@ impl Format {
 pub(super) fn head(reader: &mut impl BufRead) -> io::Result<Vec<u8>> {
     let mut head = Vec::new();
     loop {
-        let left = (LINE_BYTES_MAX + 1).saturating_sub(head.len());
+        let before = head.len();
+        let left = (LINE_BYTES_MAX + 1).saturating_sub(before);
         let more = reader.by_ref().take(left as u64).read_until(b'\n', &mut head)?;
-        if more == 0 || !content(&head).is_empty() {
+        if more == 0 || !content(&head[before..]).is_empty() {
             return Ok(head);
         }
     }

@@ -117,7 +117,7 @@ impl Span<'_> {
         (first..=last).map(|number| number as f64 * step).collect()
     }
 
-    /// Powers of ten, with twos and fives between where there are few of them.
+    /// Powers of ten, with twos and fives between where there are few of them; on a short axis equal steps.
     fn factors(&self) -> Vec<f64> {
         let decades = (self.low.log10().floor() as i32)..=(self.high.log10().ceil() as i32);
         let within = |value: &f64| (self.low..=self.high).contains(value);
@@ -127,7 +127,11 @@ impl Span<'_> {
             each.filter(within).collect()
         };
         let powers = of(&[1.0]);
-        if powers.len() >= 3 { powers } else { of(&[1.0, 2.0, 5.0]) }
+        if powers.len() >= 3 {
+            return powers;
+        }
+        let more = of(&[1.0, 2.0, 5.0]);
+        if more.len() >= 2 { more } else { self.steps() }
     }
 }
 
@@ -166,10 +170,8 @@ mod tests {
         assert_eq!(ticks(linear(false), Unit::Number, &[0.88, 0.99]), ["0.88", "0.9", "0.92", "0.94", "0.96", "0.98"]);
         assert_eq!(ticks(Scale::Logarithmic, Unit::Micros, &[1_500.0, 9_000.0]), ["2 ms", "5 ms", "10 ms"]);
         assert_eq!(ticks(Scale::Logarithmic, Unit::Number, &[1.0, 5_000.0]), ["1", "10", "100", "1000"]);
-        assert_eq!(
-            ticks(linear(true), Unit::Count, &[0.0, 1_600_000.0]),
-            ["0", "200k", "400k", "600k", "800k", "1M", "1.2M", "1.4M", "1.6M"]
-        );
+        assert_eq!(ticks(linear(true), Unit::Count, &[0.0, 1_600_000.0]), ["0", "500k", "1M", "1.5M"]);
+        assert_eq!(ticks(linear(true), Unit::Count, &[9_000.0, 42_000.0]), ["0", "10k", "20k", "30k", "40k"]);
         let names = ["a", "b"].map(str::to_owned).to_vec();
         assert_eq!(ticks(Scale::Named(names), Unit::Number, &[0.0, 1.0]), ["a", "b"]);
     }

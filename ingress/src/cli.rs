@@ -7,7 +7,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use turnflow_state::TenantId;
 
 use crate::grpc::TENANT_DEFAULT;
-use crate::replay::{OnBadLine, Scheme, Speed};
+use crate::replay::{Format, OnBadLine, Scheme, Speed, Sweep};
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 64 bad configuration or usage.";
 
@@ -93,11 +93,15 @@ pub struct ChatArgs {
 }
 
 /// Arguments of `replay`.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct ReplayArgs {
-    /// The log: one turn per line, as JSON
-    #[arg(value_name = "LOG.jsonl")]
+    /// The log: one turn per line, as JSON, or in one of the other formats
+    #[arg(value_name = "LOG")]
     pub log: PathBuf,
+
+    /// How the log is written
+    #[arg(long, value_enum, default_value_t = Format::Auto)]
+    pub format: Format,
 
     /// The knowledge base: one article per line, as JSON
     #[arg(long, value_name = "KB.jsonl")]
@@ -106,6 +110,10 @@ pub struct ReplayArgs {
     /// Write one result per turn, in the log's order
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+
+    /// Write what was found as a page with charts, which needs no other file and no network
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
 
     /// As fast as possible (max), on the log's clock (real), or so many times faster (10x)
     #[arg(long, default_value = "max")]
@@ -145,6 +153,11 @@ pub struct ReplayArgs {
     /// Replay under exact, ttl=60s, ttl=600s and none, one after the other, and compare
     #[arg(long, requires = "updates", conflicts_with_all = ["data", "out", "validity"])]
     pub compare: bool,
+
+    /// Replay under several values of one number of the configuration, and compare: FIRST..LAST/POINTS for a range (of 6
+    /// points, unless said otherwise), or a list with commas
+    #[arg(long, value_name = "KEY=VALUES", conflicts_with_all = ["data", "out", "compare"])]
+    pub sweep: Option<Sweep>,
 
     /// Keep the store here, so that an interrupted replay can go on [default: a temporary folder]
     #[arg(long, value_name = "DIR")]

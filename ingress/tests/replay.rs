@@ -5,7 +5,9 @@
 
 mod binary;
 mod edits;
+mod formats;
 mod script;
+mod sweep;
 
 use serde_json::{Value, json};
 use turnflow::replay::report::Report;

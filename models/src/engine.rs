@@ -3,11 +3,13 @@
 //! Contract: every job that was taken has its `done` called exactly once, on the engine's thread, even if the model
 //! panics; a job that was not taken comes back. When the engine becomes free it takes all that waits, up to its
 //! budget (natural batching: alone when idle, full batches at a peak), and a job is done as soon as its last
-//! text is. A failure hits only the jobs of its batch. Idle, the thread sleeps.
+//! text is. A failure hits only the jobs of its batch. Idle, the thread sleeps. With a memo, a text that was encoded
+//! before is not encoded again.
 //!
 //! It deliberately waits for no further company (no batching delay), and drops no job by itself: callers bound
 //! their patience.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -18,6 +20,7 @@ use crate::adapter::AdapterChoice;
 use crate::batch::{BatchBudget, plan_batches};
 use crate::encoder::Encoder;
 use crate::error::ModelError;
+use crate::memo::Memo;
 use crate::queue::{JobQueue, Lane, Lanes, Rejected, caught, notify};
 use crate::tokenizer::TextTokenizer;
 
@@ -70,7 +73,20 @@ impl EncoderEngine {
     /// # Errors
     /// [`ModelError::Thread`] when there is none; [`ModelError::Dimension`] when the adapter is for another encoder.
     pub fn start(encoder: Encoder, config: EncoderEngineConfig) -> Result<EncoderHandle, ModelError> {
-        start(encoder.adapted(config.adapter)?, config)
+        start(encoder.adapted(config.adapter)?, config, 0)
+    }
+
+    /// The same with a memo of `memo_bytes_max` bytes: each distinct text that fits is encoded once. It pays where the
+    /// same texts are sent through several times, as in replays of one log; in serving they seldom are.
+    ///
+    /// # Errors
+    /// As [`EncoderEngine::start`].
+    pub fn start_remembering(
+        encoder: Encoder,
+        config: EncoderEngineConfig,
+        memo_bytes_max: usize,
+    ) -> Result<EncoderHandle, ModelError> {
+        start(encoder.adapted(config.adapter)?, config, memo_bytes_max)
     }
 }
 
@@ -96,14 +112,19 @@ impl BatchModel for Encoder {
     }
 }
 
-pub(crate) fn start(model: impl BatchModel, config: EncoderEngineConfig) -> Result<EncoderHandle, ModelError> {
+pub(crate) fn start(
+    model: impl BatchModel,
+    config: EncoderEngineConfig,
+    memo_bytes_max: usize,
+) -> Result<EncoderHandle, ModelError> {
     let budget = BatchBudget {
         tokens_max: config.batch_tokens_max.max(1),
         texts_max: config.batch_texts_max.clamp(1, JOB_TEXTS_MAX),
     };
     let (tokenizer, dimension) = (model.tokenizer().clone(), model.dimension());
     let counters = Arc::new(Counters::default());
-    let engine = Engine { model, budget, counters: Arc::clone(&counters) };
+    let memo = RefCell::new(Memo::new(memo_bytes_max));
+    let engine = Engine { model, budget, counters: Arc::clone(&counters), memo };
     let queue =
         JobQueue::start(ENGINE, config.queue_max, [move |jobs: &Lanes<EncodeJob>| engine.run(jobs.lane(Lane::Turn))])?;
     Ok(EncoderHandle { queue, tokenizer, dimension, texts_max: budget.texts_max, counters })
@@ -237,6 +258,8 @@ struct Engine<M> {
     model: M,
     budget: BatchBudget,
     counters: Arc<Counters>,
+    /// Borrowed by the engine's thread alone, and never while the model runs.
+    memo: RefCell<Memo>,
 }
 
 /// A job on its way: finished once `done` is gone.
@@ -250,6 +273,7 @@ struct Pending {
 struct Row {
     job: usize,
     text: usize,
+    said: String,
     ids: Vec<u32>,
 }
 
@@ -284,18 +308,22 @@ impl<M: BatchModel> Engine<M> {
         take
     }
 
-    fn add(&self, take: &mut Take, job: EncodeJob) {
+    fn add(&self, take: &mut Take, EncodeJob { texts, done }: EncodeJob) {
         let tokenizer = self.model.tokenizer();
-        let ids =
-            caught("the tokenizer", || job.texts.iter().map(|text| tokenizer.ids(text)).collect::<Result<Vec<_>, _>>());
+        let memo = self.memo.borrow();
+        let vectors: Vec<_> = texts.iter().map(|text| memo.get(text)).collect();
+        let unknown: Vec<_> = texts.into_iter().enumerate().filter(|&(text, _)| vectors[text].is_none()).collect();
+        let ids = caught("the tokenizer", || {
+            unknown.iter().map(|(_, said)| tokenizer.ids(said)).collect::<Result<Vec<_>, _>>()
+        });
         match ids {
-            Err(error) => notify(ENGINE, || (job.done)(Err(Arc::new(error)))),
-            Ok(ids) if ids.is_empty() => notify(ENGINE, || (job.done)(Ok(Vec::new()))),
+            Err(error) => notify(ENGINE, || done(Err(Arc::new(error)))),
+            Ok(ids) if ids.is_empty() => notify(ENGINE, || done(Ok(vectors.into_iter().flatten().collect()))),
             Ok(ids) => {
-                let number = take.jobs.len();
-                take.jobs.push(Pending { done: Some(job.done), vectors: vec![None; ids.len()], missing: ids.len() });
+                let job = take.jobs.len();
+                take.jobs.push(Pending { done: Some(done), vectors, missing: ids.len() });
                 take.tokens += ids.iter().map(Vec::len).sum::<usize>();
-                take.rows.extend(ids.into_iter().enumerate().map(|(text, ids)| Row { job: number, text, ids }));
+                take.rows.extend(unknown.into_iter().zip(ids).map(|((text, said), ids)| Row { job, text, said, ids }));
             }
         }
     }
@@ -313,7 +341,9 @@ impl<M: BatchModel> Engine<M> {
         self.counters.count(ids.len(), ids.iter().map(|ids| ids.len()).sum(), result.is_err());
         match result {
             Ok(vectors) => {
+                let mut memo = self.memo.borrow_mut();
                 for (row, vector) in rows.into_iter().zip(vectors) {
+                    memo.keep(&row.said, &vector);
                     jobs[row.job].put(row.text, vector);
                 }
             }

@@ -33,9 +33,13 @@ impl BatchModel for Counting {
 
 /// A handle, the gate (drop it to open) and the sizes of the passes.
 fn counting(config: EncoderEngineConfig) -> (EncoderHandle, Sender<()>, Receiver<Vec<usize>>) {
+    remembering(config, 0)
+}
+
+fn remembering(config: EncoderEngineConfig, memo_bytes: usize) -> (EncoderHandle, Sender<()>, Receiver<Vec<usize>>) {
     let (open, gate) = bounded(0);
     let (passes, seen) = unbounded();
-    let handle = start(Counting { tokenizer: tiny(), gate, passes }, config).expect("a thread");
+    let handle = start(Counting { tokenizer: tiny(), gate, passes }, config, memo_bytes).expect("a thread");
     (handle, open, seen)
 }
 
@@ -83,6 +87,24 @@ fn a_pass_keeps_to_the_budget() {
     assert_eq!(outcome(&submit(&handle, &texts).expect("free")), Ok(vec![3.0, 2.0, 7.0, 3.0]));
     let passes: Vec<_> = passes.try_iter().collect();
     assert_eq!(passes, [vec![2, 3], vec![3], vec![7]]);
+}
+
+#[test]
+fn what_is_remembered_is_not_encoded_again() {
+    let (handle, open, passes) = remembering(EncoderEngineConfig::default(), 1 << 20);
+    drop(open);
+    let ask = |texts: &[&str]| outcome(&submit(&handle, texts).expect("free"));
+    assert_eq!(ask(&["known", "known known"]), Ok(vec![3.0, 4.0]));
+    // Each in its place: the second text is the only new one.
+    assert_eq!(ask(&["known known", "", "known"]), Ok(vec![4.0, 2.0, 3.0]));
+    assert_eq!(ask(&["", "known"]), Ok(vec![2.0, 3.0]));
+    assert_eq!(passes.try_iter().collect::<Vec<_>>(), [vec![3, 4], vec![2]]);
+    assert_eq!(handle.stats().texts, 3);
+    // A text that failed is tried again.
+    for _ in 0..2 {
+        assert!(ask(&["what"]).is_err());
+    }
+    assert_eq!(passes.try_iter().count(), 2);
 }
 
 #[test]

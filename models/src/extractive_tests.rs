@@ -34,7 +34,7 @@ impl BatchModel for Share {
 const QUESTION: [f32; 2] = [0.0, 1.0];
 
 fn tier(config: ExtractiveConfig) -> (Extractive, EncoderHandle) {
-    let handle = engine::start(Share(tiny()), EncoderEngineConfig::default()).expect("a thread");
+    let handle = engine::start(Share(tiny()), EncoderEngineConfig::default(), 0).expect("a thread");
     (Extractive::new(handle.clone(), config), handle)
 }
 

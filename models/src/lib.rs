@@ -17,6 +17,7 @@ mod encoder;
 mod engine;
 mod error;
 mod extractive;
+mod memo;
 mod pull;
 mod queue;
 mod select;

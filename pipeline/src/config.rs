@@ -94,6 +94,8 @@ pub struct Config {
     pub extractive: ExtractiveConfig,
     /// What tokens cost.
     pub prices: PriceConfig,
+    /// Replays of logs.
+    pub replay: ReplayConfig,
 }
 
 macro_rules! section {
@@ -226,6 +228,13 @@ section!(
     ConversationConfig {
         /// Earlier turns that a turn may lean on.
         history_turns_max: usize,
+    }
+);
+section!(
+    /// Replays of logs.
+    ReplayConfig {
+        /// Vectors of texts that are kept while a log is replayed under several settings, in bytes; 0 for none.
+        memo_bytes_max: usize,
     }
 );
 section!(

@@ -37,7 +37,14 @@ impl Parts {
     /// # Errors
     /// [`PipelineError`] when the store cannot be read, the weights cannot be loaded, or a thread cannot be started.
     pub fn open(config: &Config, store: Store, files: &ModelFiles) -> Result<Self, PipelineError> {
-        let encoder = EncoderEngine::start(Encoder::load(files)?, config.encoder)?;
+        Self::with_encoder(config, store, EncoderEngine::start(Encoder::load(files)?, config.encoder)?)
+    }
+
+    /// The same with an encoder that runs already, so that several pipelines can share it.
+    ///
+    /// # Errors
+    /// [`PipelineError`] when the store cannot be read or a thread cannot be started.
+    pub fn with_encoder(config: &Config, store: Store, encoder: EncoderHandle) -> Result<Self, PipelineError> {
         let knowledge = Arc::new(KnowledgeBase::load(store.clone(), config.knowledge.cache_bytes)?);
         let extractive = Extractive::new(encoder.clone(), config.extractive.clone());
         let tier = TierEngine::start(Arc::new(extractive), config.tier)?;

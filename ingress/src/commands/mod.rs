@@ -32,6 +32,12 @@ pub struct Context {
 }
 
 impl Context {
+    /// The same with other settings.
+    #[must_use]
+    pub fn with(&self, config: Config) -> Self {
+        Self { config, config_file: self.config_file.clone(), json: self.json }
+    }
+
     /// Turnflow's own folder.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use tokio::runtime::Runtime;
-use turnflow_models::{ModelFiles, Progress, WeightSource, ensure};
+use turnflow_models::{Encoder, EncoderEngine, EncoderHandle, ModelFiles, Progress, WeightSource, ensure};
 use turnflow_pipeline::{ArticleDraft, DraftContent, DraftError, Knowledge, Parts};
 use turnflow_state::{Store, StoreOptions, TenantId, WriteRefused};
 
@@ -66,6 +66,12 @@ pub(super) fn store(context: &Context, dir: &Path) -> Result<Store, Failure> {
 pub(super) fn parts(context: &Context, store: Store) -> Result<Parts, Failure> {
     let files = weights(context, &WeightSource::defaults(None))?;
     Ok(Parts::open(&context.config, store, &files)?)
+}
+
+/// An encoder that several pipelines can share, with a memo of so many bytes.
+pub(super) fn encoder(context: &Context, memo_bytes_max: usize) -> Result<EncoderHandle, Failure> {
+    let files = weights(context, &WeightSource::defaults(None))?;
+    Ok(EncoderEngine::start_remembering(Encoder::load(&files)?, context.config.encoder, memo_bytes_max)?)
 }
 
 /// What an import did.

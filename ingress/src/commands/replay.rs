@@ -1,65 +1,129 @@
-//! `replay`: a log through the pipeline, with results to a file and a report to stdout.
+//! `replay`: a log through the pipeline, with results to a file and a report to stdout or as a page.
+//!
+//! Under several settings, one replay after the other has a store and a pipeline of its own. They share the encoder and its
+//! memory for vectors of texts. A replay before the first, whose results nobody sees, fills that memory: were the first
+//! setting to encode for all, its latency would look like the setting's.
+
+mod sink;
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Write as _};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::Context as _;
 use tempfile::TempDir;
-use turnflow_pipeline::{ArticleDraft, Knowledge, Parts, Pipeline};
+use turnflow_models::EncoderHandle;
+use turnflow_pipeline::{ArticleDraft, Config, Knowledge, Parts, Pipeline};
 use turnflow_state::{ArticleId, TenantId};
 
+use self::sink::FileSink;
 use super::signal::shutdown_signal;
 use super::{Context, open};
 use crate::cli::ReplayArgs;
 use crate::failure::Failure;
 use crate::kb_file::read_articles;
-use crate::lines::BadLine;
-use crate::progress::{Meter, Unit};
 use crate::replay::{
-    Comparison, ContentVersions, Ending, Gold, LogReader, OnBadLine, Plan, Report, Run, Scheme, Sink, Speed, Stop,
-    TurnResult, Updates, run, write_result,
+    Comparison, ContentVersions, Ending, LogReader, Plan, Report, Run, Setting, Settings, Sink, Speed, Stop, Updates,
+    WarmUp, page_of, page_of_settings, run,
 };
 
 /// Turns in flight at full speed, when nobody says.
 const IN_FLIGHT_DEFAULT: usize = 64;
-/// Skipped lines that are named one by one; the rest is only counted.
-const SKIPPED_NAMED_MAX: u64 = 20;
-/// Results between two flushes of the results file, at most.
-const RESULTS_UNFLUSHED_MAX: u32 = 256;
 /// Articles that are listed at once.
 const ARTICLES_LISTED: usize = 1_024;
 const NO_WAY_BACK: &str = "an article does not go back to an earlier version: with --updates, --data is a fresh folder";
 
 pub(super) fn run_command(context: &Context, args: &ReplayArgs) -> Result<(), Failure> {
+    let mut config = context.config.clone();
+    if let Some(scheme) = args.validity {
+        scheme.configure(&mut config.cache);
+    }
+    let context = &context.with(config);
+    let settings = match &args.sweep {
+        Some(sweep) => Some(Settings::swept(&context.config, sweep).map_err(|reason| wrong_sweep(&reason))?),
+        None => args.compare.then(|| Settings::schemes(&context.config)),
+    };
     // Every file first: a wrong name must not cost the opening of store and model.
     let log = open_file(&args.log, "log")?;
-    let inputs = Inputs::read(context, args)?;
     refuse_overwriting(args)?;
-    if args.compare {
-        return compare(context, args, &inputs);
+    let inputs = Inputs::read(context, args)?;
+    match settings {
+        Some(settings) => replay_all(context, args, &inputs, &log, settings),
+        None => {
+            let mut sink = FileSink::create(args, true)?;
+            let (report, stop) = Replay { context, args, inputs: &inputs, encoder: None }.run(&mut sink)?;
+            write_page(args, || page_of(&report, &args.log.display().to_string(), &context.config))?;
+            context.print(&report, &report)?;
+            judge(args, stop, &sink)
+        }
     }
-    let mut sink = FileSink::create(args)?;
-    let (report, stop) = replay_once(context, args, &inputs, log, args.validity, &mut sink)?;
-    context.print(&report, &report)?;
-    judge(args, stop, &sink)
 }
 
-/// Replays the log under one scheme after the other.
-fn compare(context: &Context, args: &ReplayArgs, inputs: &Inputs) -> Result<(), Failure> {
-    let mut comparison = Comparison::default();
-    for scheme in Scheme::COMPARED {
-        eprintln!("validity {scheme}:");
-        let mut sink = FileSink::create(args)?;
-        let log = open_file(&args.log, "log")?;
-        let (report, stop) = replay_once(context, args, inputs, log, Some(scheme), &mut sink)?;
+fn wrong_sweep(reason: &str) -> Failure {
+    Failure::usage(anyhow::anyhow!("--sweep {reason}")).with_hint("turnflow check lists all settings with their values")
+}
+
+/// Replays the log under one setting after the other; the context's are what they have in common.
+fn replay_all(
+    context: &Context,
+    args: &ReplayArgs,
+    inputs: &Inputs,
+    log: &File,
+    settings: Settings,
+) -> Result<(), Failure> {
+    if !log.metadata()?.is_file() {
+        return Err(Failure::usage(anyhow::anyhow!(
+            "{} is read once for each setting, so it has to be a file",
+            args.log.display()
+        )));
+    }
+    let Settings { variable, all: settings } = settings;
+    let base = &context.config;
+    // Who tries settings of the encoder wants to see what it does under each.
+    let is_shared =
+        base.replay.memo_bytes_max > 0 && settings.iter().all(|setting| setting.config.encoder == base.encoder);
+    let encoder = if is_shared { Some(open::encoder(context, base.replay.memo_bytes_max)?) } else { None };
+    let mut comparison = Comparison { variable, warm_up: None, runs: Vec::new() };
+    if let Some(encoder) = &encoder {
+        eprintln!("encoding the texts:");
+        let (started, mut sink) = (Instant::now(), FileSink::create(args, true)?);
+        let args = &ReplayArgs { speed: Speed::Max, ..args.clone() };
+        let (_, stop) =
+            Replay { context: &without_caches(context), args, inputs, encoder: Some(encoder) }.run(&mut sink)?;
         if stop.is_some() {
             return judge(args, stop, &sink);
         }
-        comparison.runs.push(Run { validity: scheme, report });
+        let seconds = started.elapsed().as_secs_f64();
+        comparison.warm_up = Some(WarmUp { texts_encoded: encoder.stats().texts, seconds });
     }
+    let texts_encoded = || encoder.as_ref().map_or(0, |encoder| encoder.stats().texts);
+    for Setting { name, value, config } in settings {
+        eprintln!("{} {name}:", comparison.variable.key);
+        let (before, mut sink) = (texts_encoded(), FileSink::create(args, !is_shared && comparison.runs.is_empty())?);
+        let replay = Replay { context: &context.with(config), args, inputs, encoder: encoder.as_ref() };
+        let (report, stop) = replay.run(&mut sink)?;
+        if stop.is_some() {
+            return judge(args, stop, &sink);
+        }
+        let texts_encoded = is_shared.then(|| texts_encoded() - before);
+        comparison.runs.push(Run { setting: name, value, texts_encoded, report });
+    }
+    write_page(args, || page_of_settings(&comparison, &args.log.display().to_string(), base))?;
     context.print(&comparison, &comparison)
+}
+
+/// The same settings without caches, so that every question is encoded.
+fn without_caches(context: &Context) -> Context {
+    let mut config = context.config.clone();
+    (config.cache.exact, config.cache.semantic) = (false, false);
+    context.with(config)
+}
+
+fn write_page(args: &ReplayArgs, page: impl FnOnce() -> String) -> anyhow::Result<()> {
+    let Some(path) = &args.report else { return Ok(()) };
+    std::fs::write(path, page()).with_context(|| format!("cannot write the report to {}", path.display()))
 }
 
 /// What is read before anything runs.
@@ -83,41 +147,62 @@ impl Inputs {
     }
 }
 
-/// Replays the log on a store and a pipeline of its own.
-fn replay_once(
-    context: &Context,
-    args: &ReplayArgs,
-    inputs: &Inputs,
-    log: File,
-    scheme: Option<Scheme>,
-    sink: &mut FileSink,
-) -> Result<(Report, Option<Stop>), Failure> {
-    let mut config = context.config.clone();
-    if let Some(scheme) = scheme {
-        scheme.configure(&mut config.cache);
+/// One replay of the log.
+struct Replay<'a> {
+    context: &'a Context,
+    args: &'a ReplayArgs,
+    inputs: &'a Inputs,
+    /// An encoder that is shared with other replays.
+    encoder: Option<&'a EncoderHandle>,
+}
+
+impl Replay<'_> {
+    /// Replays the log on a store and a pipeline of its own.
+    fn run(&self, sink: &mut FileSink) -> Result<(Report, Option<Stop>), Failure> {
+        let Self { context, args, inputs, .. } = *self;
+        let config = &context.config;
+        let log = self.log()?;
+        let temporary = if args.data.is_none() { Some(temporary_folder()?) } else { None };
+        let dir = temporary.as_ref().map(TempDir::path).or(args.data.as_deref()).unwrap_or(Path::new("."));
+        let store = open::store(context, dir)?;
+        let encoder = self.encoder.cloned().map_or_else(|| open::encoder(context, 0), Ok)?;
+        let parts = Parts::with_encoder(config, store, encoder)?;
+        let plan = plan(config, args, &parts);
+        let ending = open::runtime()?.block_on(async {
+            let pipeline = Pipeline::start(config, &parts)?;
+            // The file is the knowledge base of this replay: what an earlier one left beside it must not answer.
+            open::import(&pipeline.knowledge(), &args.tenant, inputs.articles.clone()).await?;
+            retain(&pipeline.knowledge(), &args.tenant, &inputs.articles).await?;
+            replay(&pipeline, log, &plan, inputs.updates.as_ref(), sink).await
+        });
+        let ending = ending.map_err(|failure: Failure| {
+            let may_be_edited = inputs.updates.is_some() && args.data.is_some();
+            if may_be_edited { failure.with_hint(NO_WAY_BACK) } else { failure }
+        })?;
+        sink.close()?;
+        Ok((Report::of(&ending, inputs.updates.is_some()), ending.stop))
     }
-    let context = &Context { config, config_file: context.config_file.clone(), json: context.json };
-    let temporary = if args.data.is_none() { Some(temporary_folder()?) } else { None };
-    let dir = temporary.as_ref().map(TempDir::path).or(args.data.as_deref()).unwrap_or(Path::new("."));
-    let parts = open::parts(context, open::store(context, dir)?)?;
-    let versions = inputs.updates.as_ref().map(|updates| ContentVersions::of(&updates.edits));
-    let versions_told_apart = versions.is_some();
-    let name = args.log.display().to_string();
-    let log = LogReader::new(BufReader::new(log), &name, &context.config.limits, versions);
-    let plan = plan(context, args, &parts);
-    let ending = open::runtime()?.block_on(async {
-        let pipeline = Pipeline::start(&context.config, &parts)?;
-        // The file is the knowledge base of this replay: what an earlier one left beside it must not answer.
-        open::import(&pipeline.knowledge(), &args.tenant, inputs.articles.clone()).await?;
-        retain(&pipeline.knowledge(), &args.tenant, &inputs.articles).await?;
-        replay(&pipeline, log, &plan, inputs.updates.as_ref(), sink).await
-    });
-    let ending = ending.map_err(|failure: Failure| {
-        let may_be_edited = versions_told_apart && args.data.is_some();
-        if may_be_edited { failure.with_hint(NO_WAY_BACK) } else { failure }
-    })?;
-    sink.close()?;
-    Ok((Report::of(&ending, versions_told_apart), ending.stop))
+
+    /// The log from its beginning.
+    fn log(&self) -> Result<LogReader<BufReader<File>>, Failure> {
+        let Self { context, args, inputs, .. } = self;
+        let name = args.log.display().to_string();
+        let file = BufReader::new(open_file(&args.log, "log")?);
+        let versions = inputs.updates.as_ref().map(|updates| ContentVersions::of(&updates.edits));
+        let log = LogReader::open(file, &name, args.format, &context.config.limits, versions);
+        let log = log.with_context(|| format!("cannot read {name}"))?;
+        let needs_times = match args.speed {
+            Speed::Times(_) => Some("a --speed on its clock"),
+            Speed::Max => inputs.updates.is_some().then_some("--updates on its clock"),
+        };
+        match needs_times.filter(|_| !log.format().has_times()) {
+            None => Ok(log),
+            Some(what) => {
+                let format = log.format().as_str();
+                Err(Failure::usage(anyhow::anyhow!("{name} tells no times ({format}), which {what} needs")))
+            }
+        }
+    }
 }
 
 /// Sends a log through a pipeline, until its end or an interrupt, and shuts the pipeline down.
@@ -160,8 +245,8 @@ pub(super) fn temporary_folder() -> Result<TempDir, Failure> {
     folder.map_err(|error| Failure::from(error).with_hint("name a folder with --data"))
 }
 
-fn plan(context: &Context, args: &ReplayArgs, parts: &Parts) -> Plan {
-    let limits = &context.config.limits;
+fn plan(config: &Config, args: &ReplayArgs, parts: &Parts) -> Plan {
+    let limits = &config.limits;
     let in_flight_default = match args.speed {
         Speed::Max => IN_FLIGHT_DEFAULT.min(limits.turns_in_flight_max),
         Speed::Times(_) => limits.turns_in_flight_max,
@@ -178,15 +263,22 @@ fn plan(context: &Context, args: &ReplayArgs, parts: &Parts) -> Plan {
 
 /// Results that were written over what the replay reads would destroy it.
 fn refuse_overwriting(args: &ReplayArgs) -> Result<(), Failure> {
-    let Some(out) = args.out.as_deref() else { return Ok(()) };
     let inputs = [Some(args.log.as_path()), Some(args.kb.as_path()), args.updates.as_deref()];
-    for input in inputs.into_iter().flatten() {
-        if is_same_file(out, input) {
-            let error = anyhow::anyhow!("--out {} is {}, which is read", out.display(), input.display());
-            return Err(Failure::usage(error).with_hint("name another file for the results"));
+    for (option, output) in [("--out", args.out.as_deref()), ("--report", args.report.as_deref())] {
+        let Some(output) = output else { continue };
+        for input in inputs.into_iter().flatten() {
+            if is_same_file(output, input) {
+                let error = anyhow::anyhow!("{option} {} is {}, which is read", output.display(), input.display());
+                return Err(Failure::usage(error).with_hint("name another file for the results"));
+            }
         }
     }
-    Ok(())
+    // Nobody wants to hear after an hour that there is no such folder.
+    let folder = args.report.as_deref().and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty());
+    match folder.filter(|folder| !folder.is_dir()) {
+        None => Ok(()),
+        Some(folder) => Err(Failure::usage(anyhow::anyhow!("--report: there is no folder {}", folder.display()))),
+    }
 }
 
 /// Whether two names lead to one file; false when one of them leads nowhere.
@@ -218,80 +310,13 @@ fn judge(args: &ReplayArgs, stop: Option<Stop>, sink: &FileSink) -> Result<(), F
         }
         Some(stop) => {
             let failure = Failure::from(anyhow::anyhow!("stopped after {} turns: {stop}", sink.written));
-            // With edits it cannot: see `NO_WAY_BACK`.
-            let goes_on = args.updates.is_none();
+            // With edits it cannot: see `NO_WAY_BACK`. Several settings have no folder to go on in.
+            let goes_on = args.updates.is_none() && args.sweep.is_none();
             Err(if goes_on {
                 failure.with_hint("with the same --data, a replay goes on where it was stopped")
             } else {
                 failure
             })
-        }
-    }
-}
-
-/// Writes results to a file and shows how far the replay has come.
-struct FileSink {
-    out: Option<BufWriter<File>>,
-    meter: Meter,
-    on_bad_line: OnBadLine,
-    written: u64,
-    unflushed: u32,
-    skipped: u64,
-}
-
-impl FileSink {
-    fn create(args: &ReplayArgs) -> anyhow::Result<Self> {
-        let create = |path: &Path| -> anyhow::Result<BufWriter<File>> {
-            let file = File::create(path).with_context(|| format!("cannot write results to {}", path.display()))?;
-            Ok(BufWriter::new(file))
-        };
-        Ok(Self {
-            out: args.out.as_deref().map(create).transpose()?,
-            meter: Meter::new("replaying", Unit::Things("turns"), None),
-            on_bad_line: args.on_bad_line,
-            written: 0,
-            unflushed: 0,
-            skipped: 0,
-        })
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.unflushed = 0;
-        self.out.as_mut().map_or(Ok(()), BufWriter::flush)
-    }
-
-    fn close(&mut self) -> anyhow::Result<()> {
-        let more = self.skipped.saturating_sub(SKIPPED_NAMED_MAX);
-        if more > 0 {
-            self.meter.note(&format!("skipped {more} more lines that are no turns"));
-        }
-        self.meter.finish();
-        self.flush().context("cannot write the results")
-    }
-}
-
-impl Sink for FileSink {
-    fn result(&mut self, result: &TurnResult, _: Option<&Gold>) -> io::Result<()> {
-        self.written += 1;
-        self.meter.set(self.written);
-        if let Some(out) = &mut self.out {
-            write_result(out, result)?;
-            self.unflushed += 1;
-        }
-        if self.unflushed >= RESULTS_UNFLUSHED_MAX { self.flush() } else { Ok(()) }
-    }
-
-    fn pause(&mut self) -> io::Result<()> {
-        self.flush()
-    }
-
-    fn bad_line(&mut self, bad: &BadLine) {
-        // The line that ends a replay is its error and told as such.
-        if self.on_bad_line == OnBadLine::Skip {
-            self.skipped += 1;
-            if self.skipped <= SKIPPED_NAMED_MAX {
-                self.meter.note(&format!("skipped {bad}"));
-            }
         }
     }
 }

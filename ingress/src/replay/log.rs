@@ -1,17 +1,30 @@
-//! Reads a log of customer turns from JSONL, one turn at a time.
+//! Reads a log of customer turns, one record at a time, in any of the formats that [`Format`] names.
 //!
-//! A line needs `conversation_id`, `turn` (a whole number, counting within the conversation), `ts` (RFC 3339), `channel`
-//! and `text`; other fields are ignored. `gold`, where present, is read for scoring only.
+//! A record is a line, or an element of a JSON array, and gives any number of turns. One that cannot be used is handed
+//! out as a bad line, with the line that it begins at, and gives none. What a format does not tell stays empty: a log
+//! without times has all its turns at the beginning of 1970, and a log of mere load has texts that are made up, so that
+//! its arrivals and repetitions are kept; figures about the content of its answers mean nothing.
 
-use std::io::{self, BufRead};
+mod elements;
+mod format;
+mod messages;
+mod own;
+mod trace;
+
+use std::collections::VecDeque;
+use std::io::{self, BufRead, Cursor, Read as _};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde::Deserialize;
+use serde_json::Value;
 use turnflow_state::{Channel, ConversationId, Limits};
 
+use self::elements::Elements;
+pub use self::format::Format;
+use self::format::{head, recognise};
+use self::trace::{Columns, Sessions};
 use super::gold::{ContentVersions, Gold};
-use crate::lines::{BadLine, Lines, parse_line};
+use crate::lines::{BadLine, Lines};
 
 /// One turn of a log.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,20 +45,67 @@ pub struct LogTurn {
     pub text: String,
     /// What a right answer depends on, when the log says so.
     pub gold: Option<Gold>,
+    /// Whether the text is made up, because the log has none.
+    pub made_up: bool,
 }
 
 /// A log being read.
 pub struct LogReader<R> {
-    lines: Lines<R>,
+    records: Records<io::Chain<Cursor<Vec<u8>>, R>>,
+    format: Format,
+    parser: Parser,
+    /// Turns of the last record that were not handed out yet.
+    turns: VecDeque<LogTurn>,
     text_bytes_max: usize,
     versions: Option<ContentVersions>,
 }
 
 impl<R: BufRead> LogReader<R> {
-    /// Reads turns from `reader`, which is called `name` in messages. `versions` tells labels apart by what an article
-    /// said at the time.
+    /// Reads turns from `reader`, which is called `name` in messages and has a turn per line in our own format. `versions`
+    /// tells labels apart by what an article said at the time.
     pub fn new(reader: R, name: &str, limits: &Limits, versions: Option<ContentVersions>) -> Self {
-        Self { lines: Lines::new(reader, name), text_bytes_max: limits.text_bytes_max, versions }
+        Self::with_head(Vec::new(), reader, name, Format::Turnflow, limits, versions)
+    }
+
+    /// The same in a format that is named, or else recognised by how the log begins.
+    ///
+    /// # Errors
+    /// When the beginning cannot be read.
+    pub fn open(
+        mut reader: R,
+        name: &str,
+        format: Format,
+        limits: &Limits,
+        versions: Option<ContentVersions>,
+    ) -> io::Result<Self> {
+        let head = head(&mut reader)?;
+        let format = if format == Format::Auto { recognise(&head) } else { format };
+        Ok(Self::with_head(head, reader, name, format, limits, versions))
+    }
+
+    fn with_head(
+        head: Vec<u8>,
+        reader: R,
+        name: &str,
+        format: Format,
+        limits: &Limits,
+        versions: Option<ContentVersions>,
+    ) -> Self {
+        let is_array = format == Format::Sharegpt && format::begins_with(&head, b'[');
+        let reader = Cursor::new(head).chain(reader);
+        let records = if is_array {
+            Records::Array(Elements::new(reader, name))
+        } else {
+            Records::Lines(Lines::new(reader, name))
+        };
+        let text_bytes_max = limits.text_bytes_max;
+        let parser = Parser::of(format, text_bytes_max);
+        Self { records, format, parser, turns: VecDeque::new(), text_bytes_max, versions }
+    }
+
+    /// The log's format, recognised where it was not named.
+    pub fn format(&self) -> Format {
+        self.format
     }
 
     /// The next turn or bad line; `None` at the end.
@@ -53,29 +113,38 @@ impl<R: BufRead> LogReader<R> {
     /// # Errors
     /// When reading fails; that is final.
     pub fn next_turn(&mut self) -> io::Result<Option<Result<LogTurn, BadLine>>> {
-        Ok(match self.lines.next_line()? {
-            None => None,
-            Some(Err(bad)) => Some(Err(bad)),
-            Some(Ok((line, text))) => {
-                Some(self.parse(line, &text).map_err(|reason| BadLine::new(self.lines.file(), line, reason)))
+        loop {
+            if let Some(turn) = self.turns.pop_front() {
+                return Ok(Some(Ok(turn)));
             }
-        })
+            let (line, text) = match self.records.next()? {
+                None => return Ok(None),
+                Some(Err(bad)) => return Ok(Some(Err(bad))),
+                Some(Ok(record)) => record,
+            };
+            let turns = self.parser.parse(line, &text).and_then(|said| self.check(line, said));
+            match turns {
+                Ok(turns) => self.turns = turns,
+                Err(reason) => return Ok(Some(Err(BadLine::new(self.records.file(), line, reason)))),
+            }
+        }
     }
 
-    fn parse(&self, line: u64, text: &str) -> Result<LogTurn, String> {
-        let raw: RawTurn = parse_line(text)?;
-        let conversation = ConversationId::new(&raw.conversation_id).map_err(|error| error.to_string())?;
-        let at = raw.ts.parse().map_err(|_| format!("ts {:?} is not an RFC 3339 time", raw.ts))?;
-        let channel = raw.channel.parse().map_err(|error| format!("channel: {error}"))?;
-        if raw.text.trim().is_empty() {
-            return Err("empty text".to_owned());
-        }
-        if raw.text.len() > self.text_bytes_max {
-            return Err(format!("text of {} bytes, at most {} are allowed", raw.text.len(), self.text_bytes_max));
-        }
-        let gold = raw.gold.and_then(|label| Gold::read(label, &raw.text, self.versions.as_ref()));
-        let file = Arc::clone(self.lines.file());
-        Ok(LogTurn { file, line, conversation, turn: raw.turn, at, channel, text: raw.text, gold })
+    fn check(&self, line: u64, said: Vec<Said>) -> Result<VecDeque<LogTurn>, String> {
+        let check = |Said { conversation, turn, at, channel, text, label, made_up }| {
+            let conversation = ConversationId::new(&conversation).map_err(|error| error.to_string())?;
+            let bytes = String::len(&text);
+            if text.trim().is_empty() {
+                return Err("empty text".to_owned());
+            }
+            if bytes > self.text_bytes_max {
+                return Err(format!("text of {bytes} bytes, at most {} are allowed", self.text_bytes_max));
+            }
+            let gold = label.and_then(|label| Gold::read(label, &text, self.versions.as_ref()));
+            let file = Arc::clone(self.records.file());
+            Ok(LogTurn { file, line, conversation, turn, at, channel, text, gold, made_up })
+        };
+        said.into_iter().map(check).collect()
     }
 }
 
@@ -84,98 +153,73 @@ pub(super) fn at_ms(at: Timestamp) -> u64 {
     u64::try_from(at.as_millisecond()).unwrap_or_default()
 }
 
-#[derive(Deserialize)]
-struct RawTurn {
-    conversation_id: String,
-    turn: u64,
-    ts: String,
-    channel: String,
-    text: String,
-    #[serde(default)]
-    gold: Option<serde_json::Value>,
+/// Where records come from.
+enum Records<R> {
+    Lines(Lines<R>),
+    Array(Elements<R>),
 }
 
-#[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-    use turnflow_pipeline::Config;
-
-    use super::*;
-
-    fn read(text: &[u8]) -> Vec<Result<LogTurn, String>> {
-        let mut limits = Config::defaults().limits;
-        limits.text_bytes_max = 20;
-        let mut reader = LogReader::new(text, "l", &limits, None);
-        let mut turns = Vec::new();
-        while let Some(turn) = reader.next_turn().expect("no I/O error") {
-            turns.push(turn.map_err(|bad| bad.to_string()));
+impl<R: BufRead> Records<R> {
+    fn next(&mut self) -> io::Result<Option<Result<(u64, String), BadLine>>> {
+        match self {
+            Self::Lines(lines) => lines.next_line(),
+            Self::Array(elements) => elements.next_element(),
         }
-        turns
     }
 
-    fn good() -> Value {
-        json!({"conversation_id": "c", "turn": 3, "ts": "2026-03-02T09:00:04.542Z", "channel": "mobile_app", "text": "hi"})
-    }
-
-    #[test]
-    fn a_turn_is_read_and_unknown_fields_are_ignored() {
-        let mut line = good();
-        line["mood"] = json!({"deep": [1, 2]});
-        line["gold"] = json!({"kind": "chitchat", "source": "star"});
-        let turns = read(line.to_string().as_bytes());
-        let turn = turns[0].as_ref().expect("a good line");
-        assert_eq!((turn.line, turn.conversation.as_str(), turn.turn, turn.channel), (1, "c", 3, Channel::MobileApp));
-        assert_eq!(turn.at.as_millisecond(), 1_772_442_004_542);
-        assert_eq!(turn.gold.as_ref().and_then(|gold| gold.source.as_deref()), Some("star"));
-    }
-
-    #[test]
-    fn bad_lines_name_line_and_fault() {
-        let check = |field: &str, value: Option<Value>, expected: &str| {
-            let mut line = good();
-            match value {
-                Some(value) => line[field] = value,
-                None => drop(line.as_object_mut().expect("an object").remove(field)),
-            }
-            let text = format!("{}\n{line}\n{}", good(), good());
-            let turns = read(text.as_bytes());
-            assert_eq!(turns.len(), 3);
-            let reason = turns[1].as_ref().expect_err("a bad line");
-            assert!(reason.starts_with("l:2: ") && reason.contains(expected), "{field}: {reason}");
-            assert!(turns[2].is_ok(), "reading goes on");
-        };
-        for field in ["conversation_id", "turn", "ts", "channel", "text"] {
-            check(field, None, &format!("missing field `{field}`"));
-            check(field, Some(Value::Null), "invalid type: null");
+    fn file(&self) -> &Arc<str> {
+        match self {
+            Self::Lines(lines) => lines.file(),
+            Self::Array(elements) => elements.file(),
         }
-        check("conversation_id", Some(json!("")), "empty conversation id");
-        check("conversation_id", Some(json!("a\u{0}")), "control character");
-        check("turn", Some(json!(-1)), "invalid value: integer `-1`");
-        check("turn", Some(json!(1.5)), "invalid type: floating point");
-        check("ts", Some(json!("yesterday")), "ts \"yesterday\" is not an RFC 3339 time");
-        check("channel", Some(json!("pigeon")), "channel: unknown value \"pigeon\"");
-        check("text", Some(json!(" \t")), "empty text");
-        check("text", Some(json!("x".repeat(21))), "text of 21 bytes, at most 20 are allowed");
+    }
+}
+
+/// A turn as a record gives it.
+struct Said {
+    conversation: String,
+    turn: u64,
+    at: Timestamp,
+    channel: Channel,
+    text: String,
+    label: Option<Value>,
+    made_up: bool,
+}
+
+impl Said {
+    /// A turn that came over a programming interface, of which no more is known.
+    fn plain(conversation: String, turn: u64, at: Timestamp, text: String) -> Self {
+        Self { conversation, turn, at, channel: Channel::Api, text, label: None, made_up: false }
+    }
+}
+
+/// Makes turns of records, and keeps what it has to know of earlier ones.
+enum Parser {
+    Own,
+    OpenaiBatch,
+    Sharegpt,
+    Aiperf(Sessions),
+    AzureCsv(Columns),
+}
+
+impl Parser {
+    fn of(format: Format, text_bytes_max: usize) -> Self {
+        match format {
+            Format::Auto | Format::Turnflow => Self::Own,
+            Format::OpenaiBatch => Self::OpenaiBatch,
+            Format::Sharegpt => Self::Sharegpt,
+            Format::Aiperf => Self::Aiperf(Sessions::new(text_bytes_max)),
+            Format::AzureCsv => Self::AzureCsv(Columns::new(text_bytes_max)),
+        }
     }
 
-    #[test]
-    fn what_is_no_turn_at_all_is_a_bad_line() {
-        for text in [
-            "{",
-            "[]",
-            "null",
-            "7",
-            "\"x\"",
-            r#"["c",1,"2026-03-02T09:00:00Z","web","hi"]"#,
-            "{\"text\":\"a\",\"text\":\"b\"}",
-            "{\"text\":\"\\ud800\"}",
-            "{}{}",
-        ] {
-            let turns = read(text.as_bytes());
-            assert!(turns.len() == 1 && turns[0].is_err(), "{text}: {turns:?}");
+    fn parse(&mut self, line: u64, text: &str) -> Result<Vec<Said>, String> {
+        match self {
+            Self::Own => own::parse(text),
+            Self::OpenaiBatch => messages::parse_openai_batch(text),
+            Self::Sharegpt => messages::parse_sharegpt(line, text),
+            Self::Aiperf(sessions) => sessions.parse(line, text),
+            Self::AzureCsv(columns) => columns.parse(line, text),
         }
-        let deep = "[".repeat(100_000);
-        assert!(read(deep.as_bytes())[0].is_err());
-        assert!(read(b"\xFF\n")[0].is_err());
     }
 }

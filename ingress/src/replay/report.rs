@@ -13,6 +13,7 @@ use super::change_report::ChangeReport;
 use super::runner::{Ending, Stop};
 use super::scores::Scores;
 use super::tally::{Path, Tally};
+use super::timeline::Timeline;
 
 /// Everything a replay found.
 #[derive(Debug, Serialize)]
@@ -23,6 +24,8 @@ pub struct Report {
     pub errors: u64,
     /// Of them, answered by an earlier run and served again.
     pub answered_before: u64,
+    /// Of them, those whose text was made up, because the log has none: what is said of their answers means nothing.
+    pub made_up: u64,
     /// Lines that were no turns and were passed over.
     pub lines_skipped: u64,
     /// Why the replay ended before its log did.
@@ -33,6 +36,10 @@ pub struct Report {
     pub load_taken_off: LoadTakenOff,
     /// Time that a caller waited, for each way that an answer can take.
     pub latency: Vec<PathLatency>,
+    /// The same for all answers from caches together.
+    pub latency_of_hits: Option<PathLatency>,
+    /// Where in the log the hits were.
+    pub timeline: Timeline,
     /// Duration of the replay.
     pub seconds: f64,
     /// Turns that ended per second.
@@ -120,7 +127,13 @@ pub struct PathLatency {
     pub p99_us: u64,
     /// The slowest, in microseconds.
     pub max_us: u64,
+    /// Times in microseconds that the shares [`SHARES`] of the answers were not slower than.
+    pub distribution_us: Vec<u64>,
 }
+
+/// Shares of answers whose times are told in a [`PathLatency::distribution_us`].
+pub const SHARES: [f64; 17] =
+    [0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0];
 
 impl Report {
     /// Sums up a replay. `versions_told_apart` says whether scoring knew the edits.
@@ -133,6 +146,7 @@ impl Report {
             turns: tally.turns,
             errors: tally.errors,
             answered_before: tally.answered_before,
+            made_up: tally.made_up,
             lines_skipped: ending.lines_skipped,
             stopped_by: ending.stop.as_ref().map(Stop::to_string),
             answered_by: AnsweredBy::of(tally),
@@ -143,7 +157,12 @@ impl Report {
                 tokens_saved: tally.tokens_saved,
                 cost_micros: tally.cost_micros,
             },
-            latency: Path::ALL.into_iter().filter_map(|path| PathLatency::of(path, tally.latency(path)?)).collect(),
+            latency: Path::ALL
+                .into_iter()
+                .filter_map(|path| PathLatency::of(path_name(path), tally.latency(path)?))
+                .collect(),
+            latency_of_hits: tally.latency_of_hits().and_then(|times| PathLatency::of("hits", &times)),
+            timeline: tally.timeline().clone(),
             seconds,
             turns_per_second: if seconds > 0.0 { tally.turns as f64 / seconds } else { 0.0 },
             scores: (tally.all.turns > 0).then(|| Scores::of(tally, versions_told_apart)),
@@ -168,15 +187,16 @@ impl AnsweredBy {
 }
 
 impl PathLatency {
-    fn of(path: Path, latencies: &Histogram<u64>) -> Option<Self> {
+    fn of(path: &'static str, latencies: &Histogram<u64>) -> Option<Self> {
         let at = |quantile| latencies.value_at_quantile(quantile);
         (!latencies.is_empty()).then(|| Self {
-            path: path_name(path),
+            path,
             turns: latencies.len(),
             p50_us: at(0.5),
             p95_us: at(0.95),
             p99_us: at(0.99),
             max_us: latencies.max(),
+            distribution_us: SHARES.map(at).to_vec(),
         })
     }
 }
@@ -191,6 +211,9 @@ impl fmt::Display for Stop {
     }
 }
 
+/// What a replay of turns without text is good for.
+pub const MADE_UP: &str = "the log has none: it is load only, and what is said of the content of answers means nothing";
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let answers = self.turns - self.errors;
@@ -203,6 +226,7 @@ impl fmt::Display for Report {
         rows.row_if(self.answered_before, "  answered before", "by an earlier run, served again");
         rows.row_if(self.errors, "  failed", "");
         rows.row_if(self.lines_skipped, "lines skipped", "");
+        rows.row_if(self.made_up, "texts made up", MADE_UP);
         let by = &self.answered_by;
         for (name, turns) in
             [("exact cache", by.exact), ("semantic cache", by.semantic), ("joined in flight", by.joined)]

@@ -34,7 +34,7 @@ use super::ledger::{Ledger, TurnName};
 use super::log::{LogReader, LogTurn, at_ms};
 use super::results::TurnResult;
 use super::speed::{Schedule, Speed};
-use super::tally::Tally;
+use super::tally::{Moment, Tally};
 use super::updates::{Edit, Updates};
 use crate::lines::BadLine;
 
@@ -186,6 +186,7 @@ struct Arrival {
     name: TurnName,
     gold: Option<Gold>,
     result: TurnResult,
+    moment: Moment,
     /// What edits before the turn took out of the article that it is about.
     taken_out: Option<Arc<[String]>>,
     _waiting: OwnedSemaphorePermit,
@@ -325,10 +326,11 @@ impl<'a, A: Answers> Feed<'a, '_, A> {
             };
             let total_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
             drop(in_flight);
+            let moment = Moment { at: turn.at, made_up: turn.made_up };
             let LogTurn { conversation, turn, text, gold, .. } = turn;
             let result = TurnResult { conversation, turn, question: text, outcome, answered_before, total_us };
             // The receiver is gone only when the replay has failed already.
-            let _ignored = results.send(Arrival { sequence, name, gold, result, taken_out, _waiting: waiting });
+            let _ignored = results.send(Arrival { sequence, name, gold, result, moment, taken_out, _waiting: waiting });
         });
         Ok(Fed::Submitted)
     }
@@ -378,8 +380,8 @@ async fn collect(mut arrivals: mpsc::UnboundedReceiver<Arrival>, shared: &Shared
         early.insert(arrival.sequence, arrival);
         while let Some(arrival) = early.remove(&next) {
             next += 1;
-            let Arrival { result, gold, taken_out, .. } = &arrival;
-            shared.tally.borrow_mut().count(result, gold.as_ref(), &mut shared.ledger.borrow_mut());
+            let Arrival { result, gold, moment, taken_out, .. } = &arrival;
+            shared.tally.borrow_mut().count(result, *moment, gold.as_ref(), &mut shared.ledger.borrow_mut());
             if let (Ok(completion), Some(taken_out)) = (&result.outcome, taken_out) {
                 shared.changes.borrow_mut().check(completion, taken_out);
             }

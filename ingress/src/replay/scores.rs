@@ -56,6 +56,13 @@ impl Scores {
             parts: std::iter::once(PartScore::of("all", &tally.all)).chain(sources).collect(),
         }
     }
+
+    /// Wrong hits per hit of a part, as a report shows it.
+    #[must_use]
+    pub fn wrong_per_hit(&self, part: &PartScore) -> f64 {
+        // Without the edits nobody knows which versions differ, so all versions of an article count as one.
+        if self.edits_not_applied { part.wrong_per_hit_kb_ignored } else { part.wrong_per_hit }
+    }
 }
 
 impl PartScore {
@@ -83,9 +90,7 @@ impl fmt::Display for Scores {
         writeln!(f, "{:<18}{turns:>9}{hits:>9}{rate:>11}{wrong:>11}{stale:>9}{article:>15}", "gold labels")?;
         for part in &self.parts {
             let article = part.right_article_on_kb_turns.map_or_else(|| "–".to_owned(), percent);
-            // Without the edits nobody knows which versions differ, so all versions of an article count as one.
-            let wrong = if self.edits_not_applied { part.wrong_per_hit_kb_ignored } else { part.wrong_per_hit };
-            let [rate, wrong] = [part.hit_rate, wrong].map(percent);
+            let [rate, wrong] = [part.hit_rate, self.wrong_per_hit(part)].map(percent);
             let [turns, hits, stale] = [part.turns, part.hits, part.stale].map(count);
             writeln!(f, "{:<18}{turns:>9}{hits:>9}{rate:>11}{wrong:>11}{stale:>9}{article:>15}", part.source)?;
         }

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use jiff::Timestamp;
 use turnflow_pipeline::RefreshStats;
 use turnflow_state::{CacheLevel, Completion, Tier};
 
 use super::gold::Gold;
 use super::ledger::{Judgement, Ledger, TurnName};
 use super::results::TurnResult;
+use super::timeline::{Along, Timeline};
 
 /// Longest latency told apart, in microseconds: an hour. Longer ones count as this long.
 pub(super) const LATENCY_US_MAX: u64 = 3_600_000_000;
@@ -41,6 +43,15 @@ impl Path {
     }
 }
 
+/// What is counted of a turn beside its result.
+#[derive(Clone, Copy)]
+pub(super) struct Moment {
+    /// When it was said.
+    pub(super) at: Timestamp,
+    /// Whether its text was made up.
+    pub(super) made_up: bool,
+}
+
 /// Hits and their rightness, for rows of one source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Score {
@@ -70,6 +81,8 @@ pub struct Tally {
     pub errors: u64,
     /// Of them, answered by an earlier run and served again.
     pub answered_before: u64,
+    /// Of them, those whose text was made up, because the log has none.
+    pub made_up: u64,
     /// Of the answers, those in which the tier found something in the knowledge base.
     pub grounded: u64,
     /// Answers of each cache level.
@@ -77,6 +90,10 @@ pub struct Tally {
     /// Answers that a tier wrote for their turn.
     tiers: [u64; Tier::ALL.len()],
     latencies: Vec<Histogram<u64>>,
+    by_time: Timeline,
+    by_order: Timeline,
+    /// When the first turn was said.
+    first: Option<Timestamp>,
     /// What the answers cost, in millionths of the currency.
     pub cost_micros: u64,
     /// Hits on answers that were made anew after an edit.
@@ -103,10 +120,14 @@ impl Tally {
             turns: 0,
             errors: 0,
             answered_before: 0,
+            made_up: 0,
             grounded: 0,
             levels: [0; CacheLevel::ALL.len()],
             tiers: [0; Tier::ALL.len()],
             latencies: Path::ALL.iter().filter_map(|_| Histogram::new_with_max(LATENCY_US_MAX, 3).ok()).collect(),
+            by_time: Timeline::new(Along::Milliseconds),
+            by_order: Timeline::new(Along::Turns),
+            first: None,
             cost_micros: 0,
             refreshed: 0,
             tokens_spent: 0,
@@ -142,7 +163,30 @@ impl Tally {
         self.latencies.get(path.index())
     }
 
-    pub(super) fn count(&mut self, result: &TurnResult, gold: Option<&Gold>, ledger: &mut Ledger) {
+    /// Times of all hits, in microseconds.
+    #[must_use]
+    pub fn latency_of_hits(&self) -> Option<Histogram<u64>> {
+        let mut hits = Histogram::new_with_max(LATENCY_US_MAX, 3).ok()?;
+        for path in Path::ALL.into_iter().filter(|path| matches!(path, Path::Level(level) if level.is_hit())) {
+            hits.add(self.latency(path)?).ok()?;
+        }
+        Some(hits)
+    }
+
+    /// Where in the log the hits were: along its clock, or by the order of its turns when it has none.
+    #[must_use]
+    pub fn timeline(&self) -> &Timeline {
+        if self.by_time.buckets.len() > 1 { &self.by_time } else { &self.by_order }
+    }
+
+    pub(super) fn count(&mut self, result: &TurnResult, moment: Moment, gold: Option<&Gold>, ledger: &mut Ledger) {
+        if let Ok(completion) = &result.outcome {
+            let level = completion.verdict.level;
+            let since = moment.at.as_millisecond() - self.first.get_or_insert(moment.at).as_millisecond();
+            self.by_time.count(u64::try_from(since).unwrap_or_default(), level);
+            self.by_order.count(self.turns, level);
+        }
+        self.made_up += u64::from(moment.made_up);
         self.turns += 1;
         self.answered_before += u64::from(result.answered_before);
         match &result.outcome {

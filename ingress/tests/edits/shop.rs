@@ -188,7 +188,7 @@ fn ways_to_keep_in_step_are_compared() {
     let shop = shop();
     let comparison = shop.report(&["--compare", "--no-probes"]);
     let runs = comparison["runs"].as_array().expect("runs");
-    let names: Vec<_> = runs.iter().filter_map(|run| run["validity"].as_str()).collect();
+    let names: Vec<_> = runs.iter().filter_map(|run| run["setting"].as_str()).collect();
     assert_eq!(names, ["exact", "ttl=60s", "ttl=600s", "none"]);
     let stale = |run: &Value| run["report"]["changes"]["stale_by_content"].as_u64();
     let invalidated = |run: &Value| run["report"]["changes"]["invalidated"]["all"].as_u64();

@@ -18,7 +18,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use crossbeam_channel::Sender;
 use timely::dataflow::operators::probe::Handle;
@@ -34,7 +34,7 @@ use turnflow_state::{CacheEntry, ChunkKey, Committer, EntryId, KnowledgeBase, Kn
 
 use crate::admission::Streams;
 use crate::bridge::Port;
-use crate::knowledge::ChangeEvent;
+use crate::shared::{Change, FIRST_EPOCH, Forecast, Question, Shared, ValidityStats};
 
 /// Entries that an index which is being built takes in between two steps of the worker, when there is other work.
 const IMPROVED_WHEN_BUSY: usize = 4;

@@ -121,6 +121,9 @@ fn origin_of(done: &Done) -> String {
     if let Some(question) = &verdict.question {
         parts.push(format!("asked before as {}", quoted(question)));
     }
+    if verdict.refreshed {
+        parts.push("made anew since".to_owned());
+    }
     if !done.grounded {
         parts.push("not in the knowledge base".to_owned());
     }
@@ -215,6 +218,8 @@ mod tests {
         };
         let expected = r#"semantic hit (0.912) · asked before as "how long\ndo I have?" · 12.3 ms"#;
         check(true, semantic, &[], expected);
+        let refreshed = Verdict { refreshed: true, ..level(CacheLevel::Exact) };
+        check(true, refreshed, &["returns"], "exact hit · made anew since · from returns#2 · 12.3 ms");
     }
 
     #[test]

@@ -32,7 +32,8 @@ use turnflow_state::{Committer, EntryId, Tier, TurnEvent};
 use crate::admission::Streams;
 use crate::bridge::Port;
 use crate::config::Validity;
-use crate::validity::{Driver, Left, Shared};
+use crate::shared::Shared;
+use crate::validity::{Driver, Left};
 use crate::{Config, Parts, validity};
 
 /// What every worker needs to put up its part.

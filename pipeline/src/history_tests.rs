@@ -153,6 +153,8 @@ fn run(workers: usize, fault: Fault, edits: u64) -> (Arc<History>, PipelineStats
     config.knowledge.chunks_retrieved = 2;
     // A question about one topic is no question about another.
     config.cache.similarity_min = 0.99;
+    // Everything that falls is made anew.
+    config.refresh.served_min = 1;
     let parts = Parts::open(&config, Store::memory(), files()).expect("parts");
     let pipeline = Pipeline::start_with(&config, &parts, |blueprint| blueprint.fault = fault).expect("pipeline");
     let runtime: Runtime =

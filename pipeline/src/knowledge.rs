@@ -14,7 +14,7 @@ use turnflow_state::{
 };
 
 use crate::pipeline::Running;
-use crate::validity::{Change, Forecast, Question};
+use crate::shared::{Change, Forecast, Question};
 use crate::{Parts, PipelineError};
 
 /// An article that is to be written, or deleted.

@@ -18,6 +18,7 @@ mod history_tests;
 mod knowledge;
 mod parts;
 mod pipeline;
+mod shared;
 mod validity;
 
 pub use admission::{SubmitError, TurnStream};
@@ -31,7 +32,7 @@ pub use knowledge::{
 };
 pub use parts::{Parts, policy};
 pub use pipeline::{Pipeline, PipelineStats};
+pub use shared::{Forecast, ValidityStats};
 pub use turnflow_operators::guard::Mentions;
 pub use turnflow_operators::refresh::RefreshStats;
 pub use turnflow_operators::validity::{Fall, Invalidated};
-pub use validity::{Forecast, ValidityStats};

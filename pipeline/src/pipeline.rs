@@ -21,7 +21,8 @@ use crate::bridge::Port;
 use crate::config::Validity;
 use crate::dataflow::Blueprint;
 use crate::knowledge::Knowledge;
-use crate::validity::{Left, Shared, ValidityStats};
+use crate::shared::{Shared, ValidityStats};
+use crate::validity::Left;
 use crate::{Config, Parts, PipelineError, SubmitError, TurnStream};
 
 /// Entry ids that one run may use before they could meet those of the next.

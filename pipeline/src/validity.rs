@@ -17,186 +17,29 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::Thread;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::Sender;
 use timely::dataflow::operators::probe::Handle;
 use timely::worker::Worker;
-use tokio::sync::{Notify, broadcast, oneshot};
 use turnflow_operators::commit::Price;
 use turnflow_operators::dedupe::Boxes;
 use turnflow_operators::message::{Basis, Purpose, QuestionKey};
-use turnflow_operators::refresh::{Refresh, RefreshLimits, RefreshStats};
+use turnflow_operators::refresh::{Refresh, RefreshLimits};
 use turnflow_operators::shard::Shard;
 use turnflow_operators::validity::keeper::{Effects, Keeper, KeeperStats, Proposal};
-use turnflow_operators::validity::{Epoch, Fall, Inputs, Inquiry, Invalidated, KnowledgeUpdate, Setup, TopK, validity};
+use turnflow_operators::validity::{Epoch, Inputs, Inquiry, Invalidated, KnowledgeUpdate, Setup, TopK, validity};
 use turnflow_state::{CacheEntry, ChunkKey, Committer, EntryId, KnowledgeBase, KnowledgeChange, StoreBatch, TenantId};
 
 use crate::admission::Streams;
 use crate::bridge::Port;
-use crate::knowledge::ChangeEvent;
-
-/// A change that is in the store and asks to be taken into account.
-pub(crate) struct Change {
-    pub(crate) tenant: TenantId,
-    pub(crate) change: KnowledgeChange,
-    /// What to tell those who watch; completed when it is acknowledged.
-    pub(crate) event: ChangeEvent,
-    pub(crate) acknowledge: oneshot::Sender<Vec<Invalidated>>,
-}
-
-/// A change that is only thought of.
-#[derive(Clone)]
-pub(crate) struct Question {
-    pub(crate) tenant: TenantId,
-    pub(crate) change: Arc<KnowledgeChange>,
-    pub(crate) reply: Sender<Vec<Forecast>>,
-}
-
-/// A cached answer that a change would make invalid.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Forecast {
-    /// The entry.
-    pub entry: EntryId,
-    /// The question as it was asked.
-    pub question: String,
-    /// What would happen to it.
-    pub fall: Fall,
-}
-
-/// What all workers share.
-pub(crate) struct Shared {
-    epoch: AtomicU64,
-    /// The knowledge base's epoch that is acknowledged: nothing is served that a change up to it made invalid.
-    acknowledged: AtomicU64,
-    workers: Mutex<Vec<Option<Thread>>>,
-    changes: (Sender<Change>, Receiver<Change>),
-    questions: Vec<(Sender<Question>, Receiver<Question>)>,
-    watchers: broadcast::Sender<Arc<ChangeEvent>>,
-    stats: Vec<Mutex<(ValidityStats, RefreshStats)>>,
-    /// For each worker, the epoch before which everything that fell was handed over to be deleted.
-    handed_over: Vec<AtomicU64>,
-    /// For each worker, the earliest epoch of the knowledge base that a question asked in the background may have read.
-    background_epochs: Vec<AtomicU64>,
-    /// For each worker, questions that are to be answered anew.
-    refreshing: Vec<AtomicUsize>,
-    /// Told when one of the workers has handed something over, or has less to answer anew.
-    progress: Notify,
-    closed: AtomicBool,
-}
-
-/// What one worker's part of the caches holds, and what became of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ValidityStats {
-    /// Entries cached.
-    pub entries: usize,
-    /// What they take, in bytes.
-    pub bytes: usize,
-    /// Recent chunks that a late answer may have to be compared with.
-    pub recent_chunks: usize,
-    /// Answers that were outdated when they came.
-    pub late: u64,
-    /// Cached answers that a change made invalid.
-    pub invalidated: u64,
-}
-
-/// Where the dataflow begins. What an earlier run left is put in before: at epoch 0 the entries and the chunks that are
-/// there, at epoch 1 those of the chunks that the entries have yet to meet.
-const FIRST_EPOCH: Epoch = 2;
+use crate::shared::{Change, FIRST_EPOCH, Forecast, Question, Shared, ValidityStats};
 
 /// Entries that an index which is being built takes in between two steps of the worker, when there is other work.
 const IMPROVED_WHEN_BUSY: usize = 4;
 /// The same when there is none; some milliseconds of work, during which a turn that comes has to wait.
 const IMPROVED_WHEN_IDLE: usize = 8;
-
-impl Shared {
-    pub(crate) fn new(workers: usize, knowledge_epoch: u64, writes_max: usize, events_max: usize) -> Self {
-        Self {
-            epoch: AtomicU64::new(FIRST_EPOCH),
-            acknowledged: AtomicU64::new(knowledge_epoch),
-            workers: Mutex::new(vec![None; workers]),
-            changes: bounded(writes_max),
-            questions: (0..workers).map(|_| unbounded()).collect(),
-            watchers: broadcast::Sender::new(events_max),
-            stats: (0..workers).map(|_| Mutex::default()).collect(),
-            handed_over: (0..workers).map(|_| AtomicU64::new(0)).collect(),
-            background_epochs: (0..workers).map(|_| AtomicU64::new(u64::MAX)).collect(),
-            refreshing: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
-            progress: Notify::new(),
-            closed: AtomicBool::new(false),
-        }
-    }
-
-    /// Puts a change in line; waits while the line is full. Changes are put in line in the order of their epochs.
-    pub(crate) fn submit(&self, change: Change) {
-        // The receiver lives here, so sending cannot fail.
-        let _ = self.changes.0.send(change);
-        self.wake();
-    }
-
-    /// Asks all workers; as many replies come as there are workers.
-    pub(crate) fn ask(&self, question: &Question) {
-        for (sender, _) in &self.questions {
-            let _ = sender.send(question.clone());
-        }
-        self.wake();
-    }
-
-    pub(crate) fn watch(&self) -> broadcast::Receiver<Arc<ChangeEvent>> {
-        self.watchers.subscribe()
-    }
-
-    pub(crate) fn acknowledged(&self) -> u64 {
-        self.acknowledged.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn stats(&self) -> (ValidityStats, RefreshStats) {
-        let (mut sum, mut refresh) = (ValidityStats::default(), RefreshStats::default());
-        for stats in &self.stats {
-            let (stats, refreshing) = *stats.lock().unwrap_or_else(PoisonError::into_inner);
-            refresh.add(refreshing);
-            sum.entries += stats.entries;
-            sum.bytes += stats.bytes;
-            // The windows of all workers hold the same chunks.
-            sum.recent_chunks = sum.recent_chunks.max(stats.recent_chunks);
-            sum.late += stats.late;
-            sum.invalidated += stats.invalidated;
-        }
-        (sum, refresh)
-    }
-
-    /// Waits until nothing is left to be answered anew that fell before; ends when the workers do.
-    pub(crate) async fn refreshed(&self) {
-        // What an acknowledged change made invalid fell before this epoch. A worker has handed it over when it has queued
-        // what of it is to be answered anew.
-        let epoch = self.epoch.load(Ordering::Acquire);
-        loop {
-            let progress = self.progress.notified();
-            let has_met = self.handed_over.iter().all(|met| met.load(Ordering::Acquire) >= epoch);
-            let is_done = has_met && self.refreshing.iter().all(|pending| pending.load(Ordering::Acquire) == 0);
-            if is_done || self.closed.load(Ordering::Acquire) {
-                return;
-            }
-            progress.await;
-        }
-    }
-
-    /// Lets the workers end once nothing waits.
-    pub(crate) fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-        self.progress.notify_waiters();
-        self.wake();
-    }
-
-    pub(crate) fn wake(&self) {
-        // A worker that is not parked finds the token when it is about to park, and looks again.
-        for worker in self.workers.lock().unwrap_or_else(PoisonError::into_inner).iter().flatten() {
-            worker.unpark();
-        }
-    }
-}
 
 /// What an earlier run left, for one worker.
 #[derive(Default)]

@@ -18,6 +18,7 @@ const QUESTION: &str = "How long does delivery take?";
 fn refreshing(workers: usize) -> Config {
     let mut config = config(workers);
     config.refresh.enabled = true;
+    config.refresh.served_min = 1;
     config.knowledge.chunks_retrieved = 1;
     // Every question has an entry of its own.
     config.cache.semantic = false;

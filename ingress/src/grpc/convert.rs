@@ -4,7 +4,7 @@
 //! valid by type. Enums are matched, not cast, so that a new value on either side has to be handled here.
 
 use turnflow_state::{
-    CacheControl, CacheLevel, Channel, Completion, ConversationId, IdError, Limits, Source, Stage, StageLatencies,
+    CacheControl, CacheLevel, HitEvidence, Channel, Completion, ConversationId, IdError, Limits, Source, Stage, StageLatencies,
     TenantId, Tier, Turn, TurnEvent, TurnId, TurnKey, Verdict,
 };
 
@@ -169,7 +169,18 @@ fn verdict(verdict: Verdict) -> proto::Verdict {
         }),
         refreshed: verdict.refreshed,
         reason: verdict.reason,
+        evidence: verdict.evidence.map(|evidence| evidence_of(*evidence)),
     }
+}
+
+fn evidence_of(evidence: HitEvidence) -> proto::Evidence {
+    let HitEvidence { probability, log_odds, required, error_max, same_article, reasons, age_ms } = evidence;
+    let reasons = reasons.into_iter().map(|reason| proto::Reason {
+        name: reason.name,
+        value: reason.value,
+        weight: reason.weight,
+    });
+    proto::Evidence { probability, log_odds, required, error_max, same_article, reasons: reasons.collect(), age_ms }
 }
 
 #[cfg(test)]

@@ -80,6 +80,13 @@ impl RefreshReport {
     }
 }
 
+/// Net of what was spent in the background; below 0 when that was more than the caches saved.
+fn tokens_share(tally: &Tally, in_background: u64) -> f64 {
+    let without_caches = tally.tokens_saved + tally.tokens_spent.saturating_sub(in_background);
+    let spent_less = without_caches as f64 - tally.tokens_spent as f64;
+    if without_caches == 0 { 0.0 } else { spent_less / without_caches as f64 }
+}
+
 /// Where answers came from.
 #[derive(Debug, Serialize)]
 pub struct AnsweredBy {
@@ -102,7 +109,7 @@ pub struct AnsweredBy {
 pub struct LoadTakenOff {
     /// Share of the answers that asked no tier.
     pub turns_share: f64,
-    /// Share of the tokens that tiers would have read and written.
+    /// Share of the tokens that tiers would have read and written for turns; what they spent in the background is taken off.
     pub tokens_share: f64,
     /// Tokens that tiers read and wrote, for turns and in the background.
     pub tokens_spent: u64,
@@ -152,7 +159,7 @@ impl Report {
             answered_by: AnsweredBy::of(tally),
             load_taken_off: LoadTakenOff {
                 turns_share: share(hits, answers),
-                tokens_share: share(tally.tokens_saved, tally.tokens_saved + tally.tokens_spent),
+                tokens_share: tokens_share(tally, ending.refresh.input_tokens + ending.refresh.output_tokens),
                 tokens_spent: tally.tokens_spent,
                 tokens_saved: tally.tokens_saved,
                 cost_micros: tally.cost_micros,

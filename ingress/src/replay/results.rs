@@ -17,7 +17,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 use serde_json::{Map, Value};
-use turnflow_state::{CacheLevel, Completion, ConversationId, Source, Tier, TurnError, TurnKey};
+use turnflow_state::{CacheLevel, Completion, ConversationId, HitEvidence, Source, Tier, TurnError, TurnKey};
 
 /// How one turn of the log ended.
 #[derive(Clone, Debug)]
@@ -45,6 +45,7 @@ struct Line<'a> {
     origin: Option<Origin<'a>>,
     entry: Option<String>,
     similarity: Option<f32>,
+    evidence: Option<&'a HitEvidence>,
     sources: &'a [Source],
     text: &'a str,
     latency_us: Map<String, Value>,
@@ -88,6 +89,7 @@ pub fn write_result(out: &mut impl Write, result: &TurnResult) -> io::Result<()>
                     .map(|key| Origin::of(key, verdict.refreshed)),
                 entry: verdict.entry.map(|entry| entry.to_string()),
                 similarity: verdict.similarity,
+                evidence: verdict.evidence.as_deref(),
                 sources: &completion.sources,
                 text: &completion.text,
                 latency_us,
@@ -102,6 +104,7 @@ pub fn write_result(out: &mut impl Write, result: &TurnResult) -> io::Result<()>
             origin: None,
             entry: None,
             similarity: None,
+            evidence: None,
             sources: &[],
             text: "",
             latency_us,
@@ -141,6 +144,7 @@ mod tests {
                 question: None,
                 origin: Some(origin),
                 refreshed: false,
+                evidence: None,
                 reason: "similar".to_owned(),
             },
             latency,

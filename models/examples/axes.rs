@@ -64,15 +64,18 @@ fn leading(matrix: &[Vec<f64>], count: usize) -> Vec<Vec<f64>> {
     axes
 }
 
+/// Gram–Schmidt, twice: what nearly depends on the others has lost its digits after the first time.
 fn orthonormalise(axes: &mut [Vec<f64>]) {
     for at in 0..axes.len() {
         let (before, rest) = axes.split_at_mut(at);
         let axis = &mut rest[0];
-        for other in before.iter() {
-            let along: f64 = axis.iter().zip(other).map(|(a, b)| a * b).sum();
-            axis.iter_mut().zip(other).for_each(|(a, b)| *a -= along * b);
+        for _ in 0..2 {
+            for other in before.iter() {
+                let along: f64 = axis.iter().zip(other).map(|(a, b)| a * b).sum();
+                axis.iter_mut().zip(other).for_each(|(a, b)| *a -= along * b);
+            }
+            let length = axis.iter().map(|a| a * a).sum::<f64>().sqrt();
+            axis.iter_mut().for_each(|a| *a /= length);
         }
-        let length = axis.iter().map(|a| a * a).sum::<f64>().sqrt();
-        axis.iter_mut().for_each(|a| *a /= length);
     }
 }

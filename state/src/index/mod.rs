@@ -48,7 +48,7 @@ pub struct IndexConfig {
     pub flat_max: usize,
     /// Share of removed vectors among all in the graph at which it is built anew.
     pub tombstone_share_max: f32,
-    /// Vectors that each change links. With 0 that is left to whoever has the time, unless more than `flat_max` wait.
+    /// Vectors that each change links, more than come with it so that another graph gets done. With 0 that is left to whoever has the time, unless more than `flat_max` wait.
     pub links_per_change: usize,
 }
 
@@ -60,7 +60,7 @@ impl IndexConfig {
         ef_search: 64,
         flat_max: 2_000,
         tombstone_share_max: 0.3,
-        links_per_change: 4,
+        links_per_change: 5,
     };
 }
 

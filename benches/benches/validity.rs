@@ -9,14 +9,16 @@
 //! its call to its acknowledgement, without the embedding of its text. In the same run: a synced write of the bare store,
 //! which is the least that any durable scheme pays; the same relation recomputed from scratch in a plain loop; and a plain
 //! reverse index from chunks to entries, which does not see new articles or late answers. With a file of articles, how
-//! fast it is imported. Vectors are mixtures of what the encoder makes of the sample shop's questions.
+//! fast it is imported. Vectors of questions are mixtures of what the encoder makes of the sample shop's questions, those of
+//! chunks mixtures of what it makes of its articles, and an update says what one of them says; so scores, and how many
+//! entries a new chunk comes close to, are about those of a shop.
 
 #![expect(clippy::expect_used, reason = "a bench may fail loudly")]
 #![expect(clippy::print_stdout, reason = "its output is its result")]
 
 use std::collections::HashMap;
 use std::hint::black_box;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -33,7 +35,10 @@ use turnflow_state::{
 const ARTICLES: usize = 5_000;
 const K: usize = 4;
 const UPDATES: usize = 400;
-const SAMPLE: &str = include_str!("../../ingress/sample/log.jsonl");
+const QUESTIONS: &str = include_str!("../../ingress/sample/log.jsonl");
+const SAMPLE_ARTICLES: &str = include_str!("../../ingress/sample/articles.jsonl");
+/// Characters of an article's text: one chunk.
+const TEXT_CHARS: usize = 300;
 
 fn main() {
     // Cargo passes `--bench`.
@@ -117,16 +122,29 @@ fn article(number: usize) -> ArticleId {
     ArticleId::new(format!("a{number}")).expect("an id")
 }
 
+/// What an article says: what one of the sample shop's says, and which version of which article it is.
 fn text(number: usize, version: usize) -> String {
-    format!("Article {number} says what it says for the {version}th time.")
+    static BODIES: LazyLock<Vec<String>> = LazyLock::new(|| fields(SAMPLE_ARTICLES, "body"));
+    let body: String = BODIES[number % BODIES.len()].chars().take(TEXT_CHARS).collect();
+    format!("{body} (article {number}, {version})")
+}
+
+/// One field of each line.
+fn fields(lines: &str, field: &str) -> Vec<String> {
+    let of_line = |line| {
+        let line: Value = serde_json::from_str(line).expect("JSON");
+        line[field].as_str().expect("a text").to_owned()
+    };
+    lines.lines().map(of_line).collect()
 }
 
 impl World {
     fn new(config: &Config, store: Store, files: &turnflow_models::ModelFiles, entries: usize) -> Self {
         let tenant = tenant().expect("an id");
         let parts = Parts::open(config, store.clone(), files).expect("parts");
-        let mut mixture = Mixture::new(&parts);
-        let vectors: Vec<Arc<[f32]>> = (0..ARTICLES).map(|_| mixture.next()).collect();
+        let mut questions = Mixture::new(&parts, fields(QUESTIONS, "text"));
+        let mut articles = Mixture::new(&parts, fields(SAMPLE_ARTICLES, "body"));
+        let vectors: Vec<Arc<[f32]>> = (0..ARTICLES).map(|_| articles.next()).collect();
         for first in (0..ARTICLES).step_by(500) {
             let write = |number: usize| ArticleWrite {
                 tenant: tenant.clone(),
@@ -162,7 +180,7 @@ impl World {
         let mut batch = StoreBatch::new();
         batch.put_validated_epoch(epoch);
         for id in 0..entries {
-            let vector = mixture.next();
+            let vector = questions.next();
             let found = index.search(&vector, K).expect("fits");
             let kth_score = found[K - 1].1;
             let chunks = found.iter().map(|&(number, _)| SupportChunk {
@@ -257,19 +275,14 @@ fn entry(id: usize, scope: ScopeId, vector: &Arc<[f32]>, support: Support, sourc
     }
 }
 
-/// Unit vectors that lie where the encoder's do: mixtures of those of real questions, and a little of everything.
+/// Unit vectors that lie where the encoder's do: mixtures of those of real texts, and a little of everything.
 struct Mixture {
     real: Vec<Arc<[f32]>>,
     state: u64,
 }
 
 impl Mixture {
-    fn new(parts: &Parts) -> Self {
-        let texts = SAMPLE.lines().map(|line| {
-            let turn: Value = serde_json::from_str(line).expect("JSON");
-            turn["text"].as_str().expect("a text").to_owned()
-        });
-        let texts: Vec<String> = texts.collect();
+    fn new(parts: &Parts, texts: Vec<String>) -> Self {
         let encoded = texts.chunks(64).flat_map(|some| parts.encoder.encode_blocking(some.to_vec()).expect("encodes"));
         Self { real: encoded.collect(), state: 0x9E37_79B9_7F4A_7C15 }
     }

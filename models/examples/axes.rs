@@ -1,7 +1,8 @@
-//! Makes `models/src/axes.bin`: the principal axes of what the encoder makes of the texts of a file, one per line.
+//! Makes `models/src/axes.bin`: the principal axes of what the encoder makes of the texts of some files, one per line. Each
+//! file counts alike, whatever its size.
 //!
 //! ```text
-//! cargo run --release -p turnflow-models --example axes -- QUESTIONS.txt models/src/axes.bin
+//! cargo run --release -p turnflow-models --example axes -- TEXTS.txt… models/src/axes.bin
 //! ```
 //!
 //! The axes are the leading eigenvectors of the second moments, found by orthogonal iteration (Golub and Van Loan, Matrix
@@ -16,28 +17,35 @@ use turnflow_models::{AXES, Encoder, ModelHome, WeightSource, default_home, ensu
 const SWEEPS: usize = 60;
 /// Texts that are encoded together.
 const BATCH: usize = 64;
+/// The whole number that stands for 1.
+const AXIS_ONE: f64 = 32_767.0;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let [texts, out] = std::env::args().skip(1).collect::<Vec<_>>().try_into().map_err(|_| "usage: axes TEXTS OUT")?;
-    let texts = std::fs::read_to_string(texts)?;
-    let texts: Vec<&str> = texts.lines().filter(|line| !line.trim().is_empty()).collect();
+    let mut files: Vec<String> = std::env::args().skip(1).collect();
+    let out = files.pop().filter(|_| !files.is_empty()).ok_or("usage: axes TEXTS… OUT")?;
     let encoder = Encoder::load(&ensure(&ModelHome::new(default_home()?), &WeightSource::defaults(None), &|_| {})?)?;
-    let mut vectors = Vec::with_capacity(texts.len());
-    for batch in texts.chunks(BATCH) {
-        vectors.extend(encoder.encode(batch)?);
-        eprint!("\r{} of {} texts", vectors.len(), texts.len());
-    }
-    let dimension = vectors.first().ok_or("no texts")?.len();
-    let mut moments = vec![vec![0.0_f64; dimension]; dimension];
-    for vector in &vectors {
-        for (row, &a) in moments.iter_mut().zip(vector.iter()) {
-            row.iter_mut().zip(vector.iter()).for_each(|(sum, &b)| *sum += f64::from(a) * f64::from(b));
+    let mut moments: Vec<Vec<f64>> = Vec::new();
+    for file in files {
+        let texts = std::fs::read_to_string(file)?;
+        let texts: Vec<&str> = texts.lines().filter(|line| !line.trim().is_empty()).collect();
+        let mut done = 0;
+        for batch in texts.chunks(BATCH) {
+            for vector in encoder.encode(batch)? {
+                moments.resize_with(vector.len(), || vec![0.0; vector.len()]);
+                for (row, &a) in moments.iter_mut().zip(vector.iter()) {
+                    let a = f64::from(a) / texts.len() as f64;
+                    row.iter_mut().zip(vector.iter()).for_each(|(sum, &b)| *sum += a * f64::from(b));
+                }
+            }
+            done += batch.len();
+            eprint!("\r{done} of {} texts", texts.len());
         }
+        eprintln!();
     }
     let axes = leading(&moments, AXES);
-    let bytes: Vec<u8> = axes.iter().flatten().flat_map(|&number| (number as f32).to_le_bytes()).collect();
-    std::fs::write(Path::new(&out), bytes)?;
-    eprintln!("\n{} axes of {dimension} numbers written to {out}", axes.len());
+    let bytes = axes.iter().flatten().flat_map(|&number| ((number * AXIS_ONE).round() as i16).to_le_bytes());
+    std::fs::write(Path::new(&out), bytes.collect::<Vec<u8>>())?;
+    eprintln!("{} axes of {} numbers written to {out}", axes.len(), moments.len());
     Ok(())
 }
 
@@ -56,15 +64,18 @@ fn leading(matrix: &[Vec<f64>], count: usize) -> Vec<Vec<f64>> {
     axes
 }
 
+/// Gram–Schmidt, twice: what nearly depends on the others has lost its digits after the first time.
 fn orthonormalise(axes: &mut [Vec<f64>]) {
     for at in 0..axes.len() {
         let (before, rest) = axes.split_at_mut(at);
         let axis = &mut rest[0];
-        for other in before.iter() {
-            let along: f64 = axis.iter().zip(other).map(|(a, b)| a * b).sum();
-            axis.iter_mut().zip(other).for_each(|(a, b)| *a -= along * b);
+        for _ in 0..2 {
+            for other in before.iter() {
+                let along: f64 = axis.iter().zip(other).map(|(a, b)| a * b).sum();
+                axis.iter_mut().zip(other).for_each(|(a, b)| *a -= along * b);
+            }
+            let length = axis.iter().map(|a| a * a).sum::<f64>().sqrt();
+            axis.iter_mut().for_each(|a| *a /= length);
         }
-        let length = axis.iter().map(|a| a * a).sum::<f64>().sqrt();
-        axis.iter_mut().for_each(|a| *a /= length);
     }
 }

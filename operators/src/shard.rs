@@ -19,7 +19,7 @@ use crate::message::{Basis, QuestionKey};
 use crate::policy::{Policy, Prepared};
 
 /// Graphs are built in [`Shard::improve`], when there is time: thousands of entries of an earlier run come at once.
-const INDEX: IndexConfig = IndexConfig { moves_per_change: 0, ..IndexConfig::DEFAULT };
+const INDEX: IndexConfig = IndexConfig { links_per_change: 0, ..IndexConfig::DEFAULT };
 
 /// An entry as the shard keeps it.
 #[derive(Clone, Debug)]

@@ -25,7 +25,7 @@ pub use article::{Article, Chunk, ChunkId, ChunkKey, ContentHash, ScoredChunk, S
 pub use entry::{Answer, CacheEntry, Support, SupportChunk};
 pub use error::StateError;
 pub use ids::{ArticleId, ConversationId, EntryId, ID_BYTES_MAX, IdError, ScopeId, TenantId, TurnId, TurnKey};
-pub use index::{ExactIndex, HnswIndex, IndexConfig, Key, VectorIndex, dot};
+pub use index::{ExactIndex, HnswIndex, IndexConfig, Key, Link, VectorIndex, dot};
 pub use knowledge::{
     Applied, ArticleOutcome, ArticleWrite, KnowledgeBase, KnowledgeChange, KnowledgeStats, NewChunk, NewContent,
     WriteRefused,

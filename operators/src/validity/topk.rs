@@ -17,12 +17,12 @@ use std::sync::Arc;
 
 use turnflow_state::{ChunkKey, TenantId};
 
-use super::rows::{Axes, LANES, Rival, Row, Rows};
+use super::rows::{Axes, BLOCK, Rival, Row, Rows};
 use super::{ClaimChange, KnowledgeUpdate};
 
-/// Pairs of a claim and a chunk, in blocks of 16 claims, that [`TopK::work`] looks at in one go: a fraction of a
+/// Pairs of a claim and a chunk, in blocks of 256 claims, that [`TopK::work`] looks at in one go: a fraction of a
 /// millisecond.
-pub const BLOCKS_PER_PIECE: usize = 2_048;
+pub const BLOCKS_PER_PIECE: usize = 128;
 
 /// Everything that happened at one epoch.
 #[derive(Clone, Debug, Default)]
@@ -146,7 +146,7 @@ impl TopK {
         }
         while let Some((tenant, row)) = self.arrivals.pop_front() {
             let met = self.arrive(tenant, row, overtaken);
-            budget = budget.saturating_sub(1 + met / LANES);
+            budget = budget.saturating_sub(1 + met / BLOCK);
             if budget == 0 {
                 break;
             }

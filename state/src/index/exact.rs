@@ -64,14 +64,6 @@ impl<K: Key> ExactIndex<K> {
         true
     }
 
-    /// Takes any one vector out.
-    pub(super) fn pop(&mut self) -> Option<(K, Vec<f32>)> {
-        let key = self.keys.pop()?;
-        self.rows.remove(&key);
-        let vector = self.matrix.split_off(self.keys.len() * self.dimension.unwrap_or_default());
-        Some((key, vector))
-    }
-
     /// The `k` keys whose vectors are most similar to `query`, with their cosines, best first.
     ///
     /// # Errors

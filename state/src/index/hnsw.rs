@@ -6,6 +6,9 @@
 //! still leads a search on its way but is left out of the results, and a search asks for more in their place. When
 //! another graph is to be begun is decided by [`VectorIndex`](super::VectorIndex).
 //!
+//! Linking a vector takes about a millisecond, so a vector that comes waits aside, where every search looks at it, until
+//! somebody has the time: [`HnswIndex::begin_link`], [`Link::run`] without any lock, [`HnswIndex::finish_link`].
+//!
 //! The distance is our own. Those of `hnsw_rs` assert that no dot product exceeds 1, which rounding alone can break,
 //! and need either a nightly compiler or another crate for SIMD. Its filtered search is not used: it goes on through
 //! all remaining candidates after it could stop.
@@ -14,6 +17,7 @@
 //! with them which far neighbours are missed, can differ between two runs.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use hnsw_rs::prelude::{Distance, Hnsw, PointId};
 
@@ -38,14 +42,35 @@ impl Distance<f32> for UnitDistance {
     }
 }
 
-/// Vectors in a graph.
+type Graph = Hnsw<'static, f32, UnitDistance>;
+
+/// Vectors in a graph, and some that are yet to be linked into it.
 pub struct HnswIndex<K> {
     config: IndexConfig,
     dimension: usize,
-    graph: Hnsw<'static, f32, UnitDistance>,
+    graph: Arc<Graph>,
     /// The key of each vector in the graph, by the order of insertion; `None` for a tombstone.
     slots: Vec<Option<K>>,
     by_key: HashMap<K, usize>,
+    /// What is not linked yet. No key is here and in the graph.
+    fresh: ExactIndex<K>,
+    /// Those of `fresh` that are being linked, with the slots they will have.
+    linking: HashMap<K, usize>,
+}
+
+/// A vector on its way into a graph.
+pub struct Link<K> {
+    graph: Arc<Graph>,
+    key: K,
+    slot: usize,
+    vector: Vec<f32>,
+}
+
+impl<K> Link<K> {
+    /// Does what takes long. Searches and changes go on meanwhile.
+    pub fn run(&self) {
+        self.graph.insert_slice((&self.vector, self.slot));
+    }
 }
 
 impl<K: Key> HnswIndex<K> {
@@ -53,7 +78,21 @@ impl<K: Key> HnswIndex<K> {
     #[must_use]
     pub fn new(config: &IndexConfig, dimension: usize, vectors_expected: usize) -> Self {
         let graph = Hnsw::new(config.neighbours, vectors_expected, LAYERS_MAX, config.ef_construction, UnitDistance);
-        Self { config: *config, dimension, graph, slots: Vec::new(), by_key: HashMap::new() }
+        Self {
+            config: *config,
+            dimension,
+            graph: Arc::new(graph),
+            slots: Vec::new(),
+            by_key: HashMap::new(),
+            fresh: ExactIndex::new(),
+            linking: HashMap::new(),
+        }
+    }
+
+    /// An empty graph for vectors that are all yet to be linked.
+    pub(super) fn begun(config: &IndexConfig, dimension: usize, fresh: ExactIndex<K>) -> Self {
+        let empty = Self::new(config, dimension, fresh.len());
+        Self { fresh, ..empty }
     }
 
     /// A graph of all vectors of `flat`, built on all cores.
@@ -62,7 +101,9 @@ impl<K: Key> HnswIndex<K> {
         let mut index = Self::new(config, dimension, flat.len());
         let mut linked: Vec<(&[f32], usize)> = Vec::with_capacity(flat.len());
         for (key, vector) in flat.iter() {
-            linked.push((vector, index.claim(key.clone())));
+            index.by_key.insert(key.clone(), index.slots.len());
+            linked.push((vector, index.slots.len()));
+            index.slots.push(Some(key.clone()));
         }
         let parallel = linked.split_off(SERIAL_MIN.min(linked.len()));
         for first in linked {
@@ -72,34 +113,51 @@ impl<K: Key> HnswIndex<K> {
         index
     }
 
-    /// Takes the next slot for a key.
-    fn claim(&mut self, key: K) -> usize {
-        let slot = self.slots.len();
-        if let Some(old) = self.by_key.insert(key.clone(), slot) {
-            self.slots[old] = None;
-        }
-        self.slots.push(Some(key));
-        slot
-    }
-
     /// Adds a vector, or replaces the one that the key has.
     ///
     /// # Errors
     /// [`StateError::Dimension`] and [`StateError::NonFinite`]; the index is then as it was.
     pub fn insert(&mut self, key: K, vector: &[f32]) -> Result<(), StateError> {
         check(vector, Some(self.dimension))?;
-        let slot = self.claim(key);
-        self.graph.insert_slice((vector, slot));
-        Ok(())
+        self.remove(&key);
+        self.fresh.insert(key, vector)
     }
 
     /// Removes a vector; `false` when the key has none.
     pub fn remove(&mut self, key: &K) -> bool {
-        let Some(slot) = self.by_key.remove(key) else {
-            return false;
-        };
+        // What is being linked becomes a tombstone.
+        self.linking.remove(key);
+        let Some(slot) = self.by_key.remove(key) else { return self.fresh.remove(key) };
         self.slots[slot] = None;
         true
+    }
+
+    /// Begins to link a vector; `None` when nothing waits for it. Several may be under way.
+    pub fn begin_link(&mut self) -> Option<Link<K>> {
+        if self.slots.len() < SERIAL_MIN && !self.linking.is_empty() {
+            return None;
+        }
+        let (key, vector) = self.fresh.iter().find(|(key, _)| !self.linking.contains_key(key))?;
+        let (key, vector, slot) = (key.clone(), vector.to_vec(), self.slots.len());
+        self.slots.push(None);
+        self.linking.insert(key.clone(), slot);
+        Some(Link { graph: Arc::clone(&self.graph), key, slot, vector })
+    }
+
+    /// Takes a vector over that was linked, unless the key has another by now or none.
+    pub fn finish_link(&mut self, link: &Link<K>) {
+        if Arc::ptr_eq(&self.graph, &link.graph) && self.linking.get(&link.key) == Some(&link.slot) {
+            self.linking.remove(&link.key);
+            self.fresh.remove(&link.key);
+            self.slots[link.slot] = Some(link.key.clone());
+            self.by_key.insert(link.key.clone(), link.slot);
+        }
+    }
+
+    /// The number of vectors that are yet to be linked.
+    #[must_use]
+    pub fn unlinked(&self) -> usize {
+        self.fresh.len()
     }
 
     /// The `k` keys whose vectors are most similar to `query`, with their cosines, best first.
@@ -108,9 +166,18 @@ impl<K: Key> HnswIndex<K> {
     /// [`StateError::Dimension`] and [`StateError::NonFinite`].
     pub fn search(&self, query: &[f32], k: usize) -> Result<Vec<(K, f32)>, StateError> {
         check(query, Some(self.dimension))?;
-        let wanted = k.min(self.len());
+        let mut found = self.search_graph(query, k);
+        if !self.fresh.is_empty() {
+            let fresh = self.fresh.search(query, k)?;
+            found = best(found.iter().chain(&fresh).map(|(key, score)| (key, *score)).collect(), k);
+        }
+        Ok(found)
+    }
+
+    fn search_graph(&self, query: &[f32], k: usize) -> Vec<(K, f32)> {
+        let wanted = k.min(self.by_key.len());
         if wanted == 0 {
-            return Ok(Vec::new());
+            return Vec::new();
         }
         // As many more as there are tombstones on average; more still where they lie close together.
         let mut asked = self.with_tombstones(self.config.ef_search.max(k));
@@ -119,11 +186,11 @@ impl<K: Key> HnswIndex<K> {
             let live: Vec<_> =
                 near.iter().filter_map(|point| self.slots[point.d_id].as_ref().map(|key| (key, point.p_id))).collect();
             if live.len() >= wanted {
-                return Ok(best(self.scores(query, live), k));
+                return best(self.scores(query, live), k);
             }
             // A search that returned less than asked for has seen all that can be reached from where it began.
             if near.len() < asked {
-                return Ok(self.scan(query, k));
+                return self.scan(query, k);
             }
             asked *= 2;
         }
@@ -141,7 +208,7 @@ impl<K: Key> HnswIndex<K> {
 
     /// How many to ask for so that about `live` of them are no tombstones.
     fn with_tombstones(&self, live: usize) -> usize {
-        (live * self.slots.len()).div_ceil(self.len().max(1)).min(self.slots.len())
+        (live * self.slots.len()).div_ceil(self.by_key.len().max(1)).min(self.slots.len())
     }
 
     fn scores<'a>(&self, query: &[f32], found: Vec<(&'a K, PointId)>) -> Vec<(&'a K, f32)> {
@@ -156,13 +223,13 @@ impl<K: Key> HnswIndex<K> {
     /// Whether the key has a vector.
     #[must_use]
     pub fn contains(&self, key: &K) -> bool {
-        self.by_key.contains_key(key)
+        self.by_key.contains_key(key) || self.fresh.contains(key)
     }
 
     /// A copy of the key's vector. Walks through the graph: not for frequent use.
     #[must_use]
     pub fn vector(&self, key: &K) -> Option<Vec<f32>> {
-        let slot = *self.by_key.get(key)?;
+        let Some(slot) = self.by_key.get(key).copied() else { return self.fresh.vector(key).map(<[f32]>::to_vec) };
         let mut points = self.graph.get_point_indexation().into_iter();
         points.find(|point| point.get_origin_id() == slot).map(|point| point.get_v().to_vec())
     }
@@ -170,13 +237,13 @@ impl<K: Key> HnswIndex<K> {
     /// The number of vectors, without tombstones.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.by_key.len()
+        self.by_key.len() + self.fresh.len()
     }
 
     /// Whether there is no vector but tombstones.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.by_key.is_empty()
+        self.len() == 0
     }
 
     /// The number of removed vectors that the graph still holds.
@@ -191,11 +258,11 @@ impl<K: Key> HnswIndex<K> {
         self.dimension
     }
 
-    /// All vectors but those of some keys, out of the graph.
+    /// All vectors but those of some keys.
     pub(super) fn to_flat(&self, without: &HashSet<&K>) -> ExactIndex<K> {
-        let mut flat = ExactIndex::new();
+        let mut flat = self.fresh.without(without);
         // The crate's iterator does not bear an empty graph.
-        if self.slots.is_empty() {
+        if self.by_key.is_empty() {
             return flat;
         }
         for point in self.graph.get_point_indexation() {

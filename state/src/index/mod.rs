@@ -5,10 +5,11 @@
 //! found is exact up to [`IndexConfig::flat_max`] vectors and approximate beyond. That vectors have unit length is the
 //! caller's part; that they are finite and of one length is checked.
 //!
-//! A graph is never built in one go while it is served: each change, or whoever has the time, moves a few vectors into the new one, and the old
-//! one, or the scan, answers until all have moved. So a change takes a bounded time, whatever the size, at the price of
-//! holding vectors up to three times while it lasts. Who has many at once uses [`VectorIndex::build`] or
-//! [`VectorIndex::changed`], which use all cores.
+//! Nothing that takes long is done while the index is served. A vector that comes to a graph is scanned at first, and
+//! linked by each change or by whoever has the time: [`VectorIndex::advance`], or [`VectorIndex::begin`] where others must
+//! not wait. Another graph is built the same way: the old one, or the scan, answers until all vectors are linked. So a
+//! change takes a bounded time, whatever the size, at the price of holding vectors up to three times while it lasts. Who
+//! has many at once uses [`VectorIndex::build`] or [`VectorIndex::changed`], which use all cores.
 //!
 //! What it does not do: it keeps nothing on disk and has no locks. Whoever shares it wraps it.
 
@@ -24,7 +25,7 @@ use std::sync::Arc;
 
 pub use dot::dot;
 pub use exact::ExactIndex;
-pub use hnsw::HnswIndex;
+pub use hnsw::{HnswIndex, Link};
 
 use crate::StateError;
 
@@ -47,8 +48,8 @@ pub struct IndexConfig {
     pub flat_max: usize,
     /// Share of removed vectors among all in the graph at which it is built anew.
     pub tombstone_share_max: f32,
-    /// Vectors that each change moves into a graph under construction. With 0 they move in [`VectorIndex::advance`] only.
-    pub moves_per_change: usize,
+    /// Vectors that each change links, more than come with it so that another graph gets done. With 0 that is left to whoever has the time, unless more than `flat_max` wait.
+    pub links_per_change: usize,
 }
 
 impl IndexConfig {
@@ -59,7 +60,7 @@ impl IndexConfig {
         ef_search: 64,
         flat_max: 2_000,
         tombstone_share_max: 0.3,
-        moves_per_change: 4,
+        links_per_change: 5,
     };
 }
 
@@ -74,19 +75,17 @@ impl Default for IndexConfig {
 const HYSTERESIS: usize = 2;
 /// Changes are made aside when there are more of them than vectors divided by this.
 const ASIDE_SHARE: usize = 8;
+/// A graph beside which more than `flat_max` divided by this are scanned is served first, before another one is built.
+const FRESH_SHARE: usize = 2;
+/// Vectors that a change links when more wait than it is good for a search: more than come with it.
+const LINKS_WHEN_BEHIND: usize = 2;
 
 /// Vectors by key, searched by similarity.
 pub struct VectorIndex<K> {
     config: IndexConfig,
     regime: Regime<K>,
-    moving: Option<Moving<K>>,
-}
-
-/// A graph under construction.
-struct Moving<K> {
-    graph: HnswIndex<K>,
-    /// What is not in it yet.
-    pending: ExactIndex<K>,
+    /// A graph under construction: all vectors, most of them yet to be linked.
+    moving: Option<HnswIndex<K>>,
 }
 
 enum Regime<K> {
@@ -138,8 +137,7 @@ impl<K: Key> VectorIndex<K> {
             Regime::Graph(graph) => graph.insert(key.clone(), &vector),
         }?;
         if let Some(moving) = &mut self.moving {
-            moving.pending.remove(&key);
-            moving.graph.insert(key, &vector)?;
+            moving.insert(key, &vector)?;
         }
         self.renew();
         Ok(())
@@ -152,8 +150,7 @@ impl<K: Key> VectorIndex<K> {
             Regime::Graph(graph) => graph.remove(key),
         };
         if let Some(moving) = &mut self.moving {
-            moving.pending.remove(key);
-            moving.graph.remove(key);
+            moving.remove(key);
         }
         self.renew();
         removed
@@ -164,30 +161,61 @@ impl<K: Key> VectorIndex<K> {
             self.regime = Regime::Flat(self.to_flat(&HashSet::new()));
             self.moving = None;
         }
-        if self.config.moves_per_change > 0 {
-            self.advance(self.config.moves_per_change);
+        let behind = if self.scanned() > self.config.flat_max { LINKS_WHEN_BEHIND } else { 0 };
+        let links = self.config.links_per_change.max(behind);
+        if links > 0 {
+            self.advance(links);
         }
     }
 
-    /// Begins a new graph when size or tombstones ask for it, and moves some vectors into one that was begun. `true` when
-    /// there is more to move.
+    /// The vectors that a search scans beside the graph.
+    fn scanned(&self) -> usize {
+        match &self.regime {
+            Regime::Flat(_) => 0,
+            Regime::Graph(graph) => graph.unlinked(),
+        }
+    }
+
+    /// Begins a new graph when size or tombstones ask for it, and links some vectors. `true` when there is more to link.
     ///
     /// For whoever has time to spare: the index answers the same before, in between and after, only faster in the end.
-    pub fn advance(&mut self, moves: usize) -> bool {
-        if self.moving.is_none() && self.is_graph_due() {
-            self.moving = self.dimension().map(|dimension| Moving {
-                graph: HnswIndex::new(&self.config, dimension, self.len()),
-                pending: self.to_flat(&HashSet::new()),
-            });
+    pub fn advance(&mut self, links: usize) -> bool {
+        for _ in 0..links {
+            let Some(link) = self.begin() else { return false };
+            link.run();
+            self.finish(&link);
         }
-        let Some(mut moving) = self.moving.take() else { return false };
-        self.moving = if moving.step(moves) {
-            self.regime = Regime::Graph(moving.graph);
-            None
-        } else {
-            Some(moving)
-        };
-        self.moving.is_some()
+        self.moving.is_some() || self.scanned() > 0
+    }
+
+    /// Begins to link a vector; `None` when there is none. A step of [`VectorIndex::advance`] for whoever shares the index:
+    /// what takes long is [`Link::run`], and needs no access to it.
+    pub fn begin(&mut self) -> Option<Link<K>> {
+        if self.moving.is_none() && self.is_graph_due() {
+            let moving = |dimension| HnswIndex::begun(&self.config, dimension, self.to_flat(&HashSet::new()));
+            self.moving = self.dimension().map(moving);
+        }
+        let is_behind = self.scanned() > self.config.flat_max / FRESH_SHARE;
+        match (&mut self.regime, &mut self.moving) {
+            (Regime::Graph(graph), None) => graph.begin_link(),
+            (Regime::Graph(graph), Some(_)) if is_behind => graph.begin_link(),
+            (_, moving) => moving.as_mut()?.begin_link(),
+        }
+    }
+
+    /// Takes over what was linked, whatever has become of the index and the vector meanwhile.
+    pub fn finish(&mut self, link: &Link<K>) {
+        if let Regime::Graph(graph) = &mut self.regime {
+            graph.finish_link(link);
+        }
+        if let Some(mut moving) = self.moving.take() {
+            moving.finish_link(link);
+            if moving.unlinked() == 0 {
+                self.regime = Regime::Graph(moving);
+            } else {
+                self.moving = Some(moving);
+            }
+        }
     }
 
     /// Whether another graph would serve better than what serves now.
@@ -295,18 +323,6 @@ impl<K: Key> VectorIndex<K> {
     /// [`StateError::Dimension`] and [`StateError::NonFinite`].
     pub fn check(&self, vector: &[f32]) -> Result<(), StateError> {
         check(vector, self.dimension())
-    }
-}
-
-impl<K: Key> Moving<K> {
-    /// Moves a few vectors; `true` when none is left.
-    fn step(&mut self, moves: usize) -> bool {
-        for _ in 0..moves {
-            let Some((key, vector)) = self.pending.pop() else { break };
-            let moved = self.graph.insert(key, &vector);
-            debug_assert!(moved.is_ok(), "what is pending was checked when it came");
-        }
-        self.pending.is_empty()
     }
 }
 

@@ -177,6 +177,78 @@ proptest! {
     }
 }
 
+/// Steps of a life in which linking takes its time.
+#[derive(Clone, Debug)]
+enum Linking {
+    Change(Step),
+    Begin,
+    /// Runs one of those that were begun, and hands it back.
+    Finish(prop::sample::Index),
+}
+
+fn linkings(length: usize) -> impl Strategy<Value = Vec<Linking>> {
+    let step = steps(2).prop_filter_map("a step", |mut steps| steps.pop());
+    let linking = prop_oneof![
+        2 => step.prop_map(Linking::Change),
+        2 => Just(Linking::Begin),
+        2 => any::<prop::sample::Index>().prop_map(Linking::Finish),
+    ];
+    proptest::collection::vec(linking, 0..length)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 128, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_linked_meanwhile_makes_no_difference(
+        before in steps(150), linkings in linkings(300), query in any::<u64>(), k in 0..70_usize,
+    ) {
+        let config = IndexConfig { flat_max: 16, links_per_change: 0, ..IndexConfig::default() };
+        let (mut index, mut model) = live(config, before);
+        // In every other case there is a graph already.
+        while query % 2 == 0 && index.advance(4) {}
+        let mut begun = Vec::new();
+        for linking in linkings {
+            match linking {
+                Linking::Change(Step::Insert(key, seed)) => {
+                    index.insert(key, vector(seed)).unwrap();
+                    model.insert(key, vector(seed));
+                }
+                Linking::Change(Step::Remove(key)) => {
+                    prop_assert_eq!(index.remove(&key), model.remove(&key).is_some());
+                }
+                Linking::Begin => begun.extend(index.begin()),
+                Linking::Finish(_) if begun.is_empty() => {}
+                Linking::Finish(at) => {
+                    let link = begun.swap_remove(at.index(begun.len()));
+                    link.run();
+                    index.finish(&link);
+                }
+            }
+            prop_assert_eq!(index.len(), model.len());
+            let query = vector(query);
+            prop_assert_eq!(index.search(&query, k).unwrap(), nearest(&model, &query, k));
+        }
+    }
+}
+
+#[test]
+fn what_waits_to_be_linked_is_bounded() {
+    let config = IndexConfig { flat_max: 50, links_per_change: 0, ..IndexConfig::default() };
+    let mut index = VectorIndex::new(config);
+    let mut random = Random(12);
+    for key in 0..60_u32 {
+        index.insert(key, random.unit(16).into()).expect("inserts");
+    }
+    assert!(index.is_exact(), "nobody had the time to link");
+    while index.advance(1) {}
+    for key in 60..400_u32 {
+        index.insert(key, random.unit(16).into()).expect("inserts");
+        assert!(index.scanned() <= 51, "{} wait", index.scanned());
+    }
+    assert_eq!(index.len(), 400);
+}
+
 #[test]
 fn tombstones_all_around_the_query_do_not_hide_the_rest() {
     let config = IndexConfig { flat_max: 100, tombstone_share_max: 0.9, ef_search: 16, ..IndexConfig::default() };

@@ -20,6 +20,7 @@
 mod change;
 #[cfg(test)]
 mod change_tests;
+mod linker;
 #[cfg(test)]
 mod model_tests;
 mod partition;
@@ -33,6 +34,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use self::change::{Applied, ArticleOutcome, ArticleWrite, KnowledgeChange, NewChunk, NewContent, WriteRefused};
+use self::linker::Linker;
 use self::partition::{Found, Gathered, Partition};
 use self::plan::Plan;
 use crate::{BoundedCache, CacheStats, Chunk, ChunkId, Durability, ScoredChunk, StateError, Store, TenantId};
@@ -64,6 +66,7 @@ pub struct KnowledgeBase {
     articles: AtomicU64,
     /// One change at a time.
     writer: Mutex<()>,
+    linker: Linker,
     /// Held while store and index differ. Searches pass it by, and wait for it only after they met a difference.
     settled: RwLock<()>,
 }
@@ -86,7 +89,8 @@ impl KnowledgeBase {
     /// Reads every tenant's chunks and builds the index.
     ///
     /// # Errors
-    /// When the database cannot be read, a value does not decode, or a tenant's vectors differ in length.
+    /// When the database cannot be read, a value does not decode, a tenant's vectors differ in length, or no thread can be
+    /// started.
     pub fn load(store: Store, chunk_cache_bytes: usize) -> Result<Self, StateError> {
         let mut tenants = HashMap::<TenantId, Gathered>::new();
         store.chunks(&mut |chunk| {
@@ -104,6 +108,7 @@ impl KnowledgeBase {
             partitions: RwLock::new(partitions),
             cache: Mutex::new(BoundedCache::new(chunk_cache_bytes)),
             writer: Mutex::new(()),
+            linker: Linker::start()?,
             settled: RwLock::new(()),
         })
     }
@@ -204,6 +209,7 @@ impl KnowledgeBase {
         for (tenant, partition, is_new, plan, fresh) in ready {
             self.forget(&plan.overwritten);
             partition.take_over(plan, fresh);
+            self.linker.look_at(&partition);
             if is_new {
                 write(&self.partitions).insert(tenant, partition);
             }

@@ -14,6 +14,8 @@ use crate::{Chunk, ChunkId, ChunkKey, StateError};
 
 /// Vectors put into an index, or taken out, in one go; searches get their turn in between.
 const CHANGES_PER_LOCK: usize = 16;
+/// Changes link nothing: [`Partition::link_one`] does.
+const INDEX: IndexConfig = IndexConfig { links_per_change: 0, ..IndexConfig::DEFAULT };
 
 /// Which chunk has a content. A version is never used twice, so with the chunk's name it tells the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,13 +69,13 @@ struct Contents {
 
 impl Partition {
     pub(super) fn new() -> Self {
-        Self(RwLock::new(Contents { index: VectorIndex::new(IndexConfig::default()), places: HashMap::new() }))
+        Self(RwLock::new(Contents { index: VectorIndex::new(INDEX), places: HashMap::new() }))
     }
 
     /// A partition of many chunks at once.
     pub(super) fn build(chunks: Gathered) -> Result<Self, StateError> {
         let Gathered { vectors, places } = chunks;
-        let index = VectorIndex::build(IndexConfig::default(), vectors)?;
+        let index = VectorIndex::build(INDEX, vectors)?;
         Ok(Self(RwLock::new(Contents { index, places })))
     }
 
@@ -100,6 +102,14 @@ impl Partition {
             Some(Found { place, score })
         });
         Ok(found.collect())
+    }
+
+    /// Links a vector that came to the index, while it is searched and changed; `false` when there is none.
+    pub(super) fn link_one(&self) -> bool {
+        let Some(link) = self.write().index.begin() else { return false };
+        link.run();
+        self.write().index.finish(&link);
+        true
     }
 
     /// Checks all of a plan, and builds the index anew when it asks for it.

@@ -44,6 +44,9 @@ pub enum Command {
     /// Read and write the knowledge base, of a running server or in its store
     #[command(subcommand)]
     Kb(KbCommand),
+    /// Ask the caches
+    #[command(subcommand)]
+    Cache(CacheCommand),
     /// Fit and judge what decides whether one answer serves two questions
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -356,6 +359,29 @@ pub enum ModelsCommand {
     },
     /// Show what is installed, and whether it is intact
     List,
+}
+
+/// What to ask the caches.
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    /// Tell why two texts would or would not share an answer
+    Explain(ExplainArgs),
+}
+
+/// Arguments of `cache explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// One question
+    #[arg(value_name = "TEXT")]
+    pub a: String,
+
+    /// The other
+    #[arg(value_name = "TEXT")]
+    pub b: String,
+
+    /// The knowledge base that the questions are about
+    #[arg(long, value_name = "KB.jsonl")]
+    pub kb: Option<PathBuf>,
 }
 
 /// What to do with the hit policy.

@@ -115,6 +115,16 @@ impl Examples {
         Ok(examples)
     }
 
+    /// Texts without labels.
+    #[must_use]
+    pub fn of<'a>(texts: impl IntoIterator<Item = &'a String>) -> Self {
+        let mut examples = Self::default();
+        for text in texts {
+            examples.place(text);
+        }
+        examples
+    }
+
     fn place(&mut self, text: &str) -> usize {
         *self.places.entry(normalise(text)).or_insert_with(|| {
             self.texts.push(text.to_owned());

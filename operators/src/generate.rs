@@ -1,20 +1,23 @@
 //! Generate: has a tier write the answer, streams its pieces, and says what the answer rests on.
 //!
 //! Turns wait in the [queue](crate::prioritise::Queue) of this stage, because only here it is known when a tier has
-//! room; those that nobody waits for in a lane of their own, which the tier serves when no turn waits. An answer that was not found in the knowledge base, or that leans on the conversation, is not offered to
-//! the cache.
+//! room; those that nobody waits for in a lane of their own, which the tier serves when no turn waits. An answer
+//! that leans on the conversation is not offered to the cache; one that was not found in the knowledge base only for the same words.
 
 use std::sync::Arc;
 
 use turnflow_models::{Lane, ModelError, TierHandle, TierRequest};
 use turnflow_state::{
-    Answer, CacheEntry, CacheLevel, EntryId, Stage as StageName, Support, TurnError, TurnErrorKind, TurnEvent, Verdict,
+    Answer, CacheEntry, CacheLevel, EntryId, Stage as StageName, Support, Tier, TurnError, TurnErrorKind, TurnEvent, Verdict,
 };
 
 use crate::jobs::{Came, Jobs, Report};
 use crate::message::{Ask, Basis, Ending, Notice, Outcome, Served, ToCommit};
 use crate::prioritise::Queue;
 use crate::shell::{Stage, Wake};
+
+/// Above every cosine: no new chunk outdates an answer with such a last score.
+const NEVER: f32 = 2.0;
 
 /// An answer, or why there is none.
 pub type Generated = Result<Answer, ModelError>;
@@ -118,7 +121,7 @@ impl<G: Generator> Stage for Generate<G> {
 
 fn ended(ask: Box<Ask>, result: Option<Generated>, chunks_wanted: usize) -> Outcome {
     match result {
-        Some(Ok(answer)) => served(ask, answer, chunks_wanted),
+        Some(Ok(answer)) => served(ask, answer, chunks_wanted, true),
         Some(Err(error)) => {
             tracing::error!(error = &error as &dyn std::error::Error, "a tier failed to answer");
             ungenerated(ask)
@@ -131,13 +134,18 @@ fn ungenerated(ask: Box<Ask>) -> Outcome {
     Outcome::failed(ask, TurnError::new(TurnErrorKind::Internal, "no answer could be written"))
 }
 
-fn served(mut ask: Box<Ask>, answer: Answer, chunks_wanted: usize) -> Outcome {
+/// The end of a turn that was answered afresh, with what its answer rests on: the chunks that were retrieved, of
+/// `chunks_wanted`. A scripted answer rests on none, and no chunk can make it invalid.
+pub(crate) fn served(mut ask: Box<Ask>, answer: Answer, chunks_wanted: usize, streamed: bool) -> Outcome {
     let answer = Arc::new(answer);
     // Commit needs none of it, and it may cross to another worker.
     let (retrieved, vector) = (std::mem::take(&mut ask.retrieved), ask.vector.take());
     let basis = vector.filter(|_| !ask.leans).map(|vector| Basis {
         vector,
-        support: Arc::new(Support::of(&retrieved, chunks_wanted, ask.read_epoch)),
+        support: Arc::new(match answer.tier {
+            Tier::Scripted => Support { chunks: Vec::new(), kth_score: NEVER, read_epoch: ask.read_epoch },
+            _ => Support::of(&retrieved, chunks_wanted, ask.read_epoch),
+        }),
         valid_at: ask.read_epoch,
     });
     let cacheable = basis.as_ref().filter(|_| ask.may_write_cache());
@@ -167,5 +175,5 @@ fn served(mut ask: Box<Ask>, answer: Answer, chunks_wanted: usize) -> Outcome {
     };
     let verdict =
         Verdict { level, entry: None, similarity: None, question: None, origin: None, refreshed: false, reason, evidence: None };
-    Outcome { ask, ending: Ending::Served(Box::new(Served { answer, verdict, basis, offer, streamed: true })) }
+    Outcome { ask, ending: Ending::Served(Box::new(Served { answer, verdict, basis, offer, streamed })) }
 }

@@ -31,6 +31,7 @@ pub mod retrieve;
 pub mod route;
 pub mod shard;
 pub mod shell;
+pub mod smalltalk;
 pub mod validity;
 
 pub use error::OperatorError;

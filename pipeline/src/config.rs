@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use turnflow_models::{EncoderEngineConfig, ExtractiveConfig, TierEngineConfig};
 use turnflow_operators::commit::Price;
+use turnflow_operators::smalltalk::SmallTalk;
 use turnflow_state::{Limits, ScopeId, TenantId};
 
 /// Most threads of a kind.
@@ -82,6 +83,8 @@ pub struct Config {
     pub policy: PolicyConfig,
     /// What is answered anew after an edit.
     pub refresh: RefreshConfig,
+    /// What is said to small talk.
+    pub small_talk: SmallTalk,
     /// The knowledge base.
     pub knowledge: KnowledgeConfig,
     /// The memory of a conversation.
@@ -267,6 +270,7 @@ impl Config {
             ("adapter", &self.encoder.adapter.to_string()),
             ("retrieval", &retrieval),
             ("extractive", &format!("{:?}", self.extractive)),
+            ("small-talk", &format!("{:?}", self.small_talk)),
         ];
         ScopeId::derive(tenant, &settings)
     }

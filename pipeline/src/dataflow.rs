@@ -191,12 +191,13 @@ impl Blueprint {
             })
             .ok_err(|step| step);
 
-            let routed = stage(missed, Local, "route", clock, |_| Route { tier: Tier::Extractive });
+            let route = Route { tier: Tier::Extractive, small_talk: config.small_talk.clone() };
+            let (routed, scripted) = stage(missed, Local, "route", clock, |_| route).ok_err(|step| step);
             let generated = stage(routed, Local, "generate", clock, |wake| {
                 Generate::new(parts.tier.clone(), config.knowledge.chunks_retrieved, wake)
             });
 
-            let ended = scope.concatenate([repeated, deduped, unembedded, unretrieved, similar]).map(ToCommit::End);
+            let ended = scope.concatenate([repeated, deduped, unembedded, unretrieved, similar, scripted]).map(ToCommit::End);
             let ending = scope.concatenate([ended, generated]);
             let by_owner = Exchange::new(ToCommit::owner);
             let (pieces, closing): (Turns<'_, Notice>, Turns<'_, Closing>) =

@@ -134,6 +134,8 @@ named_enum!(
     Tier {
         /// The knowledge base's own sentences, chosen with the encoder.
         Extractive = "extractive",
+        /// A fixed reply to small talk.
+        Scripted = "scripted",
     }
 );
 

@@ -18,7 +18,7 @@ use turnflow_models::{ModelHome, default_home};
 use turnflow_pipeline::Config;
 
 use crate::chat;
-use crate::cli::{Cli, Command, ModelsCommand, PolicyCommand};
+use crate::cli::{CacheCommand, Cli, Command, ModelsCommand, PolicyCommand};
 use crate::failure::Failure;
 
 /// What every command has in hand.
@@ -86,6 +86,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Demo(args) => demo::run(&context, &args),
         Command::Replay(args) => replay::run_command(&context, &args),
         Command::Kb(command) => open::runtime()?.block_on(kb::run(&context, command)),
+        Command::Cache(CacheCommand::Explain(args)) => policy::run_explain(&context, &args),
         Command::Policy(PolicyCommand::Fit(args)) => policy::run_fit(&context, &args),
         Command::Policy(PolicyCommand::Eval(args)) => policy::run_eval(&context, &args),
         Command::Models(ModelsCommand::Pull { from }) => models::pull(&context, from),

@@ -10,10 +10,10 @@ use turnflow_models::{
     CONFIDENCE, Evidence, FitOptions, FitReport, FitStage, PairExample, QuestionExample, Verifier, fit,
 };
 use turnflow_pipeline::{Mentions, Pipeline, policy};
-use turnflow_state::{ArticleId, TenantId};
+use turnflow_state::{ArticleId, HitEvidence, TenantId};
 
 use super::{Context, open, replay};
-use crate::cli::{PolicyEvalArgs, PolicyFitArgs};
+use crate::cli::{ExplainArgs, PolicyEvalArgs, PolicyFitArgs};
 use crate::examples::{Examples, Pair};
 use crate::failure::Failure;
 use crate::grpc::TENANT_DEFAULT;
@@ -108,6 +108,72 @@ pub(super) struct Text {
     pub(super) vector: Arc<[f32]>,
     pub(super) mentions: Mentions,
     pub(super) article: Option<ArticleId>,
+}
+
+/// `cache explain`: why two texts would or would not share an answer.
+pub(super) fn run_explain(context: &Context, args: &ExplainArgs) -> Result<(), Failure> {
+    let examples = Examples::of([&args.a, &args.b]);
+    let policy = policy(&context.config)?;
+    let texts = prepare(context, &examples, args.kb.as_ref())?;
+    let [a, b] = texts.as_slice() else {
+        let text = "yes: the two are the same in normal form, and answered by the exact cache\n";
+        return context.print(&Explained { shared: true, level: "exact", reason: text.trim_end(), ..Explained::default() }, text);
+    };
+    let ready = |at: usize, text: &Text| policy.prepare(&examples.texts[at], Some(&text.vector), text.article.clone());
+    let similarity = turnflow_models::dot(&a.vector, &b.vector);
+    let judged = policy.judge(&ready(0, a), &ready(1, b), similarity);
+    let about = [a, b].map(|text| text.article.as_ref().map(ToString::to_string));
+    let explained = match &judged {
+        Ok(evidence) => Explained {
+            shared: true,
+            level: "semantic",
+            similarity: Some(similarity),
+            about,
+            evidence: Some(evidence),
+            reason: "one answer serves both",
+        },
+        Err(reason) => {
+            Explained { shared: false, level: "none", similarity: Some(similarity), about, evidence: None, reason }
+        }
+    };
+    context.print(&explained, &explained)
+}
+
+/// Whether and why two texts share an answer.
+#[derive(Default, Serialize)]
+struct Explained<'a> {
+    shared: bool,
+    level: &'static str,
+    similarity: Option<f32>,
+    /// The article that each is clearly about.
+    about: [Option<String>; 2],
+    evidence: Option<&'a HitEvidence>,
+    reason: &'a str,
+}
+
+impl fmt::Display for Explained<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}: {}", if self.shared { "yes" } else { "no" }, self.reason)?;
+        if let Some(similarity) = self.similarity {
+            writeln!(f, "  similarity {similarity:.3}")?;
+        }
+        for (name, about) in ["first", "second"].iter().zip(&self.about) {
+            writeln!(f, "  the {name} is {}", about.as_ref().map_or_else(|| "clearly about no article".to_owned(), |a| format!("about article {a}")))?;
+        }
+        if let Some(evidence) = self.evidence {
+            writeln!(
+                f,
+                "  probability {:.5}, {:.5} is required; at most {:.2} % of such hits are wrong",
+                evidence.probability,
+                evidence.required,
+                evidence.error_max * 100.0
+            )?;
+            for reason in &evidence.reasons {
+                writeln!(f, "  {reason}")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Encodes texts, and finds the article that each is clearly about when there is a knowledge base.

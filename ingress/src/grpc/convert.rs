@@ -125,6 +125,7 @@ fn done(completion: Completion) -> proto::Done {
 fn tier(tier: Tier) -> proto::Tier {
     match tier {
         Tier::Extractive => proto::Tier::Extractive,
+        Tier::Scripted => proto::Tier::Scripted,
     }
 }
 

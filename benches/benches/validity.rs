@@ -270,6 +270,7 @@ fn entry(id: usize, scope: ScopeId, vector: &Arc<[f32]>, support: Support, sourc
             conversation: ConversationId::new(format!("c{id}")).expect("an id"),
             turn: TurnId::new("1").expect("an id"),
         },
+        about: None,
         refreshed: false,
         created_ms: 0,
     }

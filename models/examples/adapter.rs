@@ -5,7 +5,7 @@
 //! cargo run --release --example adapter -- LABELLED.jsonl models/src/adapter.bin
 //! ```
 //!
-//! A full map is trained by contrast; half of its similarity is added to half of the encoder's own, which keeps texts that no
+//! A full map is trained by contrast; four fifths of its similarity are added to one fifth of the encoder's own, which keeps texts that no
 //! label covers where they were. The sum is brought into one map by a Cholesky factorisation.
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use turnflow_models::{
 };
 
 /// Share of the trained similarity; the rest is the encoder's own.
-const SHARE: f64 = 0.5;
+const SHARE: f64 = 0.8;
 /// Texts that are encoded together.
 const BATCH: usize = 64;
 
@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let vectors: Vec<Vec<&[f32]>> = labels.values().map(|texts| texts.iter().map(|text| &**text).collect()).collect();
     let identity: Vec<f32> =
         (0..dimension * dimension).map(|at| if at / dimension == at % dimension { 1.0 } else { 0.0 }).collect();
-    let options = ContrastOptions::default();
+    let options = ContrastOptions { steps: 800, ..ContrastOptions::default() };
     let map = train_map(&vectors, &identity, dimension, &options, &mut |step, loss| {
         eprint!("\rstep {step} of {}, loss {loss:.3}   ", options.steps);
     })?;

@@ -11,7 +11,7 @@
 
 use std::path::Path;
 
-use turnflow_models::{AXES, Encoder, ModelHome, WeightSource, default_home, ensure};
+use turnflow_models::{AXES, AdapterChoice, Encoder, ModelHome, WeightSource, default_home, ensure};
 
 /// Sweeps over the moments; the subspace has settled long before.
 const SWEEPS: usize = 60;
@@ -23,7 +23,9 @@ const AXIS_ONE: f64 = 32_767.0;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut files: Vec<String> = std::env::args().skip(1).collect();
     let out = files.pop().filter(|_| !files.is_empty()).ok_or("usage: axes TEXTS… OUT")?;
-    let encoder = Encoder::load(&ensure(&ModelHome::new(default_home()?), &WeightSource::defaults(None), &|_| {})?)?;
+    let files = ensure(&ModelHome::new(default_home()?), &WeightSource::defaults(None), &|_| {})?;
+    // As it stands in front of everything: with the adapter that ships.
+    let encoder = Encoder::load(&files)?.adapted(AdapterChoice::Shop)?;
     let mut moments: Vec<Vec<f64>> = Vec::new();
     for file in files {
         let texts = std::fs::read_to_string(file)?;

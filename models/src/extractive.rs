@@ -9,7 +9,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use turnflow_state::{Answer, BoundedCache, Chunk, ContentHash, ScoredChunk, Source, Tier, Usage};
+use turnflow_state::{Answer, BoundedCache, ContentHash, ScoredChunk, Source, Tier, Usage};
 
 use crate::cut::{is_list_item, sentences};
 use crate::engine::EncoderHandle;
@@ -42,7 +42,7 @@ impl Default for ExtractiveConfig {
     fn default() -> Self {
         Self {
             passages_max: 4,
-            confidence_min: 0.3,
+            confidence_min: 0.4,
             similarity_margin: 0.25,
             unknown_text: "I'm sorry, I don't know the answer to that. Could you put it in other words?".to_owned(),
             memo_bytes_max: 64 * 1024 * 1024,
@@ -64,7 +64,7 @@ pub struct Written {
 pub struct Extractive {
     encoder: EncoderHandle,
     config: ExtractiveConfig,
-    /// Vectors of sentences and titles. Holds no text: what is shown always comes from the chunk itself.
+    /// Vectors of sentences. Holds no text: what is shown always comes from the chunk itself.
     memo: Mutex<Memo>,
 }
 
@@ -111,8 +111,7 @@ impl Extractive {
             return Err(ModelError::Dimension { expected, found });
         }
         let parts = take_apart(retrieved);
-        let texts =
-            parts.iter().flat_map(|part| std::iter::once(title(part)).chain(part.sentences.iter().map(String::as_str)));
+        let texts = parts.iter().flat_map(|part| part.sentences.iter().map(String::as_str));
         let remembered = self.remember(&texts.collect::<Vec<_>>())?;
         let (chunks, input_tokens) = read(&parts, &remembered, question_vector);
         let bounds = Bounds { passages_max: self.config.passages_max, margin: self.config.similarity_margin };
@@ -182,11 +181,6 @@ impl Extractive {
     }
 }
 
-fn title<'a>(part: &Parts<'a>) -> &'a str {
-    let chunk: &'a Chunk = &part.found.chunk;
-    &chunk.title
-}
-
 fn take_apart(retrieved: &[ScoredChunk]) -> Vec<Parts<'_>> {
     let mut left = SENTENCES_READ_MAX;
     let parts = retrieved.iter().map_while(|found| {
@@ -198,8 +192,7 @@ fn take_apart(retrieved: &[ScoredChunk]) -> Vec<Parts<'_>> {
     parts.collect()
 }
 
-/// Puts similarities to everything that was read, and sums up its word pieces. `remembered` holds, for each part,
-/// its title and its sentences.
+/// Puts similarities to everything that was read, and sums up its word pieces. `remembered` holds each part's sentences.
 fn read(parts: &[Parts<'_>], remembered: &[Remembered], question: &[f32]) -> (Vec<ReadChunk>, u32) {
     let mut remembered = remembered.iter();
     let mut tokens = 0_u32;
@@ -217,11 +210,10 @@ fn read(parts: &[Parts<'_>], remembered: &[Remembered], question: &[f32]) -> (Ve
             articles.push(&id.article);
             articles.len() - 1
         });
-        let title_similarity = next();
         let sentence = |text: &String| ReadSentence { similarity: next(), role: role_of(text) };
         let sentences = part.sentences.iter().map(sentence).collect();
         let chunk_similarity = part.found.score;
-        chunks.push(ReadChunk { article, ordinal: id.ordinal, chunk_similarity, title_similarity, sentences });
+        chunks.push(ReadChunk { article, ordinal: id.ordinal, chunk_similarity, sentences });
     }
     (chunks, tokens)
 }

@@ -5,11 +5,10 @@
 
 use std::ops::Range;
 
-/// What a passage's score is made of. Fitted on labelled questions to a shop's articles: the article's title says best
-/// what it is about, and neither sentence nor chunk alone finds the right article as often as all three.
-const SENTENCE_WEIGHT: f32 = 0.3;
-const CHUNK_WEIGHT: f32 = 0.3;
-const TITLE_WEIGHT: f32 = 0.4;
+/// What a passage's score is made of. The chunk, whose vector holds the article's title, decides which article answers; the
+/// sentence, which passages of it do.
+const SENTENCE_WEIGHT: f32 = 0.15;
+const CHUNK_WEIGHT: f32 = 0.85;
 
 /// A retrieved chunk, seen from the question. Similarities are cosines.
 #[derive(Clone, Debug)]
@@ -20,8 +19,6 @@ pub(crate) struct ReadChunk {
     pub(crate) ordinal: u32,
     /// Question and chunk.
     pub(crate) chunk_similarity: f32,
-    /// Question and title.
-    pub(crate) title_similarity: f32,
     /// The sentences, in reading order.
     pub(crate) sentences: Vec<ReadSentence>,
 }
@@ -62,7 +59,7 @@ pub(crate) struct Passage {
     pub(crate) sentences: Range<usize>,
     /// Question and the passage's most similar sentence.
     pub(crate) similarity: f32,
-    /// Combined with chunk and title.
+    /// Combined with the chunk.
     pub(crate) score: f32,
 }
 
@@ -95,7 +92,7 @@ pub(crate) fn choose(chunks: &[ReadChunk], bounds: Bounds) -> Option<Choice> {
 
 fn passages_of(index: usize, chunk: &ReadChunk) -> Vec<Passage> {
     let roles: Vec<Role> = chunk.sentences.iter().map(|sentence| sentence.role).collect();
-    let context = CHUNK_WEIGHT * chunk.chunk_similarity + TITLE_WEIGHT * chunk.title_similarity;
+    let context = CHUNK_WEIGHT * chunk.chunk_similarity;
     let passage = |sentences: Range<usize>| {
         let similarities = chunk.sentences[sentences.clone()].iter().map(|sentence| sentence.similarity);
         let similarity = similarities.fold(f32::MIN, f32::max);
@@ -129,7 +126,6 @@ mod tests {
             article,
             ordinal,
             chunk_similarity: context,
-            title_similarity: context,
             sentences: similarities.iter().map(sentence).collect(),
         }
     }
@@ -194,6 +190,6 @@ mod tests {
         read.sentences[3].role = Role::Item;
         let choice = choose(&[read], Bounds { passages_max: 1, margin: 0.25 }).expect("a choice");
         assert_eq!((choice.passages[0].sentences.clone(), choice.passages[0].similarity), (1..4, 0.8));
-        assert!((choice.score - (0.3 * 0.8 + 0.7 * 0.5)).abs() < 1e-6);
+        assert!((choice.score - (0.15 * 0.8 + 0.85 * 0.5)).abs() < 1e-6);
     }
 }

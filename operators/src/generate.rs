@@ -149,7 +149,9 @@ pub(crate) fn served(mut ask: Box<Ask>, answer: Answer, chunks_wanted: usize, st
         valid_at: ask.read_epoch,
     });
     let cacheable = basis.as_ref().filter(|_| ask.may_write_cache());
-    let about = ask.about.take();
+    // Where answer and retrieval disagree, nothing is clear.
+    let cited = answer.sources.first().map(|source| &source.article_id);
+    let about = ask.about.take().filter(|article| cited == Some(article));
     let offer = cacheable.map(|basis| {
         Box::new(CacheEntry {
             // Given at commit, which numbers the entries that are written.

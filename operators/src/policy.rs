@@ -102,9 +102,9 @@ impl Policy {
                 Ok(HitEvidence::by_similarity(similarity))
             };
         };
-        let same_article = asked.about.is_some() && asked.about == cached.about;
-        let (evidence, level) =
-            if same_article { (Evidence::SameArticle, &self.levels[0]) } else { (Evidence::Unsure, &self.levels[1]) };
+        let evidence = verifier.evidence((a, asked.about.as_ref()), (b, cached.about.as_ref()));
+        let same_article = evidence == Evidence::SameArticle;
+        let level = &self.levels[usize::from(!same_article)];
         let comparison = verifier.compare(a, b, similarity);
         let Some(level) = level else {
             return Err(format!("{evidence}, and without that no score keeps the error below {}", percent(self.delta)));

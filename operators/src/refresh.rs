@@ -94,6 +94,8 @@ pub struct Fallen {
     pub refreshed: bool,
     /// When that turn was said, in milliseconds since 1970.
     pub created_ms: u64,
+    /// Whether the question is clearly about the article that answered it.
+    pub is_clear: bool,
     /// How often the answer was served.
     pub served: u32,
 }
@@ -109,6 +111,7 @@ impl Fallen {
             answer: entry.answer.clone(),
             origin: entry.origin.clone(),
             refreshed: entry.refreshed,
+            is_clear: entry.prepared.about.is_some(),
             created_ms: entry.created_ms,
             served: entry.served,
         }
@@ -181,7 +184,9 @@ impl Refresh {
 
     /// Takes a cached answer that fell.
     pub fn fell(&mut self, fallen: Fallen) {
-        if fallen.served < self.limits.served_min {
+        // Where it is not clear which article answers, an edit may have changed that: a turn may ask again, the background guesses
+        // at nothing.
+        if fallen.served < self.limits.served_min || !fallen.is_clear {
             return;
         }
         match self.under_way.get_mut(&fallen.key) {
@@ -243,9 +248,9 @@ impl Refresh {
             self.stats.output_tokens += u64::from(usage.output_tokens);
             self.stats.cost_micros += self.price.cost_micros(usage);
         }
-        // Without an entry it is one that was not found in the knowledge base.
         let made = settled.and_then(|settled| Some((settled.basis.clone()?, settled.entry.take()?)));
-        let Some((basis, entry)) = made.filter(|_| !is_cached(&resolution.key)) else {
+        let clear = made.filter(|(_, entry)| entry.about.is_some());
+        let Some((basis, entry)) = clear.filter(|_| !is_cached(&resolution.key)) else {
             self.under_way.remove(&resolution.key);
             self.stats.dropped += 1;
             return None;

@@ -10,10 +10,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use support::{answer, ask, basis, entry, numbers, scope, turn};
+use support::{answer, ask, basis, entry, numbers, policy, scope, turn};
 use turnflow_operators::Stage;
 use turnflow_operators::dedupe::{Boxes, Dedupe, Settle};
-use turnflow_operators::lookup::{Policy, Search};
+use turnflow_operators::lookup::Search;
 use turnflow_operators::message::{
     Ended, Ending, Found, Outcome, Purpose, Query, QuestionKey, RequestId, Resolution, Settled, Settlement, Step,
 };
@@ -30,7 +30,7 @@ fn insert(shard: &mut Shard, entry: CacheEntry) -> Vec<Forgotten> {
 }
 
 fn shard_of(entries: Vec<CacheEntry>) -> Rc<RefCell<Shard>> {
-    let mut shard = Shard::new(UNLIMITED);
+    let mut shard = Shard::new(UNLIMITED, policy(0.9));
     for entry in entries {
         insert(&mut shard, entry);
     }
@@ -232,12 +232,11 @@ fn at(degrees: f32) -> Vec<f32> {
     vec![cos, sin]
 }
 
-fn found_by(shard: &Rc<RefCell<Shard>>, similarity_min: f32, text: &str, degrees: f32) -> Found {
-    let mut search = Search::new(shard.clone(), Policy { similarity_min });
+fn found_by(shard: &Rc<RefCell<Shard>>, text: &str, degrees: f32) -> Found {
+    let mut search = Search::new(shard.clone());
     let request = RequestId { worker: 0, number: 1 };
-    let vector = at(degrees).into();
-    let (scope, text, retrieved) = (scope("shop"), text.into(), Arc::default());
-    let query = Query { request, asker: 0, scope, text, vector, retrieved, at_ms: 0 };
+    let question = shard.borrow().policy().prepare(text, None, None);
+    let query = Query { request, asker: 0, scope: scope("shop"), question, vector: at(degrees).into(), at_ms: 0 };
     let mut out = Vec::new();
     search.push(query, 0, &mut out);
     out.pop().expect("one reply to one query")
@@ -253,26 +252,26 @@ fn search_serves_the_nearest_that_mentions_the_same() {
         entry(4, scope("other"), "where is order 42", Some(at(0.0))),
     ]);
     let hit = |found: &Found| found.hit.as_ref().map(|hit| hit.entry.0);
-    assert_eq!(hit(&found_by(&shard, 0.9, "order 42, where?", 0.0)), Some(2), "a nearer one mentions another order");
-    assert_eq!(hit(&found_by(&shard, 0.9, "my order where?", 0.0)), Some(3));
-    let none = found_by(&shard, 0.9, "where is order 43", 0.0);
+    assert_eq!(hit(&found_by(&shard, "order 42, where?", 0.0)), Some(2), "a nearer one mentions another order");
+    assert_eq!(hit(&found_by(&shard, "my order where?", 0.0)), Some(3));
+    let none = found_by(&shard, "where is order 43", 0.0);
     assert_eq!(hit(&none), None);
     let (similarity, reason) = none.near_miss.expect("the nearest is named");
     assert!(similarity > 0.999 && reason.contains("43") && reason.contains("41"), "{reason}");
-    assert_eq!(hit(&found_by(&shard, 0.9999, "order 42", 0.0)), None, "too far");
+    assert_eq!(hit(&found_by(&shard, "order 42", 60.0)), None, "too far");
 }
 
 #[test]
 fn a_hit_holds_at_the_epoch_that_the_shard_is_known_to_be_valid_at() {
     let shard = shard_of(vec![entry(1, scope("shop"), "q", Some(at(0.0)))]);
     shard.borrow_mut().set_valid_at(42);
-    let hit = found_by(&shard, 0.9, "q", 0.0).hit.expect("near");
+    let hit = found_by(&shard, "q", 0.0).hit.expect("near");
     assert_eq!(hit.basis.valid_at, 42);
 }
 
 #[test]
 fn an_answer_that_is_too_old_is_not_served() {
-    let mut shard = Shard::new(ShardLimits { ttl_ms: Some(100), ..UNLIMITED });
+    let mut shard = Shard::new(ShardLimits { ttl_ms: Some(100), ..UNLIMITED }, policy(0.9));
     insert(&mut shard, entry(50, scope("shop"), "q", Some(at(0.0))));
     let key = QuestionKey::new(scope("shop"), "q");
     assert!(shard.exact(&key, 149).is_some());
@@ -289,7 +288,7 @@ fn an_answer_that_is_too_old_is_not_served() {
 fn a_tenant_that_is_full_makes_room_for_itself_only() {
     let one = entry(11, scope("shop"), "question 1", None);
     let bytes = one.weight_bytes();
-    let mut shard = Shard::new(ShardLimits { tenant_bytes_max: 2 * bytes, bytes_max: 3 * bytes, ..UNLIMITED });
+    let mut shard = Shard::new(ShardLimits { tenant_bytes_max: 2 * bytes, bytes_max: 3 * bytes, ..UNLIMITED }, policy(0.9));
     let mut other = entry(10, scope("other"), "question 9", None);
     other.origin.tenant = TenantId::new("othr").expect("an id");
     insert(&mut shard, other.clone());
@@ -335,7 +334,7 @@ proptest! {
     fn shard_agrees_with_a_list(max in 1usize..6, operations in prop::collection::vec((0u8..3, 0u64..8), 1..80)) {
         let bytes = entry(0, scope("shop"), "question 1", Some(at(0.0))).weight_bytes();
         // Answers and turns name their entries, whose numbers have up to two digits.
-        let mut shard = Shard::new(ShardLimits { bytes_max: max * (bytes + 2), ..UNLIMITED });
+        let mut shard = Shard::new(ShardLimits { bytes_max: max * (bytes + 2), ..UNLIMITED }, policy(0.9));
         let mut list = ListShard::default();
         let mut alive: BTreeMap<u64, String> = BTreeMap::new();
         for (next, (operation, choice)) in operations.into_iter().enumerate() {

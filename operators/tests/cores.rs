@@ -10,15 +10,15 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
 use proptest::prelude::*;
-use support::{answer, ask, basis, numbers, turn};
+use support::{answer, ask, basis, numbers, policy, turn};
 use turnflow_operators::Stage;
 use turnflow_operators::commit::{EntryNumbers, Price};
-use turnflow_operators::guard::Mentions;
-use turnflow_operators::lookup::{Gather, Policy, ToGather};
+use turnflow_operators::lookup::{Gather, ToGather};
 use turnflow_operators::message::{Candidate, Ending, Found, Outcome, RequestId};
 use turnflow_operators::recall::{Memory, Recall, RecallLimits, Release, leans};
 use turnflow_operators::shell::Mailbox;
 use turnflow_state::{
+    HitEvidence, 
     CacheLevel, Completion, Conversation, ConversationId, EntryId, StageLatencies, StateError, TenantId, Tier, Turn,
     TurnErrorKind, TurnKey, TurnRecord, Usage, Verdict,
 };
@@ -32,6 +32,7 @@ fn record(turn: Turn) -> TurnRecord {
         origin: None,
         refreshed: false,
         reason: String::new(),
+        evidence: None,
     };
     let completion = Completion {
         text: format!("answer to {}", turn.id),
@@ -190,6 +191,7 @@ fn gather_waits_for_every_shard_in_any_order() {
         origin: turn("a", "1", "q").key(),
         refreshed: false,
         basis: basis(&[1.0]),
+        evidence: HitEvidence::by_similarity(similarity),
     };
     let reply = |hit: Option<Candidate>, near_miss: Option<(f32, String)>| {
         ToGather::Reply(Found { request: RequestId { worker: 0, number: 1 }, asker: 0, hit, near_miss })
@@ -231,8 +233,11 @@ fn gather_waits_for_every_shard_in_any_order() {
 
 #[test]
 fn policy_names_its_reason() {
-    let policy = Policy { similarity_min: 0.95 };
-    let judge = |a: &str, b: &str, similarity: f32| policy.judge(&Mentions::of(a), &Mentions::of(b), similarity);
+    let policy = policy(0.95);
+    let judge = |a: &str, b: &str, similarity: f32| {
+        let [a, b] = [a, b].map(|text| policy.prepare(text, None, None));
+        policy.judge(&a, &b, similarity).map(drop)
+    };
     assert_eq!(judge("a", "b", 0.95), Ok(()));
     assert_eq!(judge("a", "b", 0.94), Err("0.95 is required".into()));
     assert_eq!(judge("order 1", "order", 1.0), Err("this one mentions 1, that one nothing".into()));

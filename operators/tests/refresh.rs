@@ -10,13 +10,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use support::{answer, basis, entry, scope, turn};
+use support::{answer, basis, entry, policy, scope, turn};
 use turnflow_operators::commit::Price;
 use turnflow_operators::message::{Ask, Purpose, QuestionKey, Resolution, Settled};
 use turnflow_operators::refresh::{Fallen, Refresh, RefreshLimits, RefreshStats};
 use turnflow_operators::shard::{Shard, ShardLimits};
 use turnflow_operators::validity::keeper::{Keeper, Proposal};
-use turnflow_state::{Answer, EntryId};
+use turnflow_state::{Answer, ArticleId, CacheEntry, EntryId};
 
 const LIMITS: RefreshLimits = RefreshLimits { served_min: 1, queue_max: 3, in_flight_max: 1, tries_max: 2 };
 
@@ -33,6 +33,7 @@ fn fallen(question: &str, served: u32) -> Fallen {
         origin: turn("c0", "t0", question).key(),
         refreshed: false,
         created_ms: 7,
+        is_clear: true,
         served,
     }
 }
@@ -45,10 +46,14 @@ fn next(refresh: &mut Refresh) -> Option<Box<Ask>> {
     refresh.next(0, |_| false)
 }
 
+fn article() -> ArticleId {
+    ArticleId::new("a").expect("an id")
+}
+
 /// What commit gives out for a question, with an entry when the answer is grounded.
 fn resolution(question: &str, answer: Arc<Answer>) -> Resolution {
     let kept = entry(9, scope("shop"), question, Some(vec![1.0]));
-    let entry = answer.grounded.then(|| Box::new(turnflow_state::CacheEntry { answer: answer.clone(), ..kept }));
+    let entry = answer.grounded.then(|| Box::new(CacheEntry { answer: answer.clone(), about: Some(article()), ..kept }));
     let origin = turn("c0", "t0", question).key();
     let basis = Some(basis(&[1.0]));
     let settled = Settled { answer, origin, refreshed: false, question: question.into(), basis, entry };
@@ -165,10 +170,10 @@ fn the_oldest_epoch_is_that_of_what_is_under_way() {
 #[test]
 fn a_keeper_tells_how_popular_it_was_and_a_turns_answer_comes_first() {
     let limits = ShardLimits { bytes_max: usize::MAX, tenant_bytes_max: usize::MAX, ttl_ms: None, similar: true };
-    let shard = Rc::new(RefCell::new(Shard::new(limits)));
+    let shard = Rc::new(RefCell::new(Shard::new(limits, policy(0.9))));
     let mut keeper = Keeper::new(shard.clone());
     let propose = |keeper: &mut Keeper, id: u64, purpose: Purpose, served: u32| {
-        let entry = entry(id, scope("shop"), "q", Some(vec![1.0]));
+        let entry = CacheEntry { about: Some(article()), ..entry(id, scope("shop"), "q", Some(vec![1.0])) };
         let (tenant, basis) = (entry.origin.tenant.clone(), basis(&[1.0]));
         let resolution = Some(Resolution { purpose, ..resolution("q", answer("x")) });
         let proposal = Proposal { tenant, basis, entry: Some(Box::new(entry)), stored: false, served, resolution };

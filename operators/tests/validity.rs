@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use timely::dataflow::operators::probe::Handle;
 use turnflow_operators::message::Basis;
+use turnflow_operators::policy::{Clarity, Policy};
 use turnflow_operators::shard::{Shard, ShardLimits};
 use turnflow_operators::validity::keeper::{Keeper, Proposal};
 use turnflow_operators::validity::{Axes, Inputs, KnowledgeUpdate, Setup, TopK, validity};
@@ -167,6 +168,10 @@ struct World<'w> {
     next_entry: u64,
 }
 
+fn policy() -> Arc<Policy> {
+    Arc::new(Policy::new(Clarity { relevance_min: 0.5, margin_min: 0.1 }, 0.9, None, 0.01))
+}
+
 fn entry(id: u64, basis: &Basis) -> CacheEntry {
     let answer = Answer {
         text: id.to_string(),
@@ -187,6 +192,7 @@ fn entry(id: u64, basis: &Basis) -> CacheEntry {
             conversation: ConversationId::new("c").expect("an id"),
             turn: TurnId::new(id.to_string()).expect("an id"),
         },
+        about: None,
         refreshed: false,
         created_ms: 0,
     }
@@ -195,7 +201,7 @@ fn entry(id: u64, basis: &Basis) -> CacheEntry {
 impl<'w> World<'w> {
     fn new(worker: &'w mut timely::worker::Worker, window_max: usize) -> Self {
         let limits = ShardLimits { bytes_max: usize::MAX, tenant_bytes_max: usize::MAX, ttl_ms: None, similar: false };
-        let shard = Rc::new(RefCell::new(Shard::new(limits)));
+        let shard = Rc::new(RefCell::new(Shard::new(limits, policy())));
         let (inputs, setup) = put_up(worker, &shard, window_max);
         Self {
             worker,
@@ -292,7 +298,7 @@ impl<'w> World<'w> {
             self.knowledge.write(*article, contents);
         }
         let limits = ShardLimits { bytes_max: usize::MAX, tenant_bytes_max: usize::MAX, ttl_ms: None, similar: false };
-        self.shard = Rc::new(RefCell::new(Shard::new(limits)));
+        self.shard = Rc::new(RefCell::new(Shard::new(limits, policy())));
         let (inputs, setup) = put_up(self.worker, &self.shard, window_max);
         (self.inputs, self.setup, self.now) = (inputs, setup, 0);
         if self.is_leader() {

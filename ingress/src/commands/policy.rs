@@ -88,8 +88,10 @@ pub(super) fn run_eval(context: &Context, args: &PolicyEvalArgs) -> Result<(), F
             } else {
                 f32::NEG_INFINITY
             };
-            let evidence =
-                if a.article.is_some() && a.article == b.article { Evidence::SameArticle } else { Evidence::Unsure };
+            let evidence = verifier.evidence(
+                (&profiles[pair.a], a.article.as_ref()),
+                (&profiles[pair.b], b.article.as_ref()),
+            );
             Judged { pair, score, cosine, evidence }
         })
         .collect();

@@ -204,6 +204,7 @@ fn completion(text: &str, answer: String, origin: Option<TurnKey>) -> Completion
             question: None,
             origin,
             refreshed: false,
+            evidence: None,
             reason: String::new(),
         },
         latency: StageLatencies::default(),

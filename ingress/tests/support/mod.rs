@@ -144,7 +144,8 @@ fn start_pipeline(config: &Config, gate: Arc<Gate>) -> Pipeline {
     let knowledge = Arc::new(KnowledgeBase::load(store.clone(), config.knowledge.cache_bytes).expect("loaded"));
     let extractive = Extractive::new(encoder.clone(), config.extractive.clone());
     let tier = TierEngine::start(Arc::new(Gated::new(extractive, gate)), config.tier).expect("a thread");
-    Pipeline::start(config, &Parts { store, knowledge, encoder, tier, axes }).expect("started")
+    let policy = Arc::new(turnflow_pipeline::policy(config).expect("the verifier that ships"));
+    Pipeline::start(config, &Parts { store, knowledge, encoder, tier, policy, axes }).expect("started")
 }
 
 /// A valid turn.

@@ -17,7 +17,7 @@ use turnflow_state::normalise;
 
 use super::head::{self, HIDDEN, Head, INPUTS, PROJECTED};
 use super::text::{Rarity, Words};
-use super::{Calibration, Evidence, Profile, Verifier};
+use super::{Calibration, Evidence, Profile, Purposes, Verifier};
 use crate::axes::{AXES, principal_axes};
 use crate::contrast::{ContrastOptions, train_map};
 use crate::error::ModelError;
@@ -32,6 +32,8 @@ const HARD_NEAREST: usize = 10;
 const LIKE_NEAREST: usize = 40;
 /// Candidates that are judged for a question, as when serving.
 const CANDIDATES: usize = 8;
+/// Share of the questions that calibrate that count as of another kind.
+const UNFAMILIAR_SHARE: f64 = 0.03;
 const BATCH: usize = 256;
 /// Keeps the division by an input's spread defined.
 const SPREAD_MIN: f32 = 1e-3;
@@ -158,13 +160,15 @@ pub fn fit(
     })?;
 
     let rarity = Rarity::of(training.iter().map(|&at| questions[at].text.as_str()), WORD_TEXTS_MIN);
-    let profiles: Vec<Profile> = questions
-        .iter()
-        .map(|question| Profile {
-            words: Words::of(&question.text, &rarity),
-            purpose: head::project(&projection, &question.vector),
-        })
-        .collect();
+    let projected: Vec<Vec<f32>> =
+        questions.iter().map(|question| head::project(&projection, &question.vector)).collect();
+    let purposes = purposes(&labels, &projected, &calibration);
+    let profile = |(question, purpose): (&QuestionExample, Vec<f32>)| Profile {
+        words: Words::of(&question.text, &rarity),
+        familiarity: purposes.nearest(&purpose),
+        purpose,
+    };
+    let profiles: Vec<Profile> = questions.iter().zip(projected).map(profile).collect();
     let is_training: Vec<bool> = (0..questions.len()).map(|at| used(&at) && !calibrates(&at)).collect();
     let mut drawn = hard_pairs(questions, &profiles, &training, options);
     drawn.extend(pairs.iter().filter(|pair| is_training[pair.a] && is_training[pair.b]));
@@ -175,10 +179,31 @@ pub fn fit(
     let (head, loss) = train_network(dimension, projection, &inputs, &drawn, options, progress)?;
 
     progress(FitStage::Calibration, 0, loss);
-    let judged = play(questions, &profiles, &calibration, &head, options.seed);
-    let calibrations = Evidence::ALL.map(|evidence| Calibration::of(&judged[evidence.index()]));
+    let uncalibrated = Evidence::ALL.map(|_| Calibration::of(&[]));
+    let mut verifier = Verifier { head, rarity, purposes, calibrations: uncalibrated };
+    let judged = play(questions, &profiles, &calibration, &verifier, options.seed);
+    verifier.calibrations = Evidence::ALL.map(|evidence| Calibration::of(&judged[evidence.index()]));
     let report = FitReport { trained: training.len(), calibrated: calibration.len(), pairs: drawn.len(), loss };
-    Ok((Verifier { head, rarity, calibrations }, report))
+    Ok((verifier, report))
+}
+
+/// The middle of each label's questions, and how near to one of them all but a few of the questions that calibrate are.
+fn purposes(labels: &[(&str, Vec<usize>)], projected: &[Vec<f32>], calibration: &[usize]) -> Purposes {
+    let middle = |(_, texts): &(&str, Vec<usize>)| {
+        let mut sum = vec![0.0; PROJECTED];
+        for &at in texts {
+            sum.iter_mut().zip(&projected[at]).for_each(|(sum, number)| *sum += number);
+        }
+        let length = dot(&sum, &sum).sqrt().max(f32::MIN_POSITIVE);
+        sum.into_iter().map(|number| number / length).collect()
+    };
+    let mut purposes = Purposes { middles: labels.iter().map(middle).collect(), familiar_min: 0.0 };
+    let mut nearest: Vec<f32> = calibration.iter().map(|&at| purposes.nearest(&projected[at])).collect();
+    nearest.sort_by(f32::total_cmp);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a count")]
+    let at = (nearest.len() as f64 * UNFAMILIAR_SHARE) as usize;
+    purposes.familiar_min = nearest.get(at).copied().unwrap_or_default();
+    purposes
 }
 
 /// Where the projection starts: at the principal axes of the encoder, or at random ones for another encoder.
@@ -322,7 +347,7 @@ fn play(
     questions: &[QuestionExample],
     profiles: &[Profile],
     calibration: &[usize],
-    head: &Head,
+    verifier: &Verifier,
     seed: u64,
 ) -> [Vec<(f32, bool)>; 2] {
     let mut order = calibration.to_vec();
@@ -334,10 +359,12 @@ fn play(
         let scored = others.map(|&cached| (dot(&question.vector, &questions[cached].vector), cached)).collect();
         let mut best: [Option<(f32, bool)>; 2] = [None, None];
         for cached in nearest(scored, CANDIDATES) {
-            let log_odds = head.judge(&inputs_of(questions, profiles, PairExample { a: asked, b: cached, same: false }));
+            let log_odds = verifier.head.judge(&inputs_of(questions, profiles, PairExample { a: asked, b: cached, same: false }));
             let other = &questions[cached];
-            let same_article = question.article.is_some() && question.article == other.article;
-            let evidence = if same_article { Evidence::SameArticle } else { Evidence::Unsure };
+            let evidence = verifier.evidence(
+                (&profiles[asked], question.article.as_ref()),
+                (&profiles[cached], other.article.as_ref()),
+            );
             let best = &mut best[evidence.index()];
             if best.is_none_or(|(score, _)| log_odds > score) {
                 *best = Some((log_odds, question.label == other.label));

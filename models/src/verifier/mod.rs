@@ -33,7 +33,7 @@ const REASONS: usize = 3;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Evidence {
-    /// Both are clearly about the same article.
+    /// Both are clearly about the same article, and of a kind that the verifier was trained with.
     SameArticle,
     /// Anything else.
     Unsure,
@@ -65,6 +65,8 @@ impl std::fmt::Display for Evidence {
 pub struct Profile {
     words: Words,
     purpose: Vec<f32>,
+    /// Cosine to the nearest purpose that was trained.
+    familiarity: f32,
 }
 
 impl Profile {
@@ -72,6 +74,22 @@ impl Profile {
     #[must_use]
     pub fn bytes(&self) -> usize {
         size_of::<Self>() + self.words.bytes() + size_of_val(&*self.purpose)
+    }
+}
+
+/// The purposes that training knew, as the projection sees them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Purposes {
+    /// The middle of each label's questions, of unit length.
+    middles: Vec<Vec<f32>>,
+    /// What is further from all of them than this is of another kind.
+    familiar_min: f32,
+}
+
+impl Purposes {
+    /// Cosine to the nearest.
+    fn nearest(&self, purpose: &[f32]) -> f32 {
+        self.middles.iter().map(|middle| dot(middle, purpose)).fold(-1.0, f32::max)
     }
 }
 
@@ -108,6 +126,7 @@ pub struct Reason {
 pub struct Verifier {
     head: Head,
     rarity: Rarity,
+    purposes: Purposes,
     /// By [`Evidence`].
     calibrations: [Calibration; 2],
 }
@@ -157,7 +176,17 @@ impl Verifier {
     /// Prepares a question; `vector` is the encoder's.
     #[must_use]
     pub fn profile(&self, text: &str, vector: &[f32]) -> Profile {
-        Profile { words: Words::of(text, &self.rarity), purpose: self.head.project(vector) }
+        let purpose = self.head.project(vector);
+        Profile { words: Words::of(text, &self.rarity), familiarity: self.purposes.nearest(&purpose), purpose }
+    }
+
+    /// What the knowledge base says of two questions, given the article that each is clearly about. It counts for questions
+    /// of a kind that training knew: what a score means is known for those alone.
+    #[must_use]
+    pub fn evidence<T: PartialEq>(&self, a: (&Profile, Option<&T>), b: (&Profile, Option<&T>)) -> Evidence {
+        let is_familiar = |profile: &Profile| profile.familiarity >= self.purposes.familiar_min;
+        let is_same = a.1.is_some() && a.1 == b.1;
+        if is_same && is_familiar(a.0) && is_familiar(b.0) { Evidence::SameArticle } else { Evidence::Unsure }
     }
 
     /// Compares two questions; `cosine` is that of their vectors.

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use turnflow_operators::message::{Ask, Basis, RequestId, Step};
+use turnflow_operators::policy::{Clarity, Policy};
 use turnflow_state::{
     Answer, CacheControl, CacheEntry, Channel, ConversationId, EntryId, ScopeId, Support, TenantId, Tier, Turn, TurnId,
     Usage,
@@ -26,6 +27,11 @@ pub(crate) fn turn(conversation: &str, id: &str, text: &str) -> Turn {
 /// A scope of its own.
 pub(crate) fn scope(name: &str) -> ScopeId {
     ScopeId::derive(&TenantId::new(name).expect("valid"), &[])
+}
+
+/// A policy that goes by the cosine alone.
+pub(crate) fn policy(similarity_min: f32) -> Arc<Policy> {
+    Arc::new(Policy::new(Clarity { relevance_min: 0.5, margin_min: 0.1 }, similarity_min, None, 0.01))
 }
 
 /// A turn on its way.

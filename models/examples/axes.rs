@@ -23,9 +23,9 @@ const AXIS_ONE: f64 = 32_767.0;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut files: Vec<String> = std::env::args().skip(1).collect();
     let out = files.pop().filter(|_| !files.is_empty()).ok_or("usage: axes TEXTS… OUT")?;
-    let files = ensure(&ModelHome::new(default_home()?), &WeightSource::defaults(None), &|_| {})?;
+    let weights = ensure(&ModelHome::new(default_home()?), &WeightSource::defaults(None), &|_| {})?;
     // As it stands in front of everything: with the adapter that ships.
-    let encoder = Encoder::load(&files)?.adapted(AdapterChoice::Shop)?;
+    let encoder = Encoder::load(&weights)?.adapted(AdapterChoice::Shop)?;
     let mut moments: Vec<Vec<f64>> = Vec::new();
     for file in files {
         let texts = std::fs::read_to_string(file)?;

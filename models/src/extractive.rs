@@ -1,7 +1,7 @@
 //! The tier that answers with the knowledge base's own sentences.
 //!
-//! Contract: an answer is made of sentences of one retrieved article, word for word, in reading order; its sources
-//! are the chunks that gave them, best first. When nothing retrieved is close enough to the question it says
+//! Contract: an answer is made of sentences of the best retrieved article, word for word, in reading order, and where another may be
+//! meant as well, of that one too; its sources are the chunks that gave them, best first. When nothing retrieved is close enough to the question it says
 //! that it does not know, names no source and is not grounded. The same input gives the same answer.
 //!
 //! It writes nothing of its own, keeps no history, and reads at most [`SENTENCES_READ_MAX`] sentences.
@@ -32,6 +32,10 @@ pub struct ExtractiveConfig {
     pub confidence_min: f32,
     /// A passage whose cosine to the question is this much below the article's best is left out.
     pub similarity_margin: f32,
+    /// Most articles that one answer draws on.
+    pub articles_max: usize,
+    /// An article whose score is this much below the best one's is left out.
+    pub ambiguity_margin: f32,
     /// What the tier says when it does not know.
     pub unknown_text: String,
     /// Memory for sentences' vectors, in bytes.
@@ -44,6 +48,8 @@ impl Default for ExtractiveConfig {
             passages_max: 4,
             confidence_min: 0.4,
             similarity_margin: 0.25,
+            articles_max: 2,
+            ambiguity_margin: 0.05,
             unknown_text: "I'm sorry, I don't know the answer to that. Could you put it in other words?".to_owned(),
             memo_bytes_max: 64 * 1024 * 1024,
         }
@@ -114,7 +120,8 @@ impl Extractive {
         let texts = parts.iter().flat_map(|part| part.sentences.iter().map(String::as_str));
         let remembered = self.remember(&texts.collect::<Vec<_>>())?;
         let (chunks, input_tokens) = read(&parts, &remembered, question_vector);
-        let bounds = Bounds { passages_max: self.config.passages_max, margin: self.config.similarity_margin };
+        let ExtractiveConfig { passages_max, similarity_margin, articles_max, ambiguity_margin, .. } = self.config;
+        let bounds = Bounds { passages_max, margin: similarity_margin, articles_max, ambiguity: ambiguity_margin };
         let usage = Usage { input_tokens: input_tokens.saturating_add(self.tokens_of(question)), output_tokens: 0 };
         Ok(match choose(&chunks, bounds) {
             Some(choice) if choice.score >= self.config.confidence_min => self.compose(&parts, &choice, usage),
@@ -148,10 +155,17 @@ impl Extractive {
     fn compose(&self, parts: &[Parts<'_>], choice: &Choice, mut usage: Usage) -> Written {
         let mut pieces: Vec<String> = Vec::new();
         let mut last = Role::Sentence;
+        let mut article = None;
         for passage in &choice.passages {
+            let id = &parts[passage.chunk].found.chunk.id.article;
+            let mut is_new_article = article.replace(id).is_some_and(|before| before != id);
             for sentence in &parts[passage.chunk].sentences[passage.sentences.clone()] {
                 let role = role_of(sentence);
-                let separator = if pieces.is_empty() { "" } else { separator(last, role) };
+                let separator = match pieces.is_empty() {
+                    true => "",
+                    false if std::mem::take(&mut is_new_article) => "\n\n",
+                    false => separator(last, role),
+                };
                 usage.output_tokens = usage.output_tokens.saturating_add(self.tokens_of(sentence));
                 pieces.push(format!("{separator}{sentence}"));
                 last = role;

@@ -1,7 +1,8 @@
 //! Choosing the sentences of an answer, given how similar everything is to the question.
 //!
 //! Pure: numbers in, indices out. A list belongs together, with the line that introduces it: it is chosen or left as
-//! one passage. All chosen passages come from one article, in reading order.
+//! one passage. Passages come from the best article, in reading order; where another is about as near to the question, so that it
+//! may be meant as well, from that one too.
 
 use std::ops::Range;
 
@@ -50,6 +51,10 @@ pub(crate) struct Bounds {
     pub(crate) passages_max: usize,
     /// A passage this much less similar than the article's best is left out.
     pub(crate) margin: f32,
+    /// Most articles.
+    pub(crate) articles_max: usize,
+    /// An article that scores this much less than the best is left out.
+    pub(crate) ambiguity: f32,
 }
 
 /// Sentences of one chunk: `chunks[chunk].sentences[sentences]`.
@@ -63,12 +68,12 @@ pub(crate) struct Passage {
     pub(crate) score: f32,
 }
 
-/// The best-supported passages of the best article.
+/// The best-supported passages of the best articles.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Choice {
     /// Score of the best passage: the confidence of the answer.
     pub(crate) score: f32,
-    /// In reading order; never empty.
+    /// By article, the best first, and within it in reading order; never empty.
     pub(crate) passages: Vec<Passage>,
 }
 
@@ -77,17 +82,41 @@ pub(crate) fn choose(chunks: &[ReadChunk], bounds: Bounds) -> Option<Choice> {
     let passages: Vec<Passage> =
         chunks.iter().enumerate().flat_map(|(index, chunk)| passages_of(index, chunk)).collect();
     let best = passages.iter().reduce(|best, next| if next.score > best.score { next } else { best })?;
-    let (score, article) = (best.score, chunks[best.chunk].article);
+    let mut articles: Vec<(usize, f32)> = Vec::new();
+    for passage in &passages {
+        let article = chunks[passage.chunk].article;
+        match articles.iter_mut().find(|(known, _)| *known == article) {
+            Some((_, score)) => *score = score.max(passage.score),
+            None => articles.push((article, passage.score)),
+        }
+    }
+    // Stable: equal scores stay in the order of retrieval.
+    articles.sort_by(|a, b| b.1.total_cmp(&a.1));
+    articles.retain(|(_, score)| best.score - score <= bounds.ambiguity);
+    articles.truncate(bounds.articles_max.max(1));
+    let each = bounds.passages_max.max(1).div_ceil(articles.len());
+    let chosen = articles.iter().flat_map(|(article, _)| of_article(chunks, &passages, *article, each, bounds.margin));
+    Some(Choice { score: best.score, passages: chosen.collect() })
+}
+
+/// The best passages of one article, in reading order.
+fn of_article(
+    chunks: &[ReadChunk],
+    passages: &[Passage],
+    article: usize,
+    passages_max: usize,
+    margin: f32,
+) -> Vec<Passage> {
     let mut chosen: Vec<Passage> =
         passages.iter().filter(|passage| chunks[passage.chunk].article == article).cloned().collect();
     chosen.sort_by(|a, b| b.score.total_cmp(&a.score));
-    let similarity_min = chosen.iter().map(|passage| passage.similarity).fold(f32::MIN, f32::max) - bounds.margin;
+    let similarity_min = chosen.iter().map(|passage| passage.similarity).fold(f32::MIN, f32::max) - margin;
     let mut rank = 0..;
     // The best passage stays in any case.
     chosen.retain(|passage| rank.next() == Some(0) || passage.similarity >= similarity_min);
-    chosen.truncate(bounds.passages_max.max(1));
+    chosen.truncate(passages_max);
     chosen.sort_by_key(|passage| (chunks[passage.chunk].ordinal, passage.sentences.start));
-    Some(Choice { score, passages: chosen })
+    chosen
 }
 
 fn passages_of(index: usize, chunk: &ReadChunk) -> Vec<Passage> {
@@ -118,7 +147,7 @@ fn group(roles: &[Role]) -> Vec<Range<usize>> {
 mod tests {
     use super::*;
 
-    const BOUNDS: Bounds = Bounds { passages_max: 3, margin: 0.25 };
+    const BOUNDS: Bounds = Bounds { passages_max: 3, margin: 0.25, articles_max: 1, ambiguity: 0.05 };
 
     fn chunk(article: usize, ordinal: u32, context: f32, similarities: &[f32]) -> ReadChunk {
         let sentence = |&similarity| ReadSentence { similarity, role: Role::Sentence };
@@ -167,6 +196,19 @@ mod tests {
     }
 
     #[test]
+    fn an_article_that_may_be_meant_as_well_answers_too() {
+        let found = |chunks: &[ReadChunk]| {
+            let bounds = Bounds { articles_max: 2, ..BOUNDS };
+            let passages = choose(chunks, bounds).expect("a choice").passages;
+            passages.into_iter().map(|passage| (passage.chunk, passage.sentences)).collect::<Vec<_>>()
+        };
+        let close = [chunk(0, 0, 0.58, &[0.6]), chunk(1, 0, 0.6, &[0.6, 0.59, 0.58]), chunk(2, 0, 0.6, &[0.5])];
+        assert_eq!(found(&close), [(1, 0..1), (1, 1..2), (2, 0..1)], "two of three, each with its share");
+        let apart = [chunk(0, 0, 0.5, &[0.6]), chunk(1, 0, 0.6, &[0.6])];
+        assert_eq!(found(&apart), [(1, 0..1)]);
+    }
+
+    #[test]
     fn groups_by_table() {
         use Role::{Introduction, Item, Sentence};
         let check = |roles: &[Role], expected: &[(usize, usize)]| {
@@ -188,7 +230,7 @@ mod tests {
         read.sentences[1].role = Role::Introduction;
         read.sentences[2].role = Role::Item;
         read.sentences[3].role = Role::Item;
-        let choice = choose(&[read], Bounds { passages_max: 1, margin: 0.25 }).expect("a choice");
+        let choice = choose(&[read], Bounds { passages_max: 1, ..BOUNDS }).expect("a choice");
         assert_eq!((choice.passages[0].sentences.clone(), choice.passages[0].similarity), (1..4, 0.8));
         assert!((choice.score - (0.15 * 0.8 + 0.85 * 0.5)).abs() < 1e-6);
     }

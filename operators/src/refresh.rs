@@ -8,7 +8,7 @@
 //! first; so many are under way at most. An answer that falls while it is made is made again, a bounded number of times.
 //! Where a turn was quicker, its answer stays and the refresh is dropped.
 //!
-//! An answer that was made anew begins with half the popularity of the one that fell, so what nobody asks for any more
+//! An answer that was made anew begins with three quarters of the popularity of the one that fell, so what nobody asks for any more
 //! fades after a few edits instead of being kept warm for ever.
 //!
 //! What it does not do: it serves nothing, and it does not decide what is valid.
@@ -94,8 +94,6 @@ pub struct Fallen {
     pub refreshed: bool,
     /// When that turn was said, in milliseconds since 1970.
     pub created_ms: u64,
-    /// Whether the question is clearly about the article that answered it.
-    pub is_clear: bool,
     /// How often the answer was served.
     pub served: u32,
 }
@@ -111,7 +109,6 @@ impl Fallen {
             answer: entry.answer.clone(),
             origin: entry.origin.clone(),
             refreshed: entry.refreshed,
-            is_clear: entry.prepared.about.is_some(),
             created_ms: entry.created_ms,
             served: entry.served,
         }
@@ -184,9 +181,7 @@ impl Refresh {
 
     /// Takes a cached answer that fell.
     pub fn fell(&mut self, fallen: Fallen) {
-        // Where it is not clear which article answers, an edit may have changed that: a turn may ask again, the background guesses
-        // at nothing.
-        if fallen.served < self.limits.served_min || !fallen.is_clear {
+        if fallen.served < self.limits.served_min {
             return;
         }
         match self.under_way.get_mut(&fallen.key) {
@@ -249,18 +244,19 @@ impl Refresh {
             self.stats.cost_micros += self.price.cost_micros(usage);
         }
         let made = settled.and_then(|settled| Some((settled.basis.clone()?, settled.entry.take()?)));
-        let clear = made.filter(|(_, entry)| entry.about.is_some());
-        let Some((basis, entry)) = clear.filter(|_| !is_cached(&resolution.key)) else {
+        let Some((basis, entry)) = made.filter(|_| !is_cached(&resolution.key)) else {
             self.under_way.remove(&resolution.key);
             self.stats.dropped += 1;
             return None;
         };
+        // What is as before, versions and all, is the answer of its first turn still.
+        let refreshed = wanted.fallen.refreshed || !is_same(&wanted.fallen.answer, &entry.answer);
         Some(Proposal {
             tenant: entry.origin.tenant.clone(),
             basis,
-            entry: Some(Box::new(CacheEntry { refreshed: true, ..*entry })),
+            entry: Some(Box::new(CacheEntry { refreshed, ..*entry })),
             stored: false,
-            served: wanted.fallen.served / 2,
+            served: wanted.fallen.served * 3 / 4,
             resolution: Some(resolution),
         })
     }

@@ -33,7 +33,6 @@ fn fallen(question: &str, served: u32) -> Fallen {
         origin: turn("c0", "t0", question).key(),
         refreshed: false,
         created_ms: 7,
-        is_clear: true,
         served,
     }
 }

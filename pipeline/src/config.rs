@@ -378,7 +378,7 @@ impl Config {
     }
 
     /// Settings of which there must be at least one.
-    fn counts(&self) -> [(&'static str, usize); 29] {
+    fn counts(&self) -> [(&'static str, usize); 30] {
         let limits = &self.limits;
         [
             ("storage.commit-queue-max", self.storage.commit_queue_max),
@@ -409,6 +409,7 @@ impl Config {
             ("tier.queue-max", self.tier.queue_max),
             ("tier.threads", self.tier.threads),
             ("extractive.passages-max", self.extractive.passages_max),
+            ("extractive.articles-max", self.extractive.articles_max),
             ("server.header-bytes-max", self.server.header_bytes_max as usize),
         ]
     }

@@ -25,6 +25,8 @@ use crate::vector::dot;
 
 /// Share of the questions that calibrate.
 const CALIBRATION_SHARE: f64 = 0.3;
+/// Each question is an anchor so often at most, or a few are learned by heart.
+const ANCHORS_PER_QUESTION: usize = 4;
 /// A word in fewer texts than this says nothing about how rare it is.
 const WORD_TEXTS_MIN: u32 = 3;
 /// Nearest questions among which a hard pair is drawn.
@@ -67,7 +69,7 @@ pub struct PairExample {
 /// How a verifier is fitted.
 #[derive(Clone, Copy, Debug)]
 pub struct FitOptions {
-    /// Questions around which pairs are drawn: four pairs each.
+    /// Questions around which pairs are drawn at most: four pairs each.
     pub anchors: usize,
     /// Passes over the pairs.
     pub epochs: usize,
@@ -239,7 +241,7 @@ fn hard_pairs(
     if training.is_empty() {
         return pairs;
     }
-    for _ in 0..options.anchors {
+    for _ in 0..options.anchors.min(ANCHORS_PER_QUESTION * training.len()) {
         let a = training[random.usize(0..training.len())];
         let ranked = |score: &dyn Fn(usize) -> f32, same: bool, count: usize| -> Vec<usize> {
             let eligible =

@@ -55,6 +55,8 @@ pub enum Command {
     Models(ModelsCommand),
     /// Talk to a running server
     Chat(ChatArgs),
+    /// Tell a running server whether the answer to a turn was right
+    Feedback(FeedbackArgs),
     /// Print the effective settings and whether folder, weights and port are usable
     Check(StoreArgs),
 }
@@ -93,6 +95,35 @@ pub struct ChatArgs {
     /// Take up this conversation instead of beginning a new one
     #[arg(long, value_name = "ID")]
     pub conversation: Option<String>,
+}
+
+/// Arguments of `feedback`.
+#[derive(Debug, Args)]
+pub struct FeedbackArgs {
+    /// The conversation
+    #[arg(value_name = "CONVERSATION")]
+    pub conversation: String,
+
+    /// The turn
+    #[arg(value_name = "TURN")]
+    pub turn: String,
+
+    /// Whether its answer was right
+    #[arg(value_enum)]
+    pub judgement: JudgementArg,
+
+    /// Where the server is [default: the configured address]
+    #[arg(long, value_name = "ADDRESS")]
+    pub endpoint: Option<String>,
+}
+
+/// Whether an answer was right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum JudgementArg {
+    /// It answered the question.
+    Good,
+    /// It answered another question, or wrongly.
+    Wrong,
 }
 
 /// Arguments of `replay`.

@@ -14,6 +14,7 @@ use std::rc::Rc;
 
 use turnflow_state::{CacheLevel, EntryId, Stage as StageName, TurnKey, Verdict};
 
+use crate::audit::Suspect;
 use crate::message::{
     Ask, Ended, Ending, Outcome, Purpose, QuestionKey, Resolution, Served, Settled, Settlement, Step,
 };
@@ -47,6 +48,10 @@ pub struct Boxes {
     pub settled: Mailbox<Resolution>,
     /// From settle, not to dedupe: questions that were asked in the background have ended.
     pub answered: Mailbox<Resolution>,
+    /// From gather, not to dedupe: hits that are to be audited.
+    pub suspects: Mailbox<Suspect>,
+    /// From settle, not to dedupe: audits that have ended.
+    pub audited: Mailbox<Resolution>,
     /// To validity: may this be served to others?
     pub proposals: Mailbox<Proposal>,
     /// From validity: it may, or may not.
@@ -222,6 +227,7 @@ impl Stage for Settle {
         match resolution.purpose {
             Purpose::Turn => self.0.settled.send(resolution),
             Purpose::Refresh => self.0.answered.send(resolution),
+            Purpose::Audit => self.0.audited.send(resolution),
         }
         out.extend(ended);
     }

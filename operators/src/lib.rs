@@ -7,11 +7,15 @@
 //!
 //! Which cached answers still follow from the knowledge base is maintained by the dataflow of [`validity`].
 //!
+//! Which hits are answered in full as well is decided by [`audit`], and what that means for the policy by [`bound`].
+//!
 //! What of the answers that fell is asked again in the background is decided by [`refresh`].
 //!
 //! What a turn carries is in [`message`]. What a worker remembers of answered questions is a [`shard::Shard`].
 
 pub mod acknowledge;
+pub mod audit;
+pub mod bound;
 pub mod commit;
 pub mod dedupe;
 pub mod embed;

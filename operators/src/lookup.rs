@@ -7,7 +7,9 @@
 //! A query carries what the question retrieves, so that a policy can hold it against what a cached answer rests on. The
 //! present one does not.
 //!
-//! Whether one of them answers the question is up to the [policy](crate::policy).
+//! Whether one of them answers the question is up to the [policy](crate::policy), at the tenant's
+//! [strictness](crate::bound). An entry that was found wrong is no candidate. What only one step less would serve is not
+//! served, but may be [audited](crate::audit) as the hits are.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -17,6 +19,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use turnflow_state::{CacheLevel, HitEvidence, Stage as StageName, Verdict};
 
+use crate::audit::{Record, Sampler};
+use crate::bound::{SharedBound, Strictness};
 use crate::message::{Ask, Basis, Candidate, Ending, Found, Outcome, Query, RequestId, Served, Step};
 use crate::policy::Policy;
 use crate::shard::{Remembered, Shard};
@@ -31,7 +35,7 @@ pub enum ToGather {
     /// A turn that waits for replies.
     Turn(Box<Ask>),
     /// A shard's reply.
-    Reply(Found),
+    Reply(Box<Found>),
 }
 
 /// The core that asks: gives out the turn, and the query to be broadcast.
@@ -43,6 +47,8 @@ pub struct Lookup {
     pub enabled: bool,
     /// Prepares the question.
     pub policy: Arc<Policy>,
+    /// Says how strict the policy is.
+    pub bound: SharedBound,
 }
 
 impl Lookup {
@@ -50,19 +56,20 @@ impl Lookup {
         let vector = ask.vector.clone().filter(|_| self.enabled && ask.may_read_cache())?;
         let question = self.policy.prepare(&ask.turn.text, Some(&vector), ask.about.clone());
         let (scope, at_ms) = (ask.key.scope, ask.turn.at_ms);
-        Some(Query { request: ask.request, asker: self.worker, scope, question, vector, at_ms })
+        let strictness = self.bound.lock().strictness(&ask.turn.tenant);
+        Some(Query { request: ask.request, asker: self.worker, scope, question, vector, at_ms, strictness })
     }
 }
 
 impl Stage for Lookup {
     type Input = Box<Ask>;
-    type Output = Result<Box<Ask>, Query>;
+    type Output = Result<Box<Ask>, Box<Query>>;
 
     fn push(&mut self, mut ask: Box<Ask>, now_us: u64, out: &mut Vec<Self::Output>) {
         ask.entered_us = now_us;
         let query = self.query(&ask);
         out.push(Ok(ask));
-        out.extend(query.map(Err));
+        out.extend(query.map(|query| Err(Box::new(query))));
     }
 }
 
@@ -81,34 +88,57 @@ impl Search {
 }
 
 impl Stage for Search {
-    type Input = Query;
+    type Input = Box<Query>;
     type Output = Found;
 
-    fn push(&mut self, query: Query, _now_us: u64, out: &mut Vec<Found>) {
+    fn push(&mut self, query: Box<Query>, _now_us: u64, out: &mut Vec<Found>) {
         let mut shard = self.shard.borrow_mut();
         let (policy, valid_at) = (shard.policy().clone(), shard.valid_at());
         let mut hit: Option<Candidate> = None;
+        let mut withheld: Option<Candidate> = None;
+        let Strictness { extra, trial, changes } = query.strictness;
         let mut near_miss = None;
         for (entry, similarity) in shard.nearest(query.scope, &query.vector, CANDIDATES_MAX, query.at_ms) {
-            match policy.judge(&query.question, &entry.prepared, similarity) {
+            let is_barred = entry.record.disagreed > 0;
+            let judge = |extra| policy.judge(&query.question, &entry.prepared, similarity, extra);
+            let made = |evidence| candidate(entry, similarity, evidence, valid_at, query.at_ms, changes);
+            let is_better = |best: &Option<Candidate>, evidence: &HitEvidence| {
+                best.as_ref().is_none_or(|best| evidence.log_odds > best.evidence.log_odds)
+            };
+            let reason = match judge(extra) {
+                Ok(_) if is_barred => "its answer was found wrong for another question".to_owned(),
                 Ok(evidence) => {
-                    if hit.as_ref().is_none_or(|best| evidence.log_odds > best.evidence.log_odds) {
-                        hit = Some(candidate(entry, similarity, evidence, valid_at, query.at_ms));
+                    if is_better(&hit, &evidence) {
+                        hit = Some(made(evidence));
                     }
+                    continue;
                 }
                 Err(reason) => {
-                    near_miss.get_or_insert((similarity, reason));
+                    let spared = if is_barred || trial == extra { None } else { judge(trial).ok() };
+                    if let Some(evidence) = spared.filter(|evidence| is_better(&withheld, evidence)) {
+                        withheld = Some(made(evidence));
+                    }
+                    reason
                 }
-            }
+            };
+            near_miss.get_or_insert((similarity, reason));
         }
         if let Some(hit) = &hit {
             shard.served(hit.entry);
         }
-        out.push(Found { request: query.request, asker: query.asker, hit, near_miss });
+        out.push(Found { request: query.request, asker: query.asker, hit, withheld, near_miss });
     }
 }
 
-fn candidate(entry: &Remembered, similarity: f32, evidence: HitEvidence, valid_at: u64, at_ms: u64) -> Candidate {
+fn candidate(
+    entry: &Remembered,
+    similarity: f32,
+    evidence: HitEvidence,
+    valid_at: u64,
+    at_ms: u64,
+    changes: [u32; 2],
+) -> Candidate {
+    let Record { agreed, disagreed, .. } = entry.record;
     Candidate {
         entry: entry.id,
         similarity,
@@ -118,7 +148,14 @@ fn candidate(entry: &Remembered, similarity: f32, evidence: HitEvidence, valid_a
         refreshed: entry.refreshed,
         // Whatever came up to now did not touch it, or it would not be here.
         basis: Basis { valid_at: valid_at.max(entry.basis.valid_at), ..entry.basis.clone() },
-        evidence: HitEvidence { age_ms: at_ms.saturating_sub(entry.created_ms), ..evidence },
+        evidence: HitEvidence {
+            age_ms: at_ms.saturating_sub(entry.created_ms),
+            audits: agreed.saturating_add(disagreed),
+            agreed,
+            ..evidence
+        },
+        record: entry.record,
+        changes,
     }
 }
 
@@ -127,6 +164,7 @@ fn candidate(entry: &Remembered, similarity: f32, evidence: HitEvidence, valid_a
 pub struct Gather {
     shards: usize,
     enabled: bool,
+    sampler: Option<Sampler>,
     waiting: HashMap<RequestId, Gathered>,
 }
 
@@ -135,6 +173,7 @@ struct Gathered {
     ask: Option<Box<Ask>>,
     replies: usize,
     hit: Option<Candidate>,
+    withheld: Option<Candidate>,
     near_miss: Option<(f32, String)>,
 }
 
@@ -143,7 +182,13 @@ impl Gather {
     #[must_use]
     pub fn new(shards: usize, enabled: bool) -> Self {
         assert!(shards > 0, "there is at least one shard");
-        Self { shards, enabled, waiting: HashMap::new() }
+        Self { shards, enabled, sampler: None, waiting: HashMap::new() }
+    }
+
+    /// The same, with some of the hits audited.
+    #[must_use]
+    pub fn audited(self, sampler: Option<Sampler>) -> Self {
+        Self { sampler, ..self }
     }
 }
 
@@ -152,10 +197,12 @@ impl Gathered {
         self.replies += 1;
         // The smaller id breaks ties, so that the outcome does not depend on which shard replies first.
         let rank = |hit: &Candidate| (hit.evidence.log_odds, std::cmp::Reverse(hit.entry));
-        if let Some(hit) = found.hit
-            && self.hit.as_ref().is_none_or(|best| rank(&hit) > rank(best))
-        {
-            self.hit = Some(hit);
+        for (best, found) in [(&mut self.hit, found.hit), (&mut self.withheld, found.withheld)] {
+            if let Some(found) = found
+                && best.as_ref().is_none_or(|best| rank(&found) > rank(best))
+            {
+                *best = Some(found);
+            }
         }
         if let Some(near) = found.near_miss
             && self.near_miss.as_ref().is_none_or(|best| near.0 > best.0)
@@ -164,8 +211,11 @@ impl Gathered {
         }
     }
 
-    fn decide(self, now_us: u64) -> Option<Step> {
+    fn decide(self, sampler: Option<&Sampler>, now_us: u64) -> Option<Step> {
         let mut ask = self.ask?;
+        if let Some((sampler, considered)) = sampler.zip(self.hit.as_ref().or(self.withheld.as_ref())) {
+            sampler.consider(&ask, considered, self.hit.is_some());
+        }
         ask.left(StageName::Lookup, now_us);
         let Some(hit) = self.hit else {
             ask.missed = match self.near_miss {
@@ -219,12 +269,14 @@ impl Stage for Gather {
                 return out.push(Ok(ask));
             }
             ToGather::Turn(ask) => self.waiting.entry(request).or_default().ask = Some(ask),
-            ToGather::Reply(found) => self.waiting.entry(request).or_default().add(found),
+            ToGather::Reply(found) => self.waiting.entry(request).or_default().add(*found),
         }
         // Replies may overtake the turn they are about.
         let complete = self.waiting.get(&request).is_some_and(|one| one.ask.is_some() && one.replies == self.shards);
         if complete {
-            out.extend(self.waiting.remove(&request).and_then(|gathered| gathered.decide(now_us)));
+            out.extend(
+                self.waiting.remove(&request).and_then(|gathered| gathered.decide(self.sampler.as_ref(), now_us)),
+            );
         }
     }
 

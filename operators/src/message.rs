@@ -12,6 +12,8 @@ use turnflow_state::{
     StageLatencies, Support, TenantId, Tier, Turn, TurnError, TurnEvent, TurnKey, TurnRecord, Verdict, normalise,
 };
 
+use crate::audit::Record;
+use crate::bound::Strictness;
 use crate::policy::Prepared;
 
 /// A stable hash, for deciding which worker owns something: equal in every process of one build.
@@ -73,6 +75,9 @@ pub enum Purpose {
     /// The caches': an answer that fell is made [anew](crate::refresh). It enters before retrieve, passes the caches by, is
     /// written to no conversation, and ends at the question's shard.
     Refresh,
+    /// The policy's: a similar hit is answered in full to see whether it was right, see [`audit`](crate::audit). It goes the
+    /// same way, and is cached nowhere.
+    Audit,
 }
 
 impl Purpose {
@@ -172,7 +177,7 @@ impl Ask {
     /// Whether this turn's answer may be cached.
     #[must_use]
     pub fn may_write_cache(&self) -> bool {
-        !self.leans && self.turn.cache_control == CacheControl::Default
+        !self.leans && self.purpose != Purpose::Audit && self.turn.cache_control == CacheControl::Default
     }
 
     /// The question as encoder and tier are to understand it: with what it leans on, if it leans on anything.
@@ -384,6 +389,8 @@ pub struct Query {
     pub vector: Arc<[f32]>,
     /// When it was asked, in milliseconds of Unix time.
     pub at_ms: u64,
+    /// How strict the policy is for the tenant.
+    pub strictness: Strictness,
 }
 
 /// A cached question that may answer another.
@@ -405,6 +412,10 @@ pub struct Candidate {
     pub basis: Basis,
     /// What speaks for it.
     pub evidence: HitEvidence,
+    /// What is known of the entry.
+    pub record: Record,
+    /// Under which levels it was decided, from [`Strictness::changes`].
+    pub changes: [u32; 2],
 }
 
 /// One shard's reply to a [`Query`].
@@ -416,6 +427,8 @@ pub struct Found {
     pub asker: u64,
     /// What may be served.
     pub hit: Option<Candidate>,
+    /// What may not, and may if the policy were one step less strict for the tenant.
+    pub withheld: Option<Candidate>,
     /// The nearest that may not, and why, for the verdict.
     pub near_miss: Option<(f32, String)>,
 }

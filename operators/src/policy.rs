@@ -3,7 +3,7 @@
 //! *Contract*: a hit needs three things. Both questions mention the same numbers, names and addresses
 //! ([guard](crate::guard)). The verifier finds it likely that one answer serves both, by as much as keeps the error of
 //! such hits below δ, which depends on what the knowledge base says of the two questions. And neither mood nor clock plays
-//! a part: the same pair is judged the same. Without a verifier a plain rule stands in for it, a cosine of at least a
+//! a part: the same pair is judged the same, unless audits asked for [more](crate::bound). Without a verifier a plain rule stands in for it, a cosine of at least a
 //! configured value, which promises nothing.
 
 use std::sync::Arc;
@@ -12,7 +12,11 @@ use serde::{Deserialize, Serialize};
 use turnflow_models::{Evidence, Level, Profile, Verifier};
 use turnflow_state::{ArticleId, HitEvidence, HitReason, ScoredChunk};
 
+use crate::bound::index;
 use crate::guard::Mentions;
+
+/// Why nothing is served.
+const SWITCHED_OFF: &str = "audits found that too many of such hits were wrong";
 
 /// When a question is clearly about an article.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -87,17 +91,26 @@ impl Policy {
         self.clarity
     }
 
-    /// Whether a question may be answered with another's answer; `similarity` is the cosine of their vectors.
+    /// Whether a question may be answered with another's answer; `similarity` is the cosine of their vectors. What is
+    /// needed grows by `extra` log odds, by [`Evidence`]. The plain rule knows no odds: for it, any extra is too much.
     ///
     /// # Errors
     /// Why not, for the verdict.
-    pub fn judge(&self, asked: &Prepared, cached: &Prepared, similarity: f32) -> Result<HitEvidence, String> {
+    pub fn judge(
+        &self,
+        asked: &Prepared,
+        cached: &Prepared,
+        similarity: f32,
+        extra: [f32; 2],
+    ) -> Result<HitEvidence, String> {
         if asked.mentions != cached.mentions {
             return Err(format!("this one mentions {}, that one {}", asked.mentions, cached.mentions));
         }
         let (Some(verifier), Some(a), Some(b)) = (&self.verifier, &asked.profile, &cached.profile) else {
             return if similarity < self.similarity_min {
                 Err(format!("{:.2} is required", self.similarity_min))
+            } else if extra[index(Evidence::Unsure)] > 0.0 {
+                Err(SWITCHED_OFF.to_owned())
             } else {
                 Ok(HitEvidence::by_similarity(similarity))
             };
@@ -109,14 +122,20 @@ impl Policy {
         let Some(level) = level else {
             return Err(format!("{evidence}, and without that no score keeps the error below {}", percent(self.delta)));
         };
-        let required = probability(level.log_odds_min);
+        let extra = extra[index(evidence)];
+        if extra.is_infinite() {
+            return Err(SWITCHED_OFF.to_owned());
+        }
+        let log_odds_min = level.log_odds_min + extra;
+        let required = probability(log_odds_min);
         let reasons = || {
             let reasons = verifier.reasons(a, b, &comparison).into_iter();
             reasons.map(|reason| HitReason { name: reason.name.to_owned(), value: reason.value, weight: reason.weight })
         };
-        if comparison.log_odds < level.log_odds_min {
+        if comparison.log_odds < log_odds_min {
             let against: Vec<String> = reasons().filter(|reason| reason.weight < 0.0).map(|r| r.to_string()).collect();
-            let against = if against.is_empty() { String::new() } else { format!("; against it: {}", against.join(", ")) };
+            let against =
+                if against.is_empty() { String::new() } else { format!("; against it: {}", against.join(", ")) };
             return Err(format!(
                 "one answer serves both with a probability of {:.4}, and {required:.4} is required where {evidence}{against}",
                 comparison.probability()
@@ -131,6 +150,8 @@ impl Policy {
             same_article,
             reasons: reasons().collect(),
             age_ms: 0,
+            audits: 0,
+            agreed: 0,
         })
     }
 }

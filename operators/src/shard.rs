@@ -15,6 +15,7 @@ use turnflow_state::{
     Answer, CacheEntry, ChunkKey, EntryId, IndexConfig, ScopeId, StateError, TenantId, TurnKey, VectorIndex,
 };
 
+use crate::audit::{Record, Tested};
 use crate::message::{Basis, QuestionKey};
 use crate::policy::{Policy, Prepared};
 
@@ -44,6 +45,8 @@ pub struct Remembered {
     pub created_ms: u64,
     /// How often it was served.
     pub served: u32,
+    /// What audits and customers said of it.
+    pub record: Record,
     claim: u64,
     support: Arc<[ChunkKey]>,
     bytes: usize,
@@ -162,6 +165,7 @@ impl Shard {
             key,
             created_ms: entry.created_ms,
             served: 0,
+            record: Record::default(),
             claim,
             support,
             bytes,
@@ -265,6 +269,18 @@ impl Shard {
         entry.last_served = self.tick;
         entry.served = entry.served.saturating_add(1);
         Some(entry)
+    }
+
+    /// Notes what an audit or a customer said of an entry; None when it is not here.
+    pub fn tested(&mut self, Tested { entry, agreed }: Tested) -> Option<Record> {
+        let record = &mut self.entries.get_mut(&entry)?.record;
+        record.tried = record.tried.saturating_add(1);
+        match agreed {
+            Some(true) => record.agreed = record.agreed.saturating_add(1),
+            Some(false) => record.disagreed = record.disagreed.saturating_add(1),
+            None => {}
+        }
+        Some(*record)
     }
 
     /// Has an entry count as served so often before.

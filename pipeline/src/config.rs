@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use turnflow_models::{EncoderEngineConfig, ExtractiveConfig, TierEngineConfig};
+use turnflow_operators::bound::BoundLimits;
 use turnflow_operators::commit::Price;
 use turnflow_operators::smalltalk::SmallTalk;
 use turnflow_state::{Limits, ScopeId, TenantId};
@@ -83,6 +84,8 @@ pub struct Config {
     pub policy: PolicyConfig,
     /// What is answered anew after an edit.
     pub refresh: RefreshConfig,
+    /// Which hits on similar questions are answered in full as well.
+    pub audit: AuditConfig,
     /// What is said to small talk.
     pub small_talk: SmallTalk,
     /// The knowledge base.
@@ -209,6 +212,36 @@ section!(
         tries_max: u32,
     }
 );
+section!(
+    /// Which hits on similar questions are answered in full as well, in the background, and what follows for the policy.
+    AuditConfig {
+        /// Whether any are.
+        enabled: bool,
+        /// Share of the hits.
+        share: f64,
+        /// Audits after which no more than the share of an entry's hits is audited; 0 for no more from the start.
+        trusted_after: u32,
+        /// Audits that may wait, over all workers.
+        queue_max: usize,
+        /// Audits that may be under way, for each worker.
+        in_flight_max: usize,
+        /// Share of the audited hits that may disagree: errors of hits and noise of the tier.
+        disagreement_max: f64,
+        /// By how much one step is stricter, in log odds.
+        step: f32,
+        /// Steps before similar hits are off.
+        steps: u32,
+    }
+);
+
+impl AuditConfig {
+    /// What the controllers keep to.
+    #[must_use]
+    pub const fn bound_limits(&self) -> BoundLimits {
+        BoundLimits { disagreement_max: self.disagreement_max, step: self.step, steps: self.steps }
+    }
+}
+
 section!(
     /// The knowledge base.
     KnowledgeConfig {
@@ -346,6 +379,20 @@ impl Config {
         if !(delta > 0.0 && delta < 1.0) {
             return wrong("policy.delta", &delta, "must lie between 0 and 1, as the share of hits that may be wrong");
         }
+        let (share, disagreement) = (self.audit.share, self.audit.disagreement_max);
+        if !(0.0..=1.0).contains(&share) {
+            return wrong("audit.share", &share, "must lie between 0 and 1");
+        }
+        if !(disagreement > 0.0 && disagreement < 1.0) {
+            return wrong(
+                "audit.disagreement-max",
+                &disagreement,
+                "must lie between 0 and 1, as the share that may disagree",
+            );
+        }
+        if !(self.audit.step > 0.0 && self.audit.step.is_finite()) {
+            return wrong("audit.step", &self.audit.step, "must be a number above 0, as log odds");
+        }
         for (key, value) in
             [("policy.relevance-min", self.policy.relevance_min), ("policy.margin-min", self.policy.margin_min)]
         {
@@ -378,7 +425,7 @@ impl Config {
     }
 
     /// Settings of which there must be at least one.
-    fn counts(&self) -> [(&'static str, usize); 30] {
+    fn counts(&self) -> [(&'static str, usize); 32] {
         let limits = &self.limits;
         [
             ("storage.commit-queue-max", self.storage.commit_queue_max),
@@ -397,6 +444,8 @@ impl Config {
             ("refresh.queue-max", self.refresh.queue_max),
             ("refresh.in-flight-max", self.refresh.in_flight_max),
             ("refresh.tries-max", self.refresh.tries_max as usize),
+            ("audit.queue-max", self.audit.queue_max),
+            ("audit.in-flight-max", self.audit.in_flight_max),
             ("knowledge.recent-chunks-max", self.knowledge.recent_chunks_max),
             ("knowledge.writes-waiting-max", self.knowledge.writes_waiting_max),
             ("knowledge.events-kept-max", self.knowledge.events_kept_max),

@@ -12,6 +12,7 @@ use timely::dataflow::operators::vec::{Broadcast, Map};
 use timely::dataflow::operators::{Concatenate, Exchange as _, OkErr, Probe};
 use timely::worker::Worker;
 use turnflow_operators::acknowledge::Acknowledge;
+use turnflow_operators::audit::{AuditLimits, Sampler};
 use turnflow_operators::commit::{Commit, Committed, EntryNumbers, GroupedJournal, Price};
 use turnflow_operators::dedupe::{Boxes, Dedupe, Settle};
 use turnflow_operators::embed::Embed;
@@ -84,6 +85,7 @@ impl Blueprint {
             knowledge: self.parts.knowledge.clone(),
             background: self.background[index].clone(),
             refresh: self.refresh_limits(worker.peers()),
+            audit: self.audit_limits(worker.peers()).map(|limits| (limits, self.config.prices.extractive)),
             exact: self.config.cache.validity == Validity::Exact,
             #[cfg(test)]
             fault: self.fault,
@@ -127,6 +129,17 @@ impl Blueprint {
         refresh.enabled.then_some((limits, self.config.prices.extractive))
     }
 
+    fn audit_limits(&self, workers: usize) -> Option<AuditLimits> {
+        let audit = &self.config.audit;
+        let limits = AuditLimits {
+            share: audit.share,
+            trusted_after: audit.trusted_after,
+            queue_max: audit.queue_max.div_ceil(workers),
+            in_flight_max: audit.in_flight_max,
+        };
+        audit.enabled.then_some(limits)
+    }
+
     /// Puts up the dataflow of turns; the handle tells when its last turn has ended.
     fn put_up(&self, worker: &mut Worker, shard: &Rc<RefCell<Shard>>, boxes: &Boxes) -> Handle<()> {
         let (index, peers) = (worker.index() as u64, worker.peers() as u64);
@@ -143,6 +156,8 @@ impl Blueprint {
             pool: self.searchers.clone(),
             chunks: config.knowledge.chunks_retrieved,
         };
+        let sampler = self.audit_limits(worker.peers());
+        let sampler = sampler.map(|limits| Sampler { limits, suspects: boxes.suspects.clone() });
         let probe = Handle::new();
 
         worker.dataflow_named::<(), _, _>("turns", |scope| {
@@ -179,15 +194,16 @@ impl Blueprint {
                 worker: index,
                 enabled: semantic,
                 policy: parts.policy.clone(),
+                bound: self.validity.audits.bound.clone(),
             })
             .ok_err(|asked| asked);
             let found = stage(queries.broadcast(), Local, "search", clock, |_| Search::new(shard.clone()))
                 .exchange(|found: &Found| found.asker)
-                .map(ToGather::Reply);
+                .map(|found| ToGather::Reply(Box::new(found)));
             let gathered = scope.concatenate([asking.map(ToGather::Turn), found]);
             let (missed, similar) = stage(gathered, Local, "gather", clock, |_| {
                 #[expect(clippy::cast_possible_truncation, reason = "a count of threads")]
-                Gather::new(peers as usize, semantic)
+                Gather::new(peers as usize, semantic).audited(sampler)
             })
             .ok_err(|step| step);
 
@@ -197,7 +213,8 @@ impl Blueprint {
                 Generate::new(parts.tier.clone(), config.knowledge.chunks_retrieved, wake)
             });
 
-            let ended = scope.concatenate([repeated, deduped, unembedded, unretrieved, similar, scripted]).map(ToCommit::End);
+            let ended =
+                scope.concatenate([repeated, deduped, unembedded, unretrieved, similar, scripted]).map(ToCommit::End);
             let ending = scope.concatenate([ended, generated]);
             let by_owner = Exchange::new(ToCommit::owner);
             let (pieces, closing): (Turns<'_, Notice>, Turns<'_, Closing>) =

@@ -9,6 +9,7 @@
 //! queue inside ever holds more than [`Limits::turns_in_flight_max`](turnflow_state::Limits) turns.
 
 mod admission;
+mod auditing;
 mod bridge;
 mod config;
 mod dataflow;
@@ -22,9 +23,10 @@ mod shared;
 mod validity;
 
 pub use admission::{SubmitError, TurnStream};
+pub use auditing::Feedback;
 pub use config::{
-    CacheConfig, Config, ConfigError, KnowledgeConfig, PriceConfig, RefreshConfig, ScopeConfig, ServerConfig,
-    StorageConfig, Validity, WorkersConfig,
+    AuditConfig, CacheConfig, Config, ConfigError, KnowledgeConfig, PriceConfig, RefreshConfig, ScopeConfig,
+    ServerConfig, StorageConfig, Validity, WorkersConfig,
 };
 pub use error::PipelineError;
 pub use knowledge::{
@@ -33,6 +35,8 @@ pub use knowledge::{
 pub use parts::{Parts, policy};
 pub use pipeline::{Pipeline, PipelineStats};
 pub use shared::{Forecast, ValidityStats};
+pub use turnflow_operators::audit::AuditStats;
+pub use turnflow_operators::bound::BoundStats;
 pub use turnflow_operators::guard::Mentions;
 pub use turnflow_operators::refresh::RefreshStats;
 pub use turnflow_operators::validity::{Fall, Invalidated};

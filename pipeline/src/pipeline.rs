@@ -10,6 +10,8 @@ use timely::WorkerConfig;
 use timely::communication::WorkerGuards;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedSemaphorePermit, RwLock, Semaphore};
 use turnflow_operators::Clock;
+use turnflow_operators::audit::AuditStats;
+use turnflow_operators::bound::BoundStats;
 use turnflow_operators::message::{Ask, QuestionKey, RequestId, conversation_owner};
 use turnflow_operators::pool::Pool;
 use turnflow_operators::refresh::RefreshStats;
@@ -31,7 +33,7 @@ const ENTRY_IDS_PER_RUN: u64 = 1 << 24;
 /// A running pipeline. Clones are handles to the same one; it ends with [`shutdown`](Self::shutdown), or when the
 /// last handle is dropped, which waits for the turns inside.
 #[derive(Clone)]
-pub struct Pipeline(Arc<Running>);
+pub struct Pipeline(pub(crate) Arc<Running>);
 
 pub(crate) struct Running {
     pub(crate) config: Config,
@@ -57,6 +59,10 @@ pub struct PipelineStats {
     pub validity: ValidityStats,
     /// What is answered anew in the background.
     pub refresh: RefreshStats,
+    /// Hits that are answered in full as well, in the background.
+    pub audit: AuditStats,
+    /// What that means for the policy.
+    pub bound: BoundStats,
 }
 
 /// Ends the process when a worker panics: the other workers would wait for it for ever, and everything that was
@@ -92,12 +98,11 @@ impl Pipeline {
         let threads = config.workers.threads;
         let room = config.limits.turns_in_flight_max;
         let ports: Vec<Port> = (0..threads).map(|_| Port::new(room)).collect();
-        let background: Vec<Port> = (0..threads).map(|_| Port::new(config.refresh.in_flight_max)).collect();
+        let in_background = config.refresh.in_flight_max + config.audit.in_flight_max;
+        let background: Vec<Port> = (0..threads).map(|_| Port::new(in_background)).collect();
         let (clock, streams) = (Clock::start(), Arc::new(Streams::new()));
         let knowledge_epoch = parts.knowledge.epoch();
-        let knowledge = &config.knowledge;
-        let validity =
-            Arc::new(Shared::new(threads, knowledge_epoch, knowledge.writes_waiting_max, knowledge.events_kept_max));
+        let validity = Arc::new(Shared::new(threads, knowledge_epoch, &config.knowledge, config.audit.bound_limits()));
         let committer = Arc::new(Committer::start(parts.store.clone(), config.storage.commit_queue_max)?);
         let (ready, readiness) = mpsc::channel();
         let mut blueprint = Blueprint {
@@ -202,7 +207,8 @@ impl Pipeline {
     #[must_use]
     pub fn stats(&self) -> PipelineStats {
         let (validity, refresh) = self.0.validity.stats();
-        PipelineStats { turns_in_flight: self.0.streams.len(), validity, refresh }
+        let (audit, bound) = self.0.validity.audits.stats();
+        PipelineStats { turns_in_flight: self.0.streams.len(), validity, refresh, audit, bound }
     }
 
     /// Waits until what fell by changes that were acknowledged before is answered anew, or let go. Cancel-safe.

@@ -6,10 +6,13 @@ use std::thread::Thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use tokio::sync::{Notify, broadcast, oneshot};
+use turnflow_operators::bound::BoundLimits;
 use turnflow_operators::refresh::RefreshStats;
 use turnflow_operators::validity::{Epoch, Fall, Invalidated};
 use turnflow_state::{EntryId, KnowledgeChange, TenantId};
 
+use crate::auditing::SharedAudits;
+use crate::config::KnowledgeConfig;
 use crate::knowledge::ChangeEvent;
 
 /// A change that is in the store and asks to be taken into account.
@@ -58,6 +61,7 @@ pub(crate) struct Shared {
     pub(crate) refreshing: Vec<AtomicUsize>,
     /// Told when one of the workers has handed something over, or has less to answer anew.
     pub(crate) progress: Notify,
+    pub(crate) audits: SharedAudits,
     pub(crate) closed: AtomicBool,
 }
 
@@ -81,19 +85,20 @@ pub struct ValidityStats {
 pub(crate) const FIRST_EPOCH: Epoch = 2;
 
 impl Shared {
-    pub(crate) fn new(workers: usize, knowledge_epoch: u64, writes_max: usize, events_max: usize) -> Self {
+    pub(crate) fn new(workers: usize, knowledge_epoch: u64, knowledge: &KnowledgeConfig, bound: BoundLimits) -> Self {
         Self {
             epoch: AtomicU64::new(FIRST_EPOCH),
             acknowledged: AtomicU64::new(knowledge_epoch),
             workers: Mutex::new(vec![None; workers]),
-            changes: bounded(writes_max),
+            changes: bounded(knowledge.writes_waiting_max),
             questions: (0..workers).map(|_| unbounded()).collect(),
-            watchers: broadcast::Sender::new(events_max),
+            watchers: broadcast::Sender::new(knowledge.events_kept_max),
             stats: (0..workers).map(|_| Mutex::default()).collect(),
             handed_over: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             background_epochs: (0..workers).map(|_| AtomicU64::new(u64::MAX)).collect(),
             refreshing: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
             progress: Notify::new(),
+            audits: SharedAudits::new(workers, bound),
             closed: AtomicBool::new(false),
         }
     }

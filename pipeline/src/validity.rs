@@ -23,6 +23,7 @@ use std::sync::{Arc, PoisonError};
 use crossbeam_channel::Sender;
 use timely::dataflow::operators::probe::Handle;
 use timely::worker::Worker;
+use turnflow_operators::audit::{AuditLimits, Audits};
 use turnflow_operators::commit::Price;
 use turnflow_operators::dedupe::Boxes;
 use turnflow_operators::message::{Basis, Purpose, QuestionKey};
@@ -33,6 +34,7 @@ use turnflow_operators::validity::{Epoch, Inputs, Inquiry, Invalidated, Knowledg
 use turnflow_state::{CacheEntry, ChunkKey, Committer, EntryId, KnowledgeBase, KnowledgeChange, StoreBatch, TenantId};
 
 use crate::admission::Streams;
+use crate::auditing::Auditor;
 use crate::bridge::Port;
 use crate::shared::{Change, FIRST_EPOCH, Forecast, Question, Shared, ValidityStats};
 
@@ -63,6 +65,8 @@ pub(crate) struct Parts {
     pub(crate) background: Port,
     /// The bounds of what is answered anew, and what a tier's tokens cost; None when nothing is.
     pub(crate) refresh: Option<(RefreshLimits, Price)>,
+    /// The bounds of what is answered in full as well; None when nothing is.
+    pub(crate) audit: Option<(AuditLimits, Price)>,
     /// False serves cached answers whatever becomes of the knowledge base.
     pub(crate) exact: bool,
     #[cfg(test)]
@@ -73,9 +77,9 @@ pub(crate) struct Parts {
 
 /// One worker's driver.
 pub(crate) struct Driver {
-    parts: Parts,
-    worker: usize,
-    setup: Setup,
+    pub(crate) parts: Parts,
+    pub(crate) worker: usize,
+    pub(crate) setup: Setup,
     inputs: Inputs,
     now: Epoch,
     /// Changes that are not acknowledged, in order, with the epoch they were put in at. At worker 0.
@@ -90,7 +94,9 @@ pub(crate) struct Driver {
     /// Questions that are being answered.
     inquiries: VecDeque<(Inquiry, Sender<Vec<Forecast>>)>,
     /// What fell and is to be answered anew.
-    refresh: Option<Refresh>,
+    pub(crate) refresh: Option<Refresh>,
+    /// What was served and is answered in full as well.
+    pub(crate) auditor: Auditor,
 }
 
 impl Driver {
@@ -110,6 +116,7 @@ impl Driver {
         worker.dataflow_named::<Epoch, _, _>("validity", |scope| validity(scope, &mut inputs, &setup));
         let acknowledged = parts.shared.acknowledged();
         let refresh = parts.refresh.map(|(limits, price)| Refresh::new(limits, price));
+        let auditor = Auditor::new(parts.audit.map(|(limits, price)| Audits::new(limits, price)));
         let mut driver = Self {
             parts,
             worker: index,
@@ -122,6 +129,7 @@ impl Driver {
             unvalidated: VecDeque::new(),
             inquiries: VecDeque::new(),
             refresh,
+            auditor,
         };
         driver.load(worker, left);
         driver
@@ -160,8 +168,10 @@ impl Driver {
         self.parts.shard.borrow_mut().set_valid_at(self.parts.shared.acknowledged());
         let exact = self.parts.exact;
         self.setup.keeper.borrow_mut().pass(|&epoch| !exact || epoch < passed);
+        let round = self.hear();
         has_new |= self.act();
         has_new |= self.refresh();
+        self.audit(round);
         if self.parts.shared.handed_over[self.worker].swap(passed, Ordering::AcqRel) != passed {
             self.parts.shared.progress.notify_waiters();
         }
@@ -267,7 +277,7 @@ impl Driver {
         has_new
     }
 
-    fn store(&self, kept: &[CacheEntry], forgotten: Vec<EntryId>) {
+    pub(crate) fn store(&self, kept: &[CacheEntry], forgotten: Vec<EntryId>) {
         let mut batch = StoreBatch::new();
         for entry in kept {
             if let Err(error) = batch.put_entry(entry) {

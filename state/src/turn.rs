@@ -236,6 +236,10 @@ pub struct HitEvidence {
     pub reasons: Vec<HitReason>,
     /// Age of the answer, in milliseconds.
     pub age_ms: u64,
+    /// Hits on the cached question that were answered in full as well, or judged by a customer, before this one.
+    pub audits: u32,
+    /// Those of them that agreed with the answer.
+    pub agreed: u32,
 }
 
 impl HitEvidence {
@@ -250,6 +254,8 @@ impl HitEvidence {
             same_article: false,
             reasons: Vec::new(),
             age_ms: 0,
+            audits: 0,
+            agreed: 0,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod check;
 mod demo;
+mod feedback;
 mod kb;
 mod models;
 mod open;
@@ -95,6 +96,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
             let endpoint = args.endpoint.unwrap_or_else(|| context.config.server.listen.to_string());
             Ok(open::runtime()?.block_on(chat::chat(endpoint, args.conversation))?)
         }
+        Command::Feedback(args) => open::runtime()?.block_on(feedback::run(&context, args)),
         Command::Check(args) => check::run(&context, &args),
     }
 }

@@ -123,7 +123,7 @@ pub(super) fn run_explain(context: &Context, args: &ExplainArgs) -> Result<(), F
     };
     let ready = |at: usize, text: &Text| policy.prepare(&examples.texts[at], Some(&text.vector), text.article.clone());
     let similarity = turnflow_models::dot(&a.vector, &b.vector);
-    let judged = policy.judge(&ready(0, a), &ready(1, b), similarity);
+    let judged = policy.judge(&ready(0, a), &ready(1, b), similarity, [0.0; 2]);
     let about = [a, b].map(|text| text.article.as_ref().map(ToString::to_string));
     let explained = match &judged {
         Ok(evidence) => Explained {

@@ -12,9 +12,9 @@ use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder};
 use tonic_prost::ProstEncoder;
 
 use super::proto::{
-    AskRequest, AskResponse, ConverseRequest, ConverseResponse, DeleteRequest, DeleteResponse, GetRequest, GetResponse,
-    ImportRequest, ImportResponse, ListRequest, ListResponse, SearchRequest, SearchResponse, UpsertRequest,
-    UpsertResponse, WatchRequest, WatchResponse,
+    AskRequest, AskResponse, ConverseRequest, ConverseResponse, DeleteRequest, DeleteResponse, FeedbackRequest,
+    FeedbackResponse, GetRequest, GetResponse, ImportRequest, ImportResponse, ListRequest, ListResponse, SearchRequest,
+    SearchResponse, UpsertRequest, UpsertResponse, WatchRequest, WatchResponse,
 };
 use super::refusal::Refusal;
 
@@ -38,6 +38,7 @@ inbound! {
     AskRequest => blame_client,
     ConverseRequest => blame_client,
     DeleteRequest => blame_client,
+    FeedbackRequest => blame_client,
     GetRequest => blame_client,
     ImportRequest => blame_client,
     ListRequest => blame_client,
@@ -47,6 +48,7 @@ inbound! {
     AskResponse => blame_server,
     ConverseResponse => blame_server,
     DeleteResponse => blame_server,
+    FeedbackResponse => blame_server,
     GetResponse => blame_server,
     ImportResponse => blame_server,
     ListResponse => blame_server,

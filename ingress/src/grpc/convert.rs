@@ -4,8 +4,8 @@
 //! valid by type. Enums are matched, not cast, so that a new value on either side has to be handled here.
 
 use turnflow_state::{
-    CacheControl, CacheLevel, HitEvidence, Channel, Completion, ConversationId, IdError, Limits, Source, Stage, StageLatencies,
-    TenantId, Tier, Turn, TurnEvent, TurnId, TurnKey, Verdict,
+    CacheControl, CacheLevel, Channel, Completion, ConversationId, HitEvidence, IdError, Limits, Source, Stage,
+    StageLatencies, TenantId, Tier, Turn, TurnEvent, TurnId, TurnKey, Verdict,
 };
 
 use super::proto::{self, ask_response, converse_response};
@@ -55,6 +55,21 @@ fn cache_control(value: Option<i32>) -> Result<CacheControl, Refusal> {
         Ok(Wire::Unspecified) => return Err(Refusal::invalid("cache_control", "unspecified")),
         Err(error) => return Err(Refusal::invalid("cache_control", error.to_string())),
     })
+}
+
+/// Checks a judgement: which turn, and whether its answer was good.
+pub(super) fn feedback(tenant: TenantId, request: &proto::FeedbackRequest) -> Result<(TurnKey, bool), Refusal> {
+    let invalid = |field: &str, message: String| Refusal::Invalid { field: Some(field.to_owned()), message };
+    let bad_id = |field: &'static str| move |error: IdError| invalid(field, error.to_string());
+    let conversation = ConversationId::new(&request.conversation_id).map_err(bad_id("conversation_id"))?;
+    let turn = TurnId::new(&request.turn_id).map_err(bad_id("turn_id"))?;
+    let is_good = match proto::Judgement::try_from(request.judgement) {
+        Ok(proto::Judgement::Good) => true,
+        Ok(proto::Judgement::Wrong) => false,
+        Ok(proto::Judgement::Unspecified) => return Err(invalid("judgement", "unspecified".to_owned())),
+        Err(error) => return Err(invalid("judgement", error.to_string())),
+    };
+    Ok((TurnKey { tenant, conversation, turn }, is_good))
 }
 
 /// Checks what somebody said or asks; `field` is its path from the request.
@@ -175,13 +190,15 @@ fn verdict(verdict: Verdict) -> proto::Verdict {
 }
 
 fn evidence_of(evidence: HitEvidence) -> proto::Evidence {
-    let HitEvidence { probability, log_odds, required, error_max, same_article, reasons, age_ms } = evidence;
+    let HitEvidence { probability, log_odds, required, error_max, same_article, reasons, age_ms, audits, agreed } =
+        evidence;
     let reasons = reasons.into_iter().map(|reason| proto::Reason {
         name: reason.name,
         value: reason.value,
         weight: reason.weight,
     });
-    proto::Evidence { probability, log_odds, required, error_max, same_article, reasons: reasons.collect(), age_ms }
+    let reasons = reasons.collect();
+    proto::Evidence { probability, log_odds, required, error_max, same_article, reasons, age_ms, audits, agreed }
 }
 
 #[cfg(test)]

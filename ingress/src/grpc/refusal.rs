@@ -109,6 +109,11 @@ impl From<Refusal> for Status {
     }
 }
 
+/// A turn that was to be judged does not exist.
+pub(super) fn unknown_turn(turn: &TurnKey) -> Status {
+    Status::not_found(format!("conversation {} has no answered turn {}", turn.conversation, turn.turn))
+}
+
 /// What is wrong, with the field at fault in front.
 pub(super) fn describe(field: Option<&str>, message: &str) -> String {
     field.map_or_else(|| message.to_owned(), |field| format!("{field}: {message}"))

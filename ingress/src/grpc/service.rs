@@ -1,4 +1,4 @@
-//! The two calls of the `Conversations` service, and how the events of a turn get to a client.
+//! The calls of the `Conversations` service, and how the events of a turn get to a client.
 //!
 //! A turn belongs to the pipeline from its admission on. A client that goes away ends the tasks here, at once and
 //! without a trace; its turn is answered and stored all the same, and the same turn again gets that answer.
@@ -10,14 +10,15 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
-use turnflow_pipeline::{Pipeline, TurnStream};
+use turnflow_pipeline::{Feedback, Pipeline, TurnStream};
 use turnflow_state::{Limits, TenantId, TurnError, TurnErrorKind, TurnEvent, TurnKey};
 
+use super::conflict::Conflict;
 use super::converse::Session;
 use super::convert;
 use super::proto::conversations_server::Conversations;
-use super::proto::{AskRequest, AskResponse, ConverseRequest, ConverseResponse};
-use super::refusal::Refusal;
+use super::proto::{AskRequest, AskResponse, ConverseRequest, ConverseResponse, FeedbackRequest, FeedbackResponse};
+use super::refusal::{Refusal, unknown_turn};
 
 /// The tenant of every client, as long as clients do not say who they are.
 pub const TENANT_DEFAULT: &str = "default";
@@ -72,6 +73,16 @@ impl Conversations for Service {
         let (out, responses) = mpsc::channel(RESPONSES_QUEUED_MAX);
         tokio::spawn(forward(key, events, out));
         Ok(Response::new(ReceiverStream::new(responses)))
+    }
+
+    async fn feedback(&self, request: Request<FeedbackRequest>) -> Result<Response<FeedbackResponse>, Status> {
+        self.refuse_when_stopping()?;
+        let tenant = tenant_of(request.metadata())?;
+        let (turn, is_good) = convert::feedback(tenant, request.get_ref())?;
+        match self.pipeline.feedback(turn.clone(), is_good).await.map_err(Conflict::from)? {
+            Feedback::Unknown => Err(unknown_turn(&turn)),
+            outcome => Ok(Response::new(FeedbackResponse { counted: outcome == Feedback::Counted })),
+        }
     }
 }
 

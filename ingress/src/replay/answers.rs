@@ -2,7 +2,9 @@
 
 use std::future::Future;
 
-use turnflow_pipeline::{ArticleDraft, Pipeline, PipelineError, Receipt, RefreshStats, SubmitError, TurnStream};
+use turnflow_pipeline::{
+    ArticleDraft, AuditStats, BoundStats, Pipeline, PipelineError, Receipt, RefreshStats, SubmitError, TurnStream,
+};
 use turnflow_state::{Completion, TenantId, Turn, TurnError, TurnErrorKind, TurnEvent};
 
 /// What answers turns from a knowledge base: the pipeline, or a stand-in for tests.
@@ -23,6 +25,16 @@ pub trait Answers {
     /// Waits until what earlier edits took out of the caches is answered anew, as far as it is.
     fn refreshed(&self) -> impl Future<Output = ()> {
         async {}
+    }
+
+    /// Waits until what was served to similar questions is audited, as far as it is.
+    fn audited(&self) -> impl Future<Output = ()> {
+        async {}
+    }
+
+    /// What was audited so far, and what followed.
+    fn audit_stats(&self) -> (AuditStats, BoundStats) {
+        Default::default()
     }
 
     /// What was answered anew so far.
@@ -54,6 +66,15 @@ impl Answers for Pipeline {
 
     fn refresh_stats(&self) -> RefreshStats {
         self.stats().refresh
+    }
+
+    async fn audited(&self) {
+        Self::audited(self).await;
+    }
+
+    fn audit_stats(&self) -> (AuditStats, BoundStats) {
+        let stats = self.stats();
+        (stats.audit, stats.bound)
     }
 }
 

@@ -9,6 +9,7 @@
 //! results are written as soon as everything before them is, and of a turn that is written only a ledger entry stays.
 
 pub mod answers;
+pub mod audit_report;
 pub mod change_report;
 pub mod changes;
 pub mod comparison;

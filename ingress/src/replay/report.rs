@@ -9,8 +9,9 @@ use serde::Serialize;
 use turnflow_pipeline::RefreshStats;
 use turnflow_state::{CacheLevel, Tier};
 
+use super::audit_report::AuditReport;
 use super::change_report::ChangeReport;
-use super::runner::{Ending, Stop};
+use super::runner::{Background, Ending, Stop};
 use super::scores::Scores;
 use super::tally::{Path, Tally};
 use super::timeline::Timeline;
@@ -50,6 +51,8 @@ pub struct Report {
     pub changes: Option<ChangeReport>,
     /// What of it was answered anew in the background, when anything was.
     pub refresh: Option<RefreshReport>,
+    /// Which hits were audited in the background, when any were.
+    pub audits: Option<AuditReport>,
 }
 
 /// What edits took out of the caches and was answered anew in the background.
@@ -159,7 +162,7 @@ impl Report {
             answered_by: AnsweredBy::of(tally),
             load_taken_off: LoadTakenOff {
                 turns_share: share(hits, answers),
-                tokens_share: tokens_share(tally, ending.refresh.input_tokens + ending.refresh.output_tokens),
+                tokens_share: tokens_share(tally, Background::of(&ending.refresh, &ending.audits.0).tokens),
                 tokens_spent: tally.tokens_spent,
                 tokens_saved: tally.tokens_saved,
                 cost_micros: tally.cost_micros,
@@ -175,6 +178,7 @@ impl Report {
             scores: (tally.all.turns > 0).then(|| Scores::of(tally, versions_told_apart)),
             changes: ending.changes.as_ref().map(ChangeReport::of),
             refresh: RefreshReport::of(&ending.refresh, tally.refreshed),
+            audits: AuditReport::of(&ending.audits),
         }
     }
 }
@@ -258,6 +262,9 @@ impl fmt::Display for Report {
         }
         if let Some(refresh) = &self.refresh {
             write!(f, "\n{refresh}")?;
+        }
+        if let Some(audits) = &self.audits {
+            write!(f, "\n{audits}")?;
         }
         match &self.stopped_by {
             Some(reason) => writeln!(f, "\nstopped before the end of the log: {reason}"),

@@ -23,7 +23,7 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
-use turnflow_pipeline::{RefreshStats, SubmitError};
+use turnflow_pipeline::{AuditStats, BoundStats, RefreshStats, SubmitError};
 use turnflow_state::{CacheControl, ConversationId, Store, TenantId, Turn, TurnError, TurnErrorKind, TurnId};
 
 use super::answers::{Answers, last_event};
@@ -110,6 +110,26 @@ pub struct Ending {
     pub changes: Option<Changes>,
     /// What was answered anew in the background.
     pub refresh: RefreshStats,
+    /// What was audited in the background, and what followed.
+    pub audits: (AuditStats, BoundStats),
+}
+
+/// What was spent on what nobody waited for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Background {
+    /// Tokens that tiers read and wrote.
+    pub tokens: u64,
+    /// What they cost, in millionths of the configured currency.
+    pub cost_micros: u64,
+}
+
+impl Background {
+    /// What answering anew and audits spent.
+    #[must_use]
+    pub const fn of(refresh: &RefreshStats, audits: &AuditStats) -> Self {
+        let tokens = refresh.input_tokens + refresh.output_tokens + audits.input_tokens + audits.output_tokens;
+        Self { tokens, cost_micros: refresh.cost_micros + audits.cost_micros }
+    }
 }
 
 /// Replays a log, and the edits of its knowledge base if they are given. When `interrupt` completes, no further turns are
@@ -166,10 +186,13 @@ pub async fn run<A: Answers, R: BufRead + Send + 'static>(
     let ((lines_skipped, stop), (), ()) = tokio::try_join!(feed, edit, collect(arrivals, &shared))?;
     let Shared { ledger, tally, changes, .. } = shared;
     let mut tally = tally.into_inner();
-    let refresh = answers.refresh_stats();
-    tally.finish(&mut ledger.into_inner(), &refresh, started.elapsed());
+    let elapsed = started.elapsed();
+    answers.audited().await;
+    let (refresh, audits) = (answers.refresh_stats(), answers.audit_stats());
+    let in_background = Background::of(&refresh, &audits.0);
+    tally.finish(&mut ledger.into_inner(), in_background, elapsed);
     let changes = updates.map(|updates| changes.into_inner().finish(updates.edits.len()));
-    Ok(Ending { lines_skipped, stop, tally, changes, refresh })
+    Ok(Ending { lines_skipped, stop, tally, changes, refresh, audits })
 }
 
 /// State of feed, collect and editor, which are polled by one task and never hold a borrow while they wait.

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use jiff::Timestamp;
-use turnflow_pipeline::RefreshStats;
 use turnflow_state::{CacheLevel, Completion, Tier};
 
 use super::gold::Gold;
 use super::ledger::{Judgement, Ledger, TurnName};
 use super::results::TurnResult;
+use super::runner::Background;
 use super::timeline::{Along, Timeline};
 
 /// Longest latency told apart, in microseconds: an hour. Longer ones count as this long.
@@ -203,10 +203,10 @@ impl Tally {
         }
     }
 
-    pub(super) fn finish(&mut self, ledger: &mut Ledger, refresh: &RefreshStats, elapsed: Duration) {
+    pub(super) fn finish(&mut self, ledger: &mut Ledger, in_background: Background, elapsed: Duration) {
         (self.tokens_spent, self.tokens_saved) = ledger.tokens();
-        self.tokens_spent += refresh.input_tokens + refresh.output_tokens;
-        self.cost_micros += refresh.cost_micros;
+        self.tokens_spent += in_background.tokens;
+        self.cost_micros += in_background.cost_micros;
         self.elapsed = elapsed;
     }
 

@@ -88,8 +88,9 @@ impl TestServer {
     /// Starts a server with empty caches; `adjust` changes its configuration.
     pub async fn start(adjust: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::defaults();
-        // What falls is asked for by the tests themselves.
+        // Nothing is asked but what the tests ask.
         config.refresh.enabled = false;
+        config.audit.enabled = false;
         adjust(&mut config);
         let gate = Arc::new(Gate::open());
         let opener = Opener(gate.clone());

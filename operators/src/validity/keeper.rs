@@ -192,6 +192,12 @@ impl Keeper {
         self.effects.resolved.extend(resolution);
     }
 
+    /// Throws a kept entry away, wherever it stands.
+    pub fn throw_away(&mut self, entry: EntryId) {
+        let forgotten = self.shard.borrow_mut().remove(entry);
+        forgotten.into_iter().for_each(|forgotten| self.forget(forgotten));
+    }
+
     fn forget(&mut self, Forgotten { entry, claim, support, .. }: Forgotten) {
         self.claims.remove(&claim);
         self.effects.withdrawn.push((claim, support));

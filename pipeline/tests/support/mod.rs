@@ -54,8 +54,9 @@ pub(crate) async fn import(pipeline: &Pipeline) {
 pub(crate) fn config(workers: usize) -> Config {
     let mut config = Config::defaults();
     config.workers.threads = workers;
-    // What falls is asked for by the tests themselves, but in those of what is answered anew.
+    // Nothing is asked but what the tests ask, but in those of what is answered anew or audited.
     config.refresh.enabled = false;
+    config.audit.enabled = false;
     config
 }
 

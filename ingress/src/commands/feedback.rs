@@ -1,0 +1,36 @@
+//! `turnflow feedback`: tells a running server whether the answer to a turn was right.
+
+use serde::Serialize;
+
+use super::Context;
+use crate::cli::{FeedbackArgs, JudgementArg};
+use crate::failure::Failure;
+use crate::grpc::client::connect;
+use crate::grpc::proto::conversations_client::ConversationsClient;
+use crate::grpc::proto::{FeedbackRequest, Judgement};
+
+/// What came of it.
+#[derive(Serialize)]
+struct Given {
+    counted: bool,
+}
+
+/// Gives the judgement to the server.
+///
+/// # Errors
+/// When no server answers, or it knows no such turn.
+pub(super) async fn run(context: &Context, args: FeedbackArgs) -> Result<(), Failure> {
+    let address = args.endpoint.unwrap_or_else(|| context.config.server.listen.to_string());
+    let judgement = match args.judgement {
+        JudgementArg::Good => Judgement::Good,
+        JudgementArg::Wrong => Judgement::Wrong,
+    };
+    let request =
+        FeedbackRequest { conversation_id: args.conversation, turn_id: args.turn, judgement: judgement.into() };
+    let mut client = ConversationsClient::new(connect(&address).await?);
+    let response = client.feedback(request).await.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
+    let counted = response.into_inner().counted;
+    let text =
+        if counted { "counted\n" } else { "not counted: no cached answer was served, or it was judged before\n" };
+    context.print(&Given { counted }, text)
+}

@@ -1,0 +1,220 @@
+//! Audits and customers' judgements: what the workers share of them, and one worker's part in them.
+//!
+//! A worker asks the hits that it chose again and records what comes of it. What that says of an entry is told to all
+//! workers, because only the one that has the entry in its shard can act on it: after one disagreement the entry is no longer
+//! served to similar questions, nor loaded after a restart; after two it is thrown away.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use turnflow_models::Evidence;
+use turnflow_operators::audit::{AuditStats, Audits, DISAGREEMENTS_MAX, Tested};
+use turnflow_operators::bound::{BoundLimits, BoundStats, SharedBound};
+use turnflow_state::{CacheLevel, TurnKey};
+
+use crate::shared::Shared;
+use crate::validity::Driver;
+use crate::{Pipeline, PipelineError};
+
+/// What all workers share of audits.
+pub(crate) struct SharedAudits {
+    pub(crate) bound: SharedBound,
+    /// For each worker, what was found out about entries. Bounded by the audits under way and the judgements on their way in.
+    tested: Vec<(Sender<Tested>, Receiver<Tested>)>,
+    /// For each worker, audits that wait or are under way.
+    pending: Vec<AtomicUsize>,
+    /// Counts those who wait for audits to end, and for each worker, how many of them it has heard of.
+    rounds: AtomicU64,
+    heard: Vec<AtomicU64>,
+    stats: Vec<Mutex<AuditStats>>,
+}
+
+impl SharedAudits {
+    pub(crate) fn new(workers: usize, limits: BoundLimits) -> Self {
+        Self {
+            bound: SharedBound::new(limits),
+            tested: (0..workers).map(|_| unbounded()).collect(),
+            pending: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
+            rounds: AtomicU64::new(0),
+            heard: (0..workers).map(|_| AtomicU64::new(0)).collect(),
+            stats: (0..workers).map(|_| Mutex::default()).collect(),
+        }
+    }
+
+    /// Tells all workers; they are woken by the caller.
+    fn tell(&self, tested: Tested) {
+        for (sender, _) in &self.tested {
+            // The receivers live here, so sending cannot fail.
+            let _ = sender.send(tested);
+        }
+    }
+
+    pub(crate) fn stats(&self) -> (AuditStats, BoundStats) {
+        let mut sum = AuditStats::default();
+        self.stats.iter().for_each(|stats| sum.add(*stats.lock().unwrap_or_else(PoisonError::into_inner)));
+        (sum, self.bound.lock().stats())
+    }
+}
+
+impl Shared {
+    /// Waits until the audits of hits that were served before have ended, or were let go; ends when the workers do.
+    async fn audited(&self) {
+        self.heard_and(|audits| audits.pending.iter().all(|pending| pending.load(Ordering::Acquire) == 0)).await;
+        // What the last of them found out is acted on by then.
+        self.heard_and(|_| true).await;
+    }
+
+    /// Waits until every worker has heard of everything that happened before, and until something holds.
+    async fn heard_and(&self, holds: impl Fn(&SharedAudits) -> bool) {
+        let round = self.audits.rounds.fetch_add(1, Ordering::AcqRel) + 1;
+        self.wake();
+        loop {
+            let progress = self.progress.notified();
+            let have_heard = self.audits.heard.iter().all(|heard| heard.load(Ordering::Acquire) >= round);
+            if (have_heard && holds(&self.audits)) || self.closed.load(Ordering::Acquire) {
+                return;
+            }
+            progress.await;
+        }
+    }
+}
+
+/// One worker's part.
+#[derive(Debug)]
+pub(crate) struct Auditor {
+    /// None when nothing is audited; customers judge all the same.
+    audits: Option<Audits>,
+    barred: u64,
+    thrown_away: u64,
+}
+
+impl Auditor {
+    pub(crate) fn new(audits: Option<Audits>) -> Self {
+        Self { audits, barred: 0, thrown_away: 0 }
+    }
+}
+
+impl Driver {
+    /// Acts on what was found out about entries; gives the round of those who wait that this hears of.
+    pub(crate) fn hear(&mut self) -> u64 {
+        let shared = self.parts.shared.clone();
+        let round = shared.audits.rounds.load(Ordering::Acquire);
+        for tested in shared.audits.tested[self.worker].1.try_iter() {
+            self.act_on(tested);
+        }
+        round
+    }
+
+    /// Records what was answered in full, and asks what is next. After everything that answers anew: what waits for that to
+    /// end is asked at once when it has.
+    pub(crate) fn audit(&mut self, round: u64) {
+        let shared = self.parts.shared.clone();
+        let Some(audits) = &mut self.auditor.audits else { return self.publish_audits(round) };
+        while let Some(suspect) = self.parts.boxes.suspects.take() {
+            audits.want(suspect);
+        }
+        while let Some(resolution) = self.parts.boxes.audited.take() {
+            let Some((tenant, tested, sample)) = audits.answered(&resolution) else { continue };
+            tracing::debug!(question = %resolution.key.text, entry = tested.entry.0, agreed = ?tested.agreed, "audited");
+            if let Some(sample) = sample {
+                shared.audits.bound.lock().record(&tenant, sample);
+            }
+            shared.audits.tell(tested);
+            shared.wake();
+        }
+        // What is answered anew goes first, and those that wait when the entrances are closed are dropped.
+        let may_ask = self.refresh.as_ref().is_none_or(|refresh| refresh.pending() == 0);
+        while may_ask
+            && !shared.closed.load(Ordering::Acquire)
+            && let Some(ask) = audits.start()
+        {
+            if self.parts.background.send(ask).is_err() {
+                // There is room for as many as may be under way, so this is a defect; nobody waits for it.
+                tracing::error!("a hit that was to be answered in full found no place");
+            }
+        }
+        self.publish_audits(round);
+    }
+
+    fn act_on(&mut self, tested: Tested) {
+        let Some(record) = self.parts.shard.borrow_mut().tested(tested) else { return };
+        if tested.agreed != Some(false) {
+            return;
+        }
+        if record.disagreed < DISAGREEMENTS_MAX {
+            self.auditor.barred += 1;
+            // Nothing is known of entries after a restart, so this one is not to be there.
+            self.store(&[], vec![tested.entry]);
+        } else {
+            self.auditor.thrown_away += 1;
+            self.setup.keeper.borrow_mut().throw_away(tested.entry);
+        }
+    }
+
+    fn publish_audits(&self, round: u64) {
+        let Auditor { audits, barred, thrown_away } = &self.auditor;
+        let (pending, stats) =
+            audits.as_ref().map_or_else(Default::default, |audits| (audits.pending(), audits.stats()));
+        let shared = &self.parts.shared;
+        let stats = AuditStats { barred: *barred, thrown_away: *thrown_away, ..stats };
+        // Before anybody hears that nothing is left.
+        *shared.audits.stats[self.worker].lock().unwrap_or_else(PoisonError::into_inner) = stats;
+        let before = shared.audits.pending[self.worker].swap(pending, Ordering::AcqRel);
+        // After those that were chosen before the round began are counted.
+        let heard = shared.audits.heard[self.worker].swap(round, Ordering::AcqRel);
+        if before > pending || heard < round {
+            shared.progress.notify_waiters();
+        }
+    }
+}
+
+/// What a customer's judgement was good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feedback {
+    /// There is no such turn, or it has not ended.
+    Unknown,
+    /// The turn was no hit, so it says nothing of the caches.
+    NoHit,
+    /// The turn was judged before.
+    Repeated,
+    /// It counts as evidence.
+    Counted,
+}
+
+impl Pipeline {
+    /// Takes a customer's judgement of a turn. Where the turn was a hit, it counts as evidence for the entry that was served,
+    /// and where the question was a similar one, for the tenant's bound. Once for each turn, as far as is remembered.
+    ///
+    /// # Errors
+    /// [`PipelineError`] when the turn cannot be read, or the pipeline is shutting down.
+    pub async fn feedback(&self, turn: TurnKey, is_good: bool) -> Result<Feedback, PipelineError> {
+        let _gate = self.0.gate().await?;
+        let store = self.0.parts.store.clone();
+        let key = turn.clone();
+        let found = match tokio::task::spawn_blocking(move || store.turn(&key)).await {
+            Ok(found) => found?,
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        };
+        let Some(record) = found else { return Ok(Feedback::Unknown) };
+        let verdict = record.completion.verdict;
+        let Some(entry) = verdict.entry.filter(|_| verdict.level.is_hit()) else { return Ok(Feedback::NoHit) };
+        let similar = verdict
+            .evidence
+            .filter(|_| verdict.level == CacheLevel::Semantic)
+            .map(|evidence| if evidence.same_article { Evidence::SameArticle } else { Evidence::Unsure });
+        let shared = &self.0.validity;
+        if !shared.audits.bound.lock().judge(&turn, similar, is_good) {
+            return Ok(Feedback::Repeated);
+        }
+        shared.audits.tell(Tested { entry, agreed: Some(is_good) });
+        // The worker that has the entry has acted on it when all have heard of it.
+        shared.heard_and(|_| true).await;
+        Ok(Feedback::Counted)
+    }
+
+    /// Waits until the audits of hits that were served before have ended, or were let go. Cancel-safe.
+    pub async fn audited(&self) {
+        self.0.validity.audited().await;
+    }
+}

@@ -102,6 +102,8 @@ pub struct Ask {
     pub key: QuestionKey,
     /// When it was admitted, in microseconds on the clock of the process it entered.
     pub admitted_us: u64,
+    /// The knowledge base's epoch that was acknowledged when it was admitted: it is told nothing older.
+    pub acknowledged: u64,
     /// When it entered the current stage, on the clock of the current process.
     pub entered_us: u64,
     /// Time spent in each stage so far.
@@ -141,6 +143,7 @@ impl Ask {
             turn,
             key,
             admitted_us,
+            acknowledged: 0,
             entered_us: admitted_us,
             latency: StageLatencies::default(),
             started: false,

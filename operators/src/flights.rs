@@ -3,16 +3,21 @@
 //! Contract: exchanged by scope, so one worker sees all turns of it that missed the caches, in order: of questions that the
 //! [policy](crate::policy) would answer alike, one *leads* and the others *follow*, however many workers there are. A turn
 //! leads or follows, never both, so nobody waits for a turn that waits. Every turn that leads comes back as exactly one
-//! [`Landed`], from the [`Dedupe`](crate::dedupe::Dedupe) of its question, which hears what became of its answer anyway and says how far it is
+//! [`Landed`], from the [`Dedupe`] of its question, which hears what became of its answer anyway and says how far it is
 //! known to hold. A follower gets it when it held at an epoch of the knowledge base no older than the one that was
 //! acknowledged when the follower was admitted: then no change that it may know of made the answer invalid.
 //!
-//! Where the answer does not serve, the first follower leads and the others follow it or another one, so that a tier that
-//! fails is not stormed. A question that has no answer in the knowledge base is different: its followers go on at once, each
-//! by itself, because the next answer would not serve either, and they would wait in line for nothing.
+//! Where the answer does not serve, the first follower of those who read the newest knowledge base leads, and the others
+//! follow it or another one, so that a tier that fails is not stormed. A question that has no answer in the knowledge base
+//! is different: its followers go on at once, each by itself, because the next answer would not serve either, and they
+//! would wait in line for nothing.
+//!
+//! A follower hears the answer while it is [written](crate::audience), where it is written from an epoch no older than the
+//! one that was acknowledged when the follower was admitted. When it comes to nothing after all, what was heard is void.
 //!
 //! What it does not do: it never lets a turn follow that may not read the caches, nor lead that may not write them.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,6 +25,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde::{Deserialize, Serialize};
 use turnflow_state::{ArticleId, CacheLevel, HitEvidence, ScopeId, Stage as StageName, Verdict, dot};
 
+use crate::audience::{Audiences, Heard};
 use crate::dedupe::Dedupe;
 use crate::lookup::reason;
 use crate::message::{Ask, Ending, Outcome, RequestId, Served, Settled, Step, owner_hash};
@@ -69,6 +75,8 @@ struct Flight {
     about: Option<ArticleId>,
     /// Made when it is first compared.
     prepared: Option<Prepared>,
+    /// The epoch of the knowledge base that its answer is written from.
+    read_epoch: u64,
     followers: Vec<Follower>,
 }
 
@@ -80,6 +88,7 @@ impl Flight {
             vector,
             about: ask.about.clone(),
             prepared: None,
+            read_epoch: ask.read_epoch,
             followers: Vec::new(),
         }
     }
@@ -91,6 +100,14 @@ struct Follower {
     ask: Box<Ask>,
     similarity: f32,
     evidence: HitEvidence,
+    /// Whether it was told any of the pieces; None when it does not listen.
+    heard: Option<Heard>,
+}
+
+impl Follower {
+    fn has_heard(&self) -> bool {
+        self.heard.as_ref().is_some_and(Heard::anything)
+    }
 }
 
 /// The core.
@@ -100,15 +117,16 @@ pub struct Flights {
     enabled: bool,
     in_flight: HashMap<ScopeId, Vec<Flight>>,
     following: usize,
+    audiences: Audiences,
     gauge: Arc<AtomicUsize>,
 }
 
 impl Flights {
-    /// A stage in which nothing is in flight; `enabled: false` lets every turn pass. The gauge shows to others how many
-    /// turns follow, over all stages that have it.
+    /// A stage in which nothing is in flight; `enabled: false` lets every turn pass. The audiences are those of the
+    /// worker's generate; the gauge shows to others how many turns follow, over all stages that have it.
     #[must_use]
-    pub fn new(policy: Arc<Policy>, enabled: bool, gauge: Arc<AtomicUsize>) -> Self {
-        Self { policy, enabled, in_flight: HashMap::new(), following: 0, gauge }
+    pub fn new(policy: Arc<Policy>, enabled: bool, audiences: Audiences, gauge: Arc<AtomicUsize>) -> Self {
+        Self { policy, enabled, in_flight: HashMap::new(), following: 0, audiences, gauge }
     }
 
     /// Has a turn follow the question in flight that the policy thinks best of, or go on.
@@ -119,7 +137,10 @@ impl Flights {
         let flights = self.in_flight.get_mut(&ask.key.scope).map_or(&mut [][..], Vec::as_mut_slice);
         match best(&self.policy, flights, &ask, &vector) {
             Some((flight, similarity, evidence)) => {
-                flight.followers.push(Follower { ask, similarity, evidence });
+                // What is written from something older may be stale to it: it waits until the whole answer is known to hold.
+                let is_current = flight.read_epoch >= ask.acknowledged;
+                let heard = if is_current { self.audiences.listen(flight.leader, &ask) } else { None };
+                flight.followers.push(Follower { ask, similarity, evidence, heard });
                 self.following += 1;
             }
             None => self.go_on(ask, now_us, out),
@@ -132,6 +153,7 @@ impl Flights {
         let leads = ask.leads && ask.may_write_cache();
         if let Some(vector) = ask.vector.clone().filter(|_| leads) {
             self.in_flight.entry(ask.key.scope).or_default().push(Flight::of(&ask, vector));
+            self.audiences.open(ask.request);
         }
         ask.left(StageName::Lookup, now_us);
         out.push(Ok(ask));
@@ -149,9 +171,14 @@ impl Flights {
                 Some((valid_at, settled)) if !is_unanswerable && follower.ask.acknowledged <= *valid_at => {
                     out.push(Err(answered(follower, settled, now_us)));
                 }
-                _ => others.push(follower.ask),
+                _ => {
+                    let void = follower.ask.void || follower.has_heard();
+                    others.push(Box::new(Ask { void, ..*follower.ask }));
+                }
             }
         }
+        // Who has read the newest knowledge base leads: an answer from an older one may have fallen already.
+        others.sort_by_key(|ask| Reverse(ask.read_epoch));
         for ask in others {
             if is_unanswerable { self.go_on(ask, now_us, out) } else { self.arrive(ask, now_us, out) }
         }
@@ -195,7 +222,8 @@ fn best<'a>(
 }
 
 fn answered(follower: Follower, settled: &Settled, now_us: u64) -> Outcome {
-    let Follower { mut ask, similarity, evidence } = follower;
+    let streamed = follower.has_heard();
+    let Follower { mut ask, similarity, evidence, .. } = follower;
     ask.left(StageName::Lookup, now_us);
     // Nobody needs them any more, and the turn may cross to another worker.
     ask.retrieved = Vec::new();
@@ -210,7 +238,7 @@ fn answered(follower: Follower, settled: &Settled, now_us: u64) -> Outcome {
         evidence: Some(Box::new(evidence)),
     };
     let basis = settled.basis.clone();
-    let served = Served { answer: settled.answer.clone(), verdict, basis, offer: None, streamed: false };
+    let served = Served { answer: settled.answer.clone(), verdict, basis, offer: None, streamed };
     Outcome { ask, ending: Ending::Served(Box::new(served)) }
 }
 

@@ -12,6 +12,7 @@
 //! What a turn carries is in [`message`]. What a worker remembers of answered questions is a [`shard::Shard`].
 
 pub mod acknowledge;
+pub mod audience;
 pub mod commit;
 pub mod dedupe;
 pub mod embed;

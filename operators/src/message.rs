@@ -118,6 +118,8 @@ pub struct Ask {
     pub leans: bool,
     /// From dedupe: whether other turns wait for this one's answer.
     pub leads: bool,
+    /// From flights: whether what was streamed to it so far is void. Whoever streams to it next says so first.
+    pub void: bool,
     /// From embed: the vector of the question.
     pub vector: Option<Arc<[f32]>>,
     /// From retrieve: the chunks that were found.
@@ -151,6 +153,7 @@ impl Ask {
             history: Vec::new(),
             leans: false,
             leads: false,
+            void: false,
             vector: None,
             retrieved: Vec::new(),
             read_epoch: 0,

@@ -4,16 +4,23 @@
 
 mod support;
 
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use proptest::prelude::*;
 use support::{answer, ask, basis, entry, numbers, scope, turn};
+use turnflow_models::{Lane, TierRequest};
 use turnflow_operators::Stage;
+use turnflow_operators::audience::Audiences;
 use turnflow_operators::flights::{Flights, Landed, ToFlights};
-use turnflow_operators::message::{Ask, Basis, Ending, Outcome, Purpose, RequestId, Served, Settled, Step};
+use turnflow_operators::generate::{Generate, Generated, Generator};
+use turnflow_operators::jobs::Report;
+use turnflow_operators::message::{Ask, Basis, Ending, Outcome, Purpose, RequestId, Served, Settled, Step, ToCommit};
 use turnflow_operators::policy::{Clarity, Policy};
-use turnflow_state::{Answer, CacheControl, CacheLevel, EntryId};
+use turnflow_operators::shell::Wake;
+use turnflow_state::{Answer, CacheControl, CacheLevel, EntryId, TurnEvent};
 
 /// Questions agree from a cosine of 0.9 on.
 fn flights() -> Flights {
@@ -21,8 +28,12 @@ fn flights() -> Flights {
 }
 
 fn switched(enabled: bool) -> Flights {
+    heard_by(enabled, Audiences::default())
+}
+
+fn heard_by(enabled: bool, audiences: Audiences) -> Flights {
     let clarity = Clarity { relevance_min: 0.5, margin_min: 0.1 };
-    Flights::new(Arc::new(Policy::new(clarity, 0.9, None, 0.01)), enabled, Arc::default())
+    Flights::new(Arc::new(Policy::new(clarity, 0.9, None, 0.01)), enabled, audiences, Arc::default())
 }
 
 /// A turn that dedupe leads, with the vector of an angle.
@@ -177,6 +188,81 @@ fn an_answer_that_is_older_than_what_a_follower_may_know_is_not_served_to_it() {
     let out = lands(&mut flights, 1, Some(settled(1, answer("five"), 5)));
     assert_eq!((numbers(&out), goes_on(&out)), (vec![2, 4, 3], vec![3]), "3 leads, and 5 follows it");
     assert_eq!(numbers(&lands(&mut flights, 3, Some(settled(3, answer("six"), 6)))), [5]);
+}
+
+/// A tier that does what it is told, by the number of its job.
+#[derive(Clone, Default)]
+struct Told(Rc<RefCell<Vec<Report<String, Generated>>>>);
+
+impl Generator for Told {
+    fn generate(&self, _: Lane, _: TierRequest, report: Report<String, Generated>) -> bool {
+        self.0.borrow_mut().push(report);
+        true
+    }
+}
+
+/// What was told, by turn: pieces, and `!` for a restart.
+fn told(out: &mut Vec<ToCommit>) -> Vec<(u64, String)> {
+    let piece = |to: ToCommit| match to {
+        ToCommit::Piece(notice, _) => match notice.event {
+            TurnEvent::Delta(text) => Some((notice.request.number, text)),
+            TurnEvent::Restart => Some((notice.request.number, "!".to_owned())),
+            other => panic!("{other:?}"),
+        },
+        ToCommit::End(_) => None,
+    };
+    out.drain(..).filter_map(piece).collect()
+}
+
+#[test]
+fn followers_hear_what_the_tier_says() {
+    timely::execute_directly(|worker| {
+        let audiences = Audiences::default();
+        let mut flights = heard_by(true, audiences.clone());
+        let tier = Told::default();
+        let mut generate = Generate::new(tier.clone(), 4, audiences, &Wake::new(worker.sync_activator_for(vec![0])));
+        let mut out = Vec::new();
+        let read = |number: u64, acknowledged: u64, read_epoch: u64| {
+            Box::new(Ask { acknowledged, read_epoch, ..*asks(number, "tea", 0.0) })
+        };
+        let say = |job: usize, text: &str| tier.0.borrow()[job].pieces().send(text.to_owned());
+        let one = |number: u64, text: &str| (number, text.to_owned());
+        for step in comes(&mut flights, read(1, 3, 3)) {
+            generate.push(step.expect("leads"), 0, &mut out);
+        }
+        assert!(comes(&mut flights, read(2, 3, 3)).is_empty());
+        generate.poll(0, &mut out);
+        say(0, "a");
+        generate.poll(0, &mut out);
+        assert_eq!(told(&mut out), [one(2, "a"), one(1, "a")]);
+        assert!(comes(&mut flights, read(3, 3, 4)).is_empty(), "hears what came before");
+        assert!(comes(&mut flights, read(4, 4, 4)).is_empty(), "knows of something newer than what is read there");
+        generate.poll(0, &mut out);
+        assert_eq!(told(&mut out), [one(3, "a")]);
+        drop(tier.0.borrow_mut().remove(0));
+        generate.poll(0, &mut out);
+        assert!(told(&mut out).is_empty() && generate.held() == 0);
+
+        let mut heirs = lands(&mut flights, 1, None);
+        assert_eq!(goes_on(&heirs), [3], "it has read the newest, and came before 4");
+        let heir = heirs.remove(0).expect("goes on");
+        assert!(heir.void);
+        generate.push(heir, 0, &mut out);
+        generate.poll(0, &mut out);
+        assert_eq!(told(&mut out), [one(3, "!")]);
+        say(0, "b");
+        say(0, "c");
+        generate.poll(0, &mut out);
+        let heard = told(&mut out);
+        let of = |number: u64| heard.iter().filter(|(to, _)| *to == number).map(|(_, text)| text.as_str()).collect();
+        let (second, third, fourth): (String, String, String) = (of(2), of(3), of(4));
+        assert_eq!((second.as_str(), third.as_str(), fourth.as_str()), ("!bc", "bc", "bc"));
+        tier.0.borrow_mut().remove(0).finish(Ok((*answer("bc")).clone()));
+        generate.poll(0, &mut out);
+        let out = lands(&mut flights, 3, Some(settled(3, answer("bc"), 4)));
+        assert_eq!(numbers(&out).len(), 2);
+        assert!(out.iter().all(|step| served(step).streamed), "nothing of it is told again");
+    });
 }
 
 proptest! {

@@ -13,6 +13,7 @@ use timely::dataflow::operators::vec::{Broadcast, Map};
 use timely::dataflow::operators::{Concatenate, Exchange as _, OkErr, Probe};
 use timely::worker::Worker;
 use turnflow_operators::acknowledge::Acknowledge;
+use turnflow_operators::audience::Audiences;
 use turnflow_operators::commit::{Commit, Committed, EntryNumbers, GroupedJournal, Price};
 use turnflow_operators::dedupe::{Boxes, Dedupe, Settle};
 use turnflow_operators::embed::Embed;
@@ -136,7 +137,7 @@ impl Blueprint {
         let (index, peers) = (worker.index() as u64, worker.peers() as u64);
         let (config, parts, clock) = (&self.config, &self.parts, self.clock);
         let journal = GroupedJournal { store: parts.store.clone(), committer: self.committer.clone() };
-        let releases = Mailbox::default();
+        let (releases, audiences) = (Mailbox::default(), Audiences::default());
         let semantic = config.cache.semantic;
         let limits = RecallLimits {
             turns_per_conversation_max: config.limits.turns_per_conversation_max,
@@ -206,11 +207,11 @@ impl Blueprint {
             let by_scope = Exchange::new(move |to: &ToFlights| to.owner().filter(|_| joining).unwrap_or(index));
             let flying = scope.concatenate([landed.map(ToFlights::Landed), routed.map(ToFlights::Turn)]);
             let (alone, joined) = stage(flying, by_scope, "flights", clock, |_| {
-                Flights::new(parts.policy.clone(), joining, self.following.clone())
+                Flights::new(parts.policy.clone(), joining, audiences.clone(), self.following.clone())
             })
             .ok_err(|step| step);
             let generated = stage(alone, Local, "generate", clock, |wake| {
-                Generate::new(parts.tier.clone(), config.knowledge.chunks_retrieved, wake)
+                Generate::new(parts.tier.clone(), config.knowledge.chunks_retrieved, audiences, wake)
             });
 
             let ended = scope

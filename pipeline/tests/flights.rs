@@ -12,7 +12,7 @@ use support::{article, asked, config, ended, files, import, tenant, turn};
 use tokio::sync::watch;
 use turnflow_models::{Answerer, Extractive, ModelError, TierEngine, TierRequest};
 use turnflow_pipeline::{Config, Parts, Pipeline, TurnStream};
-use turnflow_state::{Answer, CacheControl, CacheLevel, Completion, Store, Turn};
+use turnflow_state::{Answer, CacheControl, CacheLevel, Completion, Store, Turn, TurnEvent};
 
 /// Ways to ask the same.
 const DELIVERY: [&str; 6] = [
@@ -102,11 +102,14 @@ impl Gate {
     }
 }
 
-/// The extractive tier behind a gate.
+/// The extractive tier behind a gate: its first word comes before, the rest after.
 struct Gated(Extractive, Arc<Gate>);
 
 impl Answerer for Gated {
     fn answer(&self, request: &TierRequest, on_delta: &mut dyn FnMut(String)) -> Result<Answer, ModelError> {
+        let answer = Answerer::answer(&self.0, request, &mut |_| {})?;
+        let (first, rest) = answer.text.split_at(answer.text.find(' ').unwrap_or_default());
+        on_delta(first.to_owned());
         self.1.arrivals.send_modify(|arrivals| *arrivals += 1);
         let orders = self.1.orders.lock().expect("lock");
         let mut orders = self.1.changed.wait_while(orders, |orders| orders.closed).expect("lock");
@@ -116,7 +119,8 @@ impl Answerer for Gated {
             panic!("as it was told");
         }
         drop(orders);
-        Answerer::answer(&self.0, request, on_delta)
+        on_delta(rest.to_owned());
+        Ok(answer)
     }
 }
 
@@ -309,6 +313,101 @@ fn shutting_down_answers_those_who_follow() {
             gate.open();
             ending.await.expect("it ends");
             assert_eq!(levels(&answers(streams).await, CacheLevel::Joined), DELIVERY.len() - 1);
+        },
+    );
+}
+
+/// Asks, and waits for the first piece of the answer.
+async fn begun(pipeline: &Pipeline, turn: Turn) -> (TurnStream, String) {
+    let mut stream = submit(pipeline, turn).await;
+    assert_eq!(stream.next().await, Some(TurnEvent::Accepted));
+    match stream.next().await {
+        Some(TurnEvent::Delta(piece)) => (stream, piece),
+        other => panic!("expected a piece, got {other:?}"),
+    }
+}
+
+/// The rest of a stream: its pieces, after the last restart, whether there was one, and the end.
+async fn rest(mut stream: TurnStream) -> (Vec<String>, bool, Result<Completion, String>) {
+    let (mut pieces, mut restarted) = (Vec::new(), false);
+    loop {
+        match stream.next().await.expect("a terminal event") {
+            TurnEvent::Accepted => {}
+            TurnEvent::Delta(piece) => pieces.push(piece),
+            TurnEvent::Restart => {
+                assert!(!restarted, "void twice");
+                restarted = true;
+                pieces.clear();
+            }
+            TurnEvent::Done(completion) => return (pieces, restarted, Ok(*completion)),
+            TurnEvent::Error(error) => return (pieces, restarted, Err(error.message)),
+        }
+    }
+}
+
+#[test]
+fn whoever_follows_hears_the_same_pieces_as_they_come() {
+    at_each(
+        |_| {},
+        |pipeline, gate| async move {
+            gate.close();
+            let (leader, first) = begun(&pipeline, turn("a", "1", DELIVERY[0])).await;
+            // While the tier waits at the gate: what came before is told to those who come now.
+            let (follower, told) = begun(&pipeline, turn("b", "1", DELIVERY[1])).await;
+            assert_eq!((told, pipeline.stats().turns_following), (first.clone(), 1));
+            gate.open();
+            let (led, followed) = (rest(leader).await, rest(follower).await);
+            assert_eq!((&followed.0, followed.1, led.1), (&led.0, false, false));
+            let completion = followed.2.expect("answered");
+            assert_eq!(completion.verdict.level, CacheLevel::Joined);
+            assert_eq!(completion.text, first + &followed.0.concat());
+        },
+    );
+}
+
+#[test]
+fn when_the_leader_fails_what_it_said_is_taken_back() {
+    at_each(
+        |_| {},
+        |pipeline, gate| async move {
+            gate.close();
+            gate.fail(1);
+            let (leader, _) = begun(&pipeline, turn("a", "1", DELIVERY[0])).await;
+            let (second, _) = begun(&pipeline, turn("b", "1", DELIVERY[1])).await;
+            let (third, _) = begun(&pipeline, turn("c", "1", DELIVERY[2])).await;
+            gate.open();
+            assert!(rest(leader).await.2.is_err());
+            for (stream, level) in [(second, CacheLevel::Miss), (third, CacheLevel::Joined)] {
+                let (pieces, restarted, end) = rest(stream).await;
+                let completion = end.expect("answered");
+                assert!(restarted, "{completion:?}");
+                assert_eq!((pieces.concat(), completion.verdict.level), (completion.text, level));
+            }
+        },
+    );
+}
+
+#[test]
+fn an_edit_takes_back_what_was_said_before_it_and_lets_nobody_hear_it_after() {
+    at_each(
+        |_| {},
+        |pipeline, gate| async move {
+            gate.close();
+            let (leader, first) = begun(&pipeline, turn("a", "1", DELIVERY[0])).await;
+            let (early, told) = begun(&pipeline, turn("b", "1", DELIVERY[1])).await;
+            assert_eq!(told, first);
+            let draft = article("delivery", "Delivery times", "Our delivery takes nine days.");
+            pipeline.knowledge().write(&tenant(), vec![draft]).await.expect("written");
+            let late = submit(&pipeline, turn("c", "1", DELIVERY[2])).await;
+            following(&pipeline, 2).await;
+            gate.open();
+            assert!(rest(leader).await.2.expect("answered").text.starts_with(&first), "it was admitted before");
+            for (stream, was_told) in [(early, true), (late, false)] {
+                let (pieces, restarted, end) = rest(stream).await;
+                let completion = end.expect("answered");
+                assert!(completion.text.contains("nine days"), "{completion:?}");
+                assert_eq!((pieces.concat(), restarted), (completion.text, was_told));
+            }
         },
     );
 }

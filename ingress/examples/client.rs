@@ -34,6 +34,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         match response.event {
             Some(Event::Accepted(_)) => println!("{turn} accepted"),
             Some(Event::Delta(delta)) => println!("{turn} … {}", delta.text),
+            Some(Event::Restart(_)) => println!("{turn} begins anew"),
             Some(Event::Done(done)) => {
                 let verdict = done.verdict.unwrap_or_default();
                 println!("{turn} done: {} [{:?}: {}]", done.text, verdict.level(), verdict.reason);

@@ -89,6 +89,11 @@ async fn ask(client: &mut ConversationsClient<Channel>, turn: Turn, screen: &mut
                     streamed = true;
                     screen.print(&delta.text)?;
                 }
+                Some(Event::Restart(_)) => {
+                    streamed = false;
+                    screen.print("\n")?;
+                    screen.print_dim("that answer does not hold, here is another")?;
+                }
                 Some(Event::Done(done)) => {
                     if !streamed {
                         screen.print(&done.text)?;
@@ -113,7 +118,10 @@ fn origin_of(done: &Done) -> String {
             Some(similarity) => format!("semantic hit ({similarity:.3})"),
             None => "semantic hit".to_owned(),
         },
-        CacheLevel::Joined => "joined a question in flight".to_owned(),
+        CacheLevel::Joined => match verdict.similarity {
+            Some(similarity) => format!("joined a similar question in flight ({similarity:.3})"),
+            None => "joined a question in flight".to_owned(),
+        },
         CacheLevel::Miss => "miss".to_owned(),
         CacheLevel::Bypass => "cache bypassed".to_owned(),
         CacheLevel::Unspecified => "origin unknown".to_owned(),

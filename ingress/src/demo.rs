@@ -73,10 +73,10 @@ fn why(completion: &Completion) -> String {
     let before =
         || verdict.question.as_deref().map_or_else(String::new, |question| format!(", \"{}\"", quote(question)));
     match verdict.level {
-        CacheLevel::Exact | CacheLevel::Joined => {
+        CacheLevel::Exact | CacheLevel::Joined if verdict.similarity.is_none() => {
             format!("answered from the cache: somebody had asked the same{}", before())
         }
-        CacheLevel::Semantic => {
+        CacheLevel::Exact | CacheLevel::Joined | CacheLevel::Semantic => {
             let similarity =
                 verdict.similarity.map_or_else(String::new, |cosine| format!(" (similarity {cosine:.2} of 1)"));
             format!("answered from the cache: it means the same as an earlier question{}{similarity}", before())
@@ -110,7 +110,7 @@ pub fn story(report: &Report, examples: &Examples) -> String {
         count(by.exact)
     ));
     say(format!(
-        "  {} in other words, and {} while the same question was just being answered.",
+        "  {} in other words, and {} while the question was just being answered.",
         count(by.semantic),
         count(by.joined)
     ));

@@ -56,7 +56,8 @@ pub fn recall(scored: &[(f32, bool)], false_accepts_max: f64) -> f64 {
     let same: Vec<f32> = scored.iter().filter(|(_, same)| *same).map(|(score, _)| *score).collect();
     different.sort_by(|a, b| b.total_cmp(a));
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a count")]
-    let bar = different.get((different.len() as f64 * false_accepts_max) as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    let bar =
+        different.get((different.len() as f64 * false_accepts_max) as usize).copied().unwrap_or(f32::NEG_INFINITY);
     same.iter().filter(|score| **score > bar).count() as f64 / same.len().max(1) as f64
 }
 
@@ -135,7 +136,11 @@ impl Reliability {
 
 impl fmt::Display for Reliability {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:.1} to {:.1}: {:>6} pairs, {:.3} told, {:.3} right", self.from, self.to, self.pairs, self.told, self.right)
+        writeln!(
+            f,
+            "{:.1} to {:.1}: {:>6} pairs, {:.3} told, {:.3} right",
+            self.from, self.to, self.pairs, self.told, self.right
+        )
     }
 }
 
@@ -161,12 +166,21 @@ pub fn reliability_svg(bins: &[Reliability]) -> String {
         add(format_args!(
             "<line x1=\"{0}\" y1=\"{1}\" x2=\"{2}\" y2=\"{1}\" stroke=\"#ddd\"/><text x=\"{3}\" y=\"{4}\" text-anchor=\"end\">{value}</text>\
              <text x=\"{5}\" y=\"{6}\" text-anchor=\"middle\">{value}</text>",
-            x(0.0), y(value), x(1.0), x(0.0) - 6.0, y(value) + 4.0, x(value), y(0.0) + 16.0
+            x(0.0),
+            y(value),
+            x(1.0),
+            x(0.0) - 6.0,
+            y(value) + 4.0,
+            x(value),
+            y(0.0) + 16.0
         ));
     }
     add(format_args!(
         "<line x1=\"{}\" y1=\"{}\" x2=\"{}\" y2=\"{}\" stroke=\"#888\" stroke-dasharray=\"4\"/>",
-        x(0.0), y(0.0), x(1.0), y(1.0)
+        x(0.0),
+        y(0.0),
+        x(1.0),
+        y(1.0)
     ));
     let points: Vec<&Reliability> = bins.iter().filter(|bin| bin.pairs > 0).collect();
     let line: Vec<String> = points.iter().map(|bin| format!("{:.1},{:.1}", x(bin.told), y(bin.right))).collect();
@@ -174,13 +188,17 @@ pub fn reliability_svg(bins: &[Reliability]) -> String {
     for bin in points {
         add(format_args!(
             "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\" fill=\"#0b62a4\"><title>{} pairs</title></circle>",
-            x(bin.told), y(bin.right), bin.pairs
+            x(bin.told),
+            y(bin.right),
+            bin.pairs
         ));
     }
     add(format_args!(
         "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">probability told</text>\
          <text transform=\"translate(14 {}) rotate(-90)\" text-anchor=\"middle\">share that was right</text></svg>",
-        x(0.5), all - 12.0, y(0.5)
+        x(0.5),
+        all - 12.0,
+        y(0.5)
     ));
     svg
 }

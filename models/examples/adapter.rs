@@ -10,9 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use turnflow_models::{
-    ContrastOptions, Encoder, ModelHome, WeightSource, default_home, dot, ensure, train_map,
-};
+use turnflow_models::{ContrastOptions, Encoder, ModelHome, WeightSource, default_home, dot, ensure, train_map};
 
 /// Share of the trained similarity; the rest is the encoder's own.
 const SHARE: f64 = 0.8;

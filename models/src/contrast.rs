@@ -148,9 +148,7 @@ mod tests {
         let labels: Vec<Vec<Vec<f32>>> = (0..4)
             .map(|label: usize| {
                 let (a, b) = ((label % 2) as f32 - 0.5, (label / 2) as f32 - 0.5);
-                (0..24)
-                    .map(|_| [a, b].into_iter().chain((0..6).map(|_| 2.0 * random.f32() - 1.0)).collect())
-                    .collect()
+                (0..24).map(|_| [a, b].into_iter().chain((0..6).map(|_| 2.0 * random.f32() - 1.0)).collect()).collect()
             })
             .collect();
         let vectors: Vec<Vec<&[f32]>> = labels.iter().map(|texts| texts.iter().map(Vec::as_slice).collect()).collect();

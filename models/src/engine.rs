@@ -48,7 +48,12 @@ pub struct EncoderEngineConfig {
 impl Default for EncoderEngineConfig {
     fn default() -> Self {
         let BatchBudget { tokens_max, texts_max } = BatchBudget::DEFAULT;
-        Self { adapter: AdapterChoice::default(), queue_max: 1024, batch_tokens_max: tokens_max, batch_texts_max: texts_max }
+        Self {
+            adapter: AdapterChoice::default(),
+            queue_max: 1024,
+            batch_tokens_max: tokens_max,
+            batch_texts_max: texts_max,
+        }
     }
 }
 

@@ -80,7 +80,12 @@ fn what_waits_travels_together() {
 
 #[test]
 fn a_pass_keeps_to_the_budget() {
-    let config = EncoderEngineConfig { queue_max: 64, batch_tokens_max: 6, batch_texts_max: 4, ..EncoderEngineConfig::default() };
+    let config = EncoderEngineConfig {
+        queue_max: 64,
+        batch_tokens_max: 6,
+        batch_texts_max: 4,
+        ..EncoderEngineConfig::default()
+    };
     let (handle, open, passes) = counting(config);
     drop(open);
     let texts = ["known", "", "known known known known known", "known"];
@@ -109,7 +114,12 @@ fn what_is_remembered_is_not_encoded_again() {
 
 #[test]
 fn a_panic_fails_its_batch_only() {
-    let config = EncoderEngineConfig { queue_max: 64, batch_tokens_max: 100, batch_texts_max: 1, ..EncoderEngineConfig::default() };
+    let config = EncoderEngineConfig {
+        queue_max: 64,
+        batch_tokens_max: 100,
+        batch_texts_max: 1,
+        ..EncoderEngineConfig::default()
+    };
     let (handle, open, _passes) = counting(config);
     drop(open);
     let bad = submit(&handle, &["known", "what"]).expect("free");
@@ -151,7 +161,12 @@ fn the_last_handle_ends_the_thread() {
 
 #[test]
 fn blocking_goes_batch_by_batch() {
-    let config = EncoderEngineConfig { queue_max: 1, batch_tokens_max: 100, batch_texts_max: 2, ..EncoderEngineConfig::default() };
+    let config = EncoderEngineConfig {
+        queue_max: 1,
+        batch_tokens_max: 100,
+        batch_texts_max: 2,
+        ..EncoderEngineConfig::default()
+    };
     let (handle, open, passes) = counting(config);
     drop(open);
     let texts = ["", "known", "", "known known", ""].map(str::to_owned).to_vec();

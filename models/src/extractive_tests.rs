@@ -1,6 +1,6 @@
 //! The extractive tier with an encoder that sees only how many known words a text has.
 
-use turnflow_state::{Chunk, ArticleId, ChunkId, TenantId};
+use turnflow_state::{ArticleId, Chunk, ChunkId, TenantId};
 
 use super::*;
 use crate::engine::{self, BatchModel, EncoderEngineConfig};

@@ -224,8 +224,9 @@ impl<J: Journal> Commit<J> {
             Some(Ok(())) => {
                 ask.left(StageName::Commit, now_us);
                 completion.latency = ask.latency;
+                let restart = (!streamed && ask.void).then_some(TurnEvent::Restart);
                 let unsent = (!streamed).then(|| TurnEvent::Delta(completion.text.clone()));
-                let events = unsent.into_iter().chain([TurnEvent::Done(completion)]).collect();
+                let events = restart.into_iter().chain(unsent).chain([TurnEvent::Done(completion)]).collect();
                 out.push(end(&ask, events, Some(settled)));
             }
             Some(Err(error)) => {

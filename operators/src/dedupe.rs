@@ -15,16 +15,19 @@ use std::rc::Rc;
 use turnflow_state::{CacheLevel, EntryId, Stage as StageName, TurnKey, Verdict};
 
 use crate::audit::Suspect;
+use crate::flights::Landed;
 use crate::message::{
-    Ask, Ended, Ending, Outcome, Purpose, QuestionKey, Resolution, Served, Settled, Settlement, Step,
+    Ask, Ended, Ending, Outcome, Purpose, QuestionKey, RequestId, Resolution, Served, Settled, Settlement, Step,
 };
 use crate::shard::Shard;
 use crate::shell::{Mailbox, Stage};
 use crate::validity::keeper::Proposal;
 
 /// A question in flight.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Flight {
+    /// The turn that is on its way.
+    leader: RequestId,
     /// Turns that wait for its answer.
     waiting: VecDeque<Box<Ask>>,
     /// How many of them came before it was answered; None until it is.
@@ -56,6 +59,8 @@ pub struct Boxes {
     pub proposals: Mailbox<Proposal>,
     /// From validity: it may, or may not.
     pub resolved: Mailbox<Resolution>,
+    /// From dedupe: what became of the turns that led.
+    pub landed: Mailbox<Landed>,
 }
 
 impl Dedupe {
@@ -63,6 +68,12 @@ impl Dedupe {
     #[must_use]
     pub fn new(shard: Rc<RefCell<Shard>>, boxes: Boxes, exact: bool) -> Self {
         Self { shard, boxes, in_flight: HashMap::new(), waiting: 0, exact }
+    }
+
+    /// Questions in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
     }
 
     fn exact_hit(&self, ask: &Ask) -> Option<Box<Served>> {
@@ -86,8 +97,7 @@ impl Dedupe {
             return self.resolve(resolution.without_answer(), now_us, out);
         };
         if entry.is_none() && !is_awaited {
-            self.in_flight.remove(&resolution.key);
-            return;
+            return self.resolve(resolution.without_answer(), now_us, out);
         }
         if let Some(flight) = flight {
             flight.joined = Some(flight.waiting.len());
@@ -99,9 +109,13 @@ impl Dedupe {
     }
 
     fn resolve(&mut self, resolution: Resolution, now_us: u64, out: &mut Vec<Step>) {
+        if let Some(Flight { leader, .. }) = self.in_flight.get(&resolution.key) {
+            let (leader, scope, result) = (*leader, resolution.key.scope, resolution.result.clone());
+            self.boxes.landed.send(Landed { leader, scope, result });
+        }
         match resolution.result {
             Some(settled) => {
-                let Some(Flight { waiting, joined }) = self.in_flight.remove(&resolution.key) else { return };
+                let Some(Flight { waiting, joined, .. }) = self.in_flight.remove(&resolution.key) else { return };
                 self.waiting -= waiting.len();
                 let joined = joined.unwrap_or(waiting.len());
                 if let Some(entry) = &settled.entry {
@@ -122,6 +136,7 @@ impl Dedupe {
                     Some(mut heir) => {
                         self.waiting -= 1;
                         heir.leads = true;
+                        flight.leader = heir.request;
                         heir.left(StageName::Dedupe, now_us);
                         out.push(Ok(heir));
                     }
@@ -189,7 +204,8 @@ impl Stage for Dedupe {
             None => {
                 if ask.may_write_cache() {
                     ask.leads = true;
-                    self.in_flight.insert(ask.key.clone(), Flight::default());
+                    let flight = Flight { leader: ask.request, waiting: VecDeque::new(), joined: None };
+                    self.in_flight.insert(ask.key.clone(), flight);
                 }
                 out.push(Ok(ask));
             }

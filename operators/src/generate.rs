@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 use turnflow_models::{Lane, ModelError, TierHandle, TierRequest};
 use turnflow_state::{
-    Answer, CacheEntry, CacheLevel, EntryId, Stage as StageName, Support, Tier, TurnError, TurnErrorKind, TurnEvent, Verdict,
+    Answer, CacheEntry, CacheLevel, EntryId, Stage as StageName, Support, Tier, TurnError, TurnErrorKind, TurnEvent,
+    Verdict,
 };
 
+use crate::audience::Audiences;
 use crate::jobs::{Came, Jobs, Report};
 use crate::message::{Ask, Basis, Ending, Notice, Outcome, Served, ToCommit};
 use crate::prioritise::Queue;
@@ -43,23 +45,29 @@ pub struct Generate<G> {
     chunks_wanted: usize,
     jobs: Jobs<Box<Ask>, String, Generated>,
     queue: Queue,
+    audiences: Audiences,
     /// Jobs under way, by lane.
     under_way: [usize; Lane::ALL.len()],
 }
 
 impl<G: Generator> Generate<G> {
-    /// A stage in front of a tier, for turns whose retrieval wanted `chunks_wanted` chunks.
+    /// A stage in front of a tier, for turns whose retrieval wanted `chunks_wanted` chunks, with those who hear their pieces.
     #[must_use]
-    pub fn new(generator: G, chunks_wanted: usize, wake: &Wake) -> Self {
-        Self { generator, chunks_wanted, jobs: Jobs::new(wake), queue: Queue::default(), under_way: Default::default() }
+    pub fn new(generator: G, chunks_wanted: usize, audiences: Audiences, wake: &Wake) -> Self {
+        audiences.joined.deliver_to(wake.clone());
+        let (jobs, queue) = (Jobs::new(wake), Queue::default());
+        Self { generator, chunks_wanted, jobs, queue, audiences, under_way: Default::default() }
     }
 
-    fn start_waiting(&mut self, lane: Lane, now_us: u64) {
+    fn start_waiting(&mut self, lane: Lane, now_us: u64, out: &mut Vec<ToCommit>) {
         while let Some(mut ask) = self.queue.pop(lane) {
             let generator = &self.generator;
             let waited_since = ask.entered_us;
             ask.left(StageName::Prioritise, now_us);
             ask.entered_us = now_us;
+            if std::mem::take(&mut ask.void) {
+                out.push(piece_of(&ask, TurnEvent::Restart));
+            }
             let started = self.jobs.start(ask, |ask, report| generator.generate(lane, request(ask), report));
             if let Err(mut ask) = started {
                 // Its wait goes on: what was booked above is booked again, in full, when it starts.
@@ -95,18 +103,19 @@ impl<G: Generator> Stage for Generate<G> {
             match came {
                 Came::Piece(ask, _) if ask.purpose.is_background() => {}
                 Came::Piece(ask, piece) => {
-                    let event = TurnEvent::Delta(piece);
-                    let notice = Notice { request: ask.request, admitted_us: ask.admitted_us, event };
-                    out.push(ToCommit::Piece(notice, ask.conversation_owner()));
+                    self.audiences.said(ask.request, &piece, out);
+                    out.push(piece_of(ask, TurnEvent::Delta(piece)));
                 }
                 Came::Last(mut ask, result) => {
                     ask.left(StageName::Generate, now_us);
+                    self.audiences.close(ask.request, out);
                     self.under_way[ask.purpose.lane() as usize] -= 1;
                     out.push(ToCommit::End(ended(ask, result, self.chunks_wanted)));
                 }
             }
         }
-        Lane::ALL.iter().for_each(|&lane| self.start_waiting(lane, now_us));
+        self.audiences.catch_up(out);
+        Lane::ALL.iter().for_each(|&lane| self.start_waiting(lane, now_us, out));
     }
 
     fn held(&self) -> usize {
@@ -117,6 +126,10 @@ impl<G: Generator> Stage for Generate<G> {
         // What comes back in a lane makes room there, and wakes the stage.
         Lane::ALL.iter().any(|&lane| !self.queue.is_lane_empty(lane) && self.under_way[lane as usize] == 0)
     }
+}
+
+fn piece_of(ask: &Ask, event: TurnEvent) -> ToCommit {
+    ToCommit::Piece(Notice { request: ask.request, admitted_us: ask.admitted_us, event }, ask.conversation_owner())
 }
 
 fn ended(ask: Box<Ask>, result: Option<Generated>, chunks_wanted: usize) -> Outcome {
@@ -175,7 +188,15 @@ pub(crate) fn served(mut ask: Box<Ask>, answer: Answer, chunks_wanted: usize, st
     } else {
         (CacheLevel::Bypass, "the caller asked for it".to_owned())
     };
-    let verdict =
-        Verdict { level, entry: None, similarity: None, question: None, origin: None, refreshed: false, reason, evidence: None };
+    let verdict = Verdict {
+        level,
+        entry: None,
+        similarity: None,
+        question: None,
+        origin: None,
+        refreshed: false,
+        reason,
+        evidence: None,
+    };
     Outcome { ask, ending: Ending::Served(Box::new(Served { answer, verdict, basis, offer, streamed })) }
 }

@@ -98,7 +98,8 @@ const NUMBER_WORDS: &[&str] = &[
     "december",
 ];
 /// Months that are other words too: they count beside a number only.
-const MONTHS_AND_VERBS: &[&str] = &["march", "may", "jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
+const MONTHS_AND_VERBS: &[&str] =
+    &["march", "may", "jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
 /// What stands before a name.
 const TITLES: &[&str] = &["mr", "mrs", "ms", "miss", "mister", "dr", "doctor", "prof", "professor", "sir", "madam"];
 /// Phrases that a name follows.
@@ -113,7 +114,8 @@ const INTRODUCTIONS: &[&[&str]] = &[
     &["signed"],
 ];
 /// Words that follow an introduction and are no name.
-const NO_NAMES: &[&str] = &["a", "an", "the", "my", "our", "your", "me", "not", "and", "to", "in", "on", "for", "with", "so"];
+const NO_NAMES: &[&str] =
+    &["a", "an", "the", "my", "our", "your", "me", "not", "and", "to", "in", "on", "for", "with", "so"];
 /// Most words of a name.
 const NAME_WORDS_MAX: usize = 2;
 

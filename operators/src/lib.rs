@@ -1,7 +1,7 @@
 //! The stages of a turn, each a pure core and a thin timely shell.
 //!
 //! One file per stage, named as in the way of a turn: [`recall`] → [`dedupe`] → [`embed`] → [`retrieve`] →
-//! [`lookup`] → [`route`] → [`prioritise`] → [`generate`] → [`commit`] → [`acknowledge`] → [`reply`]. A core is a [`Stage`]: it is
+//! [`lookup`] → [`route`] → [`flights`] → [`prioritise`] → [`generate`] → [`commit`] → [`acknowledge`] → [`reply`]. A core is a [`Stage`]: it is
 //! given items and the time, and appends what it decided to a buffer. It holds no capability and reads no clock,
 //! no randomness and no environment; the one shell of every stage is in [`shell`].
 //!
@@ -14,12 +14,14 @@
 //! What a turn carries is in [`message`]. What a worker remembers of answered questions is a [`shard::Shard`].
 
 pub mod acknowledge;
+pub mod audience;
 pub mod audit;
 pub mod bound;
 pub mod commit;
 pub mod dedupe;
 pub mod embed;
 mod error;
+pub mod flights;
 pub mod generate;
 pub mod guard;
 pub mod jobs;

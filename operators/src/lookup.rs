@@ -233,7 +233,7 @@ impl Gathered {
             question: Some(hit.question),
             origin: Some(hit.origin),
             refreshed: hit.refreshed,
-            reason: reason(&hit.evidence),
+            reason: reason(&hit.evidence, "was answered before"),
             evidence: Some(Box::new(hit.evidence)),
         };
         let served = Served { answer: hit.answer, verdict, basis: Some(hit.basis), offer: None, streamed: false };
@@ -241,10 +241,11 @@ impl Gathered {
     }
 }
 
-fn reason(evidence: &HitEvidence) -> String {
+/// Why a similar question's answer serves; `how` says what had become of that question.
+pub(crate) fn reason(evidence: &HitEvidence, how: &str) -> String {
     let HitEvidence { probability, required, same_article, reasons, .. } = evidence;
     if reasons.is_empty() {
-        return "a similar question was answered before, and both mention the same".to_owned();
+        return format!("a similar question {how}, and both mention the same");
     }
     let article = if *same_article { ", and both are clearly about the same article" } else { "" };
     let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();

@@ -107,6 +107,8 @@ pub struct Ask {
     pub key: QuestionKey,
     /// When it was admitted, in microseconds on the clock of the process it entered.
     pub admitted_us: u64,
+    /// The knowledge base's epoch that was acknowledged when it was admitted: it is told nothing older.
+    pub acknowledged: u64,
     /// When it entered the current stage, on the clock of the current process.
     pub entered_us: u64,
     /// Time spent in each stage so far.
@@ -121,6 +123,8 @@ pub struct Ask {
     pub leans: bool,
     /// From dedupe: whether other turns wait for this one's answer.
     pub leads: bool,
+    /// From flights: whether what was streamed to it so far is void. Whoever streams to it next says so first.
+    pub void: bool,
     /// From embed: the vector of the question.
     pub vector: Option<Arc<[f32]>>,
     /// From retrieve: the chunks that were found.
@@ -146,6 +150,7 @@ impl Ask {
             turn,
             key,
             admitted_us,
+            acknowledged: 0,
             entered_us: admitted_us,
             latency: StageLatencies::default(),
             started: false,
@@ -153,6 +158,7 @@ impl Ask {
             history: Vec::new(),
             leans: false,
             leads: false,
+            void: false,
             vector: None,
             retrieved: Vec::new(),
             read_epoch: 0,

@@ -288,7 +288,8 @@ fn an_answer_that_is_too_old_is_not_served() {
 fn a_tenant_that_is_full_makes_room_for_itself_only() {
     let one = entry(11, scope("shop"), "question 1", None);
     let bytes = one.weight_bytes();
-    let mut shard = Shard::new(ShardLimits { tenant_bytes_max: 2 * bytes, bytes_max: 3 * bytes, ..UNLIMITED }, policy(0.9));
+    let mut shard =
+        Shard::new(ShardLimits { tenant_bytes_max: 2 * bytes, bytes_max: 3 * bytes, ..UNLIMITED }, policy(0.9));
     let mut other = entry(10, scope("other"), "question 9", None);
     other.origin.tenant = TenantId::new("othr").expect("an id");
     insert(&mut shard, other.clone());

@@ -18,9 +18,8 @@ use turnflow_operators::message::{Candidate, Ending, Found, Outcome, RequestId};
 use turnflow_operators::recall::{Memory, Recall, RecallLimits, Release, leans};
 use turnflow_operators::shell::Mailbox;
 use turnflow_state::{
-    HitEvidence, 
-    CacheLevel, Completion, Conversation, ConversationId, EntryId, StageLatencies, StateError, TenantId, Tier, Turn,
-    TurnErrorKind, TurnKey, TurnRecord, Usage, Verdict,
+    CacheLevel, Completion, Conversation, ConversationId, EntryId, HitEvidence, StageLatencies, StateError, TenantId,
+    Tier, Turn, TurnErrorKind, TurnKey, TurnRecord, Usage, Verdict,
 };
 
 fn record(turn: Turn) -> TurnRecord {

@@ -52,7 +52,8 @@ fn article() -> ArticleId {
 /// What commit gives out for a question, with an entry when the answer is grounded.
 fn resolution(question: &str, answer: Arc<Answer>) -> Resolution {
     let kept = entry(9, scope("shop"), question, Some(vec![1.0]));
-    let entry = answer.grounded.then(|| Box::new(CacheEntry { answer: answer.clone(), about: Some(article()), ..kept }));
+    let entry =
+        answer.grounded.then(|| Box::new(CacheEntry { answer: answer.clone(), about: Some(article()), ..kept }));
     let origin = turn("c0", "t0", question).key();
     let basis = Some(basis(&[1.0]));
     let settled = Settled { answer, origin, refreshed: false, question: question.into(), basis, entry };

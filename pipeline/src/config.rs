@@ -172,6 +172,8 @@ section!(
         exact: bool,
         /// Whether the semantic cache is used.
         semantic: bool,
+        /// Whether a question waits for a similar one in flight; only beside the semantic cache.
+        join_similar: bool,
         /// Smallest cosine between two questions that share an answer.
         similarity_min: f32,
         /// What keeps cached answers in step with the knowledge base.

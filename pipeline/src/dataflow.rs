@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use timely::dataflow::channels::pact::{Exchange, Pipeline as Local};
@@ -12,13 +13,15 @@ use timely::dataflow::operators::vec::{Broadcast, Map};
 use timely::dataflow::operators::{Concatenate, Exchange as _, OkErr, Probe};
 use timely::worker::Worker;
 use turnflow_operators::acknowledge::Acknowledge;
+use turnflow_operators::audience::Audiences;
 use turnflow_operators::audit::{AuditLimits, Sampler};
 use turnflow_operators::commit::{Commit, Committed, EntryNumbers, GroupedJournal, Price};
 use turnflow_operators::dedupe::{Boxes, Dedupe, Settle};
 use turnflow_operators::embed::Embed;
+use turnflow_operators::flights::{Announce, Flights, Landed, ToFlights};
 use turnflow_operators::generate::Generate;
 use turnflow_operators::lookup::{Gather, Lookup, Search, ToGather};
-use turnflow_operators::message::{Ask, Ended, Found, Notice, RequestId, Settlement, ToCommit};
+use turnflow_operators::message::{Ask, Ended, Found, Notice, RequestId, Settlement, Step, ToCommit};
 use turnflow_operators::recall::{Recall, RecallLimits};
 use turnflow_operators::refresh::RefreshLimits;
 use turnflow_operators::reply::{Deliver, Reply};
@@ -46,6 +49,8 @@ pub(crate) struct Blueprint {
     /// Where questions enter that are asked in the background, by worker.
     pub(crate) background: Vec<Port>,
     pub(crate) streams: Arc<Streams>,
+    /// Turns that wait for the answer to a similar question.
+    pub(crate) following: Arc<AtomicUsize>,
     pub(crate) committer: Arc<Committer>,
     pub(crate) searchers: Pool,
     pub(crate) validity: Arc<Shared>,
@@ -145,7 +150,7 @@ impl Blueprint {
         let (index, peers) = (worker.index() as u64, worker.peers() as u64);
         let (config, parts, clock) = (&self.config, &self.parts, self.clock);
         let journal = GroupedJournal { store: parts.store.clone(), committer: self.committer.clone() };
-        let releases = Mailbox::default();
+        let (releases, audiences) = (Mailbox::default(), Audiences::default());
         let semantic = config.cache.semantic;
         let limits = RecallLimits {
             turns_per_conversation_max: config.limits.turns_per_conversation_max,
@@ -171,12 +176,15 @@ impl Blueprint {
             })
             .ok_err(|step| step);
 
-            let (leading, deduped) = stage(recalled, questions, "dedupe", clock, |wake| {
-                boxes.settled.deliver_to(wake.clone());
-                boxes.resolved.deliver_to(wake.clone());
-                Dedupe::new(shard.clone(), boxes.clone(), config.cache.exact)
-            })
-            .ok_err(|step| step);
+            let (deduped, landed): (Turns<'_, Step>, Turns<'_, Box<Landed>>) =
+                stage(recalled, questions, "dedupe", clock, |wake| {
+                    boxes.settled.deliver_to(wake.clone());
+                    boxes.resolved.deliver_to(wake.clone());
+                    let dedupe = Dedupe::new(shard.clone(), boxes.clone(), config.cache.exact);
+                    Announce::new(dedupe, boxes.landed.clone())
+                })
+                .ok_err(|announced| announced);
+            let (leading, deduped) = deduped.ok_err(|step| step);
 
             let (embedded, unembedded) =
                 stage(leading, Local, "embed", clock, |wake| Embed::new(parts.encoder.clone(), wake))
@@ -209,12 +217,23 @@ impl Blueprint {
 
             let route = Route { tier: Tier::Extractive, small_talk: config.small_talk.clone() };
             let (routed, scripted) = stage(missed, Local, "route", clock, |_| route).ok_err(|step| step);
-            let generated = stage(routed, Local, "generate", clock, |wake| {
-                Generate::new(parts.tier.clone(), config.knowledge.chunks_retrieved, wake)
+
+            // In the order of their arrival at one worker, so that of two similar ones the second sees the first.
+            let joining = semantic && config.cache.join_similar;
+            let by_scope = Exchange::new(move |to: &ToFlights| to.owner().filter(|_| joining).unwrap_or(index));
+            let flying = scope.concatenate([landed.map(ToFlights::Landed), routed.map(ToFlights::Turn)]);
+            let (alone, joined) = stage(flying, by_scope, "flights", clock, |_| {
+                let bound = self.validity.audits.bound.clone();
+                Flights::new(parts.policy.clone(), bound, joining, audiences.clone(), self.following.clone())
+            })
+            .ok_err(|step| step);
+            let generated = stage(alone, Local, "generate", clock, |wake| {
+                Generate::new(parts.tier.clone(), config.knowledge.chunks_retrieved, audiences, wake)
             });
 
-            let ended =
-                scope.concatenate([repeated, deduped, unembedded, unretrieved, similar, scripted]).map(ToCommit::End);
+            let ended = scope
+                .concatenate([repeated, deduped, unembedded, unretrieved, similar, scripted, joined])
+                .map(ToCommit::End);
             let ending = scope.concatenate([ended, generated]);
             let by_owner = Exchange::new(ToCommit::owner);
             let (pieces, closing): (Turns<'_, Notice>, Turns<'_, Closing>) =

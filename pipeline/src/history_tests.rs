@@ -104,7 +104,7 @@ async fn ask(pipeline: &Pipeline, conversation: String, topic: usize) -> Complet
         match stream.next().await.expect("a terminal event") {
             TurnEvent::Done(completion) => return *completion,
             TurnEvent::Error(error) => panic!("{error}"),
-            TurnEvent::Accepted | TurnEvent::Delta(_) => {}
+            TurnEvent::Accepted | TurnEvent::Delta(_) | TurnEvent::Restart => {}
         }
     }
 }

@@ -406,9 +406,11 @@ fn embed(parts: &Parts, cut: &mut [(ArticleDraft, Vec<Piece>)]) -> Result<(), Pi
         unknown.extend(pieces.iter_mut().filter(|piece| piece.vector.is_none()).map(|piece| (title, piece)));
     }
     if !unknown.is_empty() {
-        let titles: BTreeSet<&str> = unknown.iter().map(|(title, _)| *title).filter(|title| !title.is_empty()).collect();
+        let titles: BTreeSet<&str> =
+            unknown.iter().map(|(title, _)| *title).filter(|title| !title.is_empty()).collect();
         let texts = unknown.iter().map(|(title, piece)| format!("{title}\n{}", piece.text));
-        let mut vectors = parts.encoder.encode_blocking(texts.chain(titles.iter().map(ToString::to_string)).collect())?;
+        let mut vectors =
+            parts.encoder.encode_blocking(texts.chain(titles.iter().map(ToString::to_string)).collect())?;
         let of_titles = vectors.split_off(unknown.len());
         let of_titles: HashMap<&str, Arc<[f32]>> = titles.into_iter().zip(of_titles).collect();
         for ((title, piece), vector) in unknown.into_iter().zip(vectors) {

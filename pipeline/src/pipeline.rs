@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -45,6 +45,7 @@ pub(crate) struct Running {
     ports: Vec<Port>,
     background: Vec<Port>,
     streams: Arc<Streams>,
+    following: Arc<AtomicUsize>,
     places: Arc<Semaphore>,
     draining: AtomicBool,
     workers: Mutex<Option<WorkerGuards<()>>>,
@@ -55,6 +56,8 @@ pub(crate) struct Running {
 pub struct PipelineStats {
     /// Turns admitted and not yet ended.
     pub turns_in_flight: usize,
+    /// Of them, those that wait for the answer to a similar question.
+    pub turns_following: usize,
     /// The caches, and what became of what was in them.
     pub validity: ValidityStats,
     /// What is answered anew in the background.
@@ -100,7 +103,7 @@ impl Pipeline {
         let ports: Vec<Port> = (0..threads).map(|_| Port::new(room)).collect();
         let in_background = config.refresh.in_flight_max + config.audit.in_flight_max;
         let background: Vec<Port> = (0..threads).map(|_| Port::new(in_background)).collect();
-        let (clock, streams) = (Clock::start(), Arc::new(Streams::new()));
+        let (clock, streams, following) = (Clock::start(), Arc::new(Streams::new()), Arc::new(AtomicUsize::new(0)));
         let knowledge_epoch = parts.knowledge.epoch();
         let validity = Arc::new(Shared::new(threads, knowledge_epoch, &config.knowledge, config.audit.bound_limits()));
         let committer = Arc::new(Committer::start(parts.store.clone(), config.storage.commit_queue_max)?);
@@ -112,6 +115,7 @@ impl Pipeline {
             ports: ports.clone(),
             background: background.clone(),
             streams: streams.clone(),
+            following: following.clone(),
             committer: committer.clone(),
             searchers: Pool::start("turnflow-search", config.workers.search_threads, room)?,
             validity: validity.clone(),
@@ -152,6 +156,7 @@ impl Pipeline {
             ports,
             background,
             streams,
+            following,
             places: Arc::new(Semaphore::new(room)),
             draining: AtomicBool::new(false),
             workers: Mutex::new(Some(workers)),
@@ -208,7 +213,8 @@ impl Pipeline {
     pub fn stats(&self) -> PipelineStats {
         let (validity, refresh) = self.0.validity.stats();
         let (audit, bound) = self.0.validity.audits.stats();
-        PipelineStats { turns_in_flight: self.0.streams.len(), validity, refresh, audit, bound }
+        let turns_following = self.0.following.load(Ordering::Relaxed);
+        PipelineStats { turns_in_flight: self.0.streams.len(), turns_following, validity, refresh, audit, bound }
     }
 
     /// Waits until what fell by changes that were acknowledged before is answered anew, or let go. Cancel-safe.
@@ -235,13 +241,14 @@ impl Pipeline {
     }
 
     fn admit(&self, turn: Turn, place: OwnedSemaphorePermit) -> Result<TurnStream, SubmitError> {
-        let (number, stream) = self.0.streams.open(place, self.0.validity.acknowledged());
+        let acknowledged = self.0.validity.acknowledged();
+        let (number, stream) = self.0.streams.open(place, acknowledged);
         let scope = self.0.config.scope_of(&turn.tenant);
         let worker = conversation_owner(&turn) % self.0.ports.len() as u64;
         #[expect(clippy::cast_possible_truncation, reason = "a count of threads")]
         let (index, worker) = (worker as usize, worker as u32);
         let request = RequestId { worker, number };
-        let ask = Box::new(Ask::new(request, turn, scope, self.0.clock.now_us()));
+        let ask = Box::new(Ask { acknowledged, ..Ask::new(request, turn, scope, self.0.clock.now_us()) });
         match self.0.ports[index].send(ask) {
             Ok(()) => Ok(stream),
             Err(_) => {

@@ -1,7 +1,7 @@
 //! A turn of a conversation and what comes back for it.
 //!
 //! A turn is answered by a stream of [`TurnEvent`]s: `Accepted`, any number of `Delta`s, and exactly one terminal
-//! event, `Done` or `Error`.
+//! event, `Done` or `Error`. A `Restart` among them makes the pieces before it void.
 
 use std::fmt;
 use std::str::FromStr;
@@ -112,7 +112,7 @@ named_enum!(
         Exact = "exact",
         /// A similar question, answered before.
         Semantic = "semantic",
-        /// The same question, being answered when this turn came.
+        /// The same question or a similar one, being answered when this turn came.
         Joined = "joined",
         /// Nothing cached: answered by a tier.
         Miss = "miss",
@@ -150,7 +150,7 @@ named_enum!(
         Embed = "embed",
         /// The knowledge base.
         Retrieve = "retrieve",
-        /// The semantic cache.
+        /// The semantic cache, and waiting for a similar question in flight.
         Lookup = "lookup",
         /// Waiting to be generated.
         Prioritise = "prioritise",
@@ -205,7 +205,7 @@ pub struct Verdict {
     pub level: CacheLevel,
     /// The entry that was served, on an exact or semantic hit.
     pub entry: Option<EntryId>,
-    /// Cosine between the two questions, on a semantic hit.
+    /// Cosine between the two questions, where they are similar and not the same.
     pub similarity: Option<f32>,
     /// The question that was answered before, on a hit.
     pub question: Option<String>,
@@ -215,7 +215,7 @@ pub struct Verdict {
     pub refreshed: bool,
     /// In a few words, why.
     pub reason: String,
-    /// What spoke for a semantic hit.
+    /// What spoke for serving a similar question's answer.
     pub evidence: Option<Box<HitEvidence>>,
 }
 
@@ -347,6 +347,8 @@ pub enum TurnEvent {
     Accepted,
     /// The next piece of the answer.
     Delta(String),
+    /// The pieces so far were of an answer that is not given after all: what follows begins anew.
+    Restart,
     /// The turn was answered. Terminal.
     Done(Box<Completion>),
     /// The turn was not answered. Terminal.

@@ -88,10 +88,8 @@ pub(super) fn run_eval(context: &Context, args: &PolicyEvalArgs) -> Result<(), F
             } else {
                 f32::NEG_INFINITY
             };
-            let evidence = verifier.evidence(
-                (&profiles[pair.a], a.article.as_ref()),
-                (&profiles[pair.b], b.article.as_ref()),
-            );
+            let evidence =
+                verifier.evidence((&profiles[pair.a], a.article.as_ref()), (&profiles[pair.b], b.article.as_ref()));
             Judged { pair, score, cosine, evidence }
         })
         .collect();
@@ -119,7 +117,8 @@ pub(super) fn run_explain(context: &Context, args: &ExplainArgs) -> Result<(), F
     let texts = prepare(context, &examples, args.kb.as_ref())?;
     let [a, b] = texts.as_slice() else {
         let text = "yes: the two are the same in normal form, and answered by the exact cache\n";
-        return context.print(&Explained { shared: true, level: "exact", reason: text.trim_end(), ..Explained::default() }, text);
+        return context
+            .print(&Explained { shared: true, level: "exact", reason: text.trim_end(), ..Explained::default() }, text);
     };
     let ready = |at: usize, text: &Text| policy.prepare(&examples.texts[at], Some(&text.vector), text.article.clone());
     let similarity = turnflow_models::dot(&a.vector, &b.vector);
@@ -160,7 +159,11 @@ impl fmt::Display for Explained<'_> {
             writeln!(f, "  similarity {similarity:.3}")?;
         }
         for (name, about) in ["first", "second"].iter().zip(&self.about) {
-            writeln!(f, "  the {name} is {}", about.as_ref().map_or_else(|| "clearly about no article".to_owned(), |a| format!("about article {a}")))?;
+            writeln!(
+                f,
+                "  the {name} is {}",
+                about.as_ref().map_or_else(|| "clearly about no article".to_owned(), |a| format!("about article {a}"))
+            )?;
         }
         if let Some(evidence) = self.evidence {
             writeln!(
@@ -282,7 +285,11 @@ impl fmt::Display for Fitted {
                 (Some(probability), Some(error_max)) => writeln!(
                     f,
                     "  {}: at most {delta} % wrong needs {probability:.5}; {} of {} were wrong, at most {:.2} % with {:.0} % confidence",
-                    level.evidence, level.wrong, level.accepted, error_max * 100.0, CONFIDENCE * 100.0
+                    level.evidence,
+                    level.wrong,
+                    level.accepted,
+                    error_max * 100.0,
+                    CONFIDENCE * 100.0
                 )?,
                 _ => writeln!(f, "  {}: at most {delta} % wrong cannot be shown for any score", level.evidence)?,
             }

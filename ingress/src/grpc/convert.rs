@@ -99,6 +99,7 @@ pub(super) fn converse_event(key: &TurnKey, event: TurnEvent) -> proto::Converse
     let event = match event {
         TurnEvent::Accepted => Event::Accepted(proto::Accepted {}),
         TurnEvent::Delta(text) => Event::Delta(proto::Delta { text }),
+        TurnEvent::Restart => Event::Restart(proto::Restart {}),
         TurnEvent::Done(completion) => Event::Done(done(*completion)),
         TurnEvent::Error(error) => Event::Error(Refusal::of_turn(error, key).into_event()),
     };
@@ -115,6 +116,7 @@ pub(super) fn ask_event(key: &TurnKey, event: TurnEvent) -> Result<proto::AskRes
     let event = match event {
         TurnEvent::Accepted => Event::Accepted(proto::Accepted {}),
         TurnEvent::Delta(text) => Event::Delta(proto::Delta { text }),
+        TurnEvent::Restart => Event::Restart(proto::Restart {}),
         TurnEvent::Done(completion) => Event::Done(done(*completion)),
         TurnEvent::Error(error) => return Err(Refusal::of_turn(error, key)),
     };

@@ -90,7 +90,7 @@ pub(super) async fn last_event(mut stream: impl EventStream) -> Result<Box<Compl
         match event {
             TurnEvent::Done(completion) => return Ok(completion),
             TurnEvent::Error(error) => return Err(error),
-            TurnEvent::Accepted | TurnEvent::Delta(_) => {}
+            TurnEvent::Accepted | TurnEvent::Delta(_) | TurnEvent::Restart => {}
         }
     }
     Err(TurnError::new(TurnErrorKind::Internal, "the answer ended without its last event"))

@@ -7,7 +7,7 @@
 //! | `tier` | the tier that wrote the answer, now or when it was cached; null for a turn that failed |
 //! | `origin` | on a hit: `conversation_id` and `turn` whose answer was served, and `refreshed`: whether it was made anew since, after an edit; else null |
 //! | `entry` | the cache entry that was served, or null |
-//! | `similarity` | cosine of the two questions on a semantic hit, or null |
+//! | `similarity` | cosine of the two questions on a hit on a similar one, or null |
 //! | `sources` | where the answer comes from, best first: `article_id`, `version`, `chunk` |
 //! | `text` | the answer; empty for a turn that failed |
 //! | `latency_us` | `total` as a caller saw it, counted from the scheduled time where the replay follows the log's clock, and the time in each stage |

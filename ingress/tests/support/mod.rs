@@ -174,6 +174,7 @@ pub async fn ask(client: &mut ConversationsClient<Channel>, turn: Turn) -> Resul
     loop {
         match events.message().await?.and_then(|response| response.event) {
             Some(Event::Delta(delta)) => streamed.push_str(&delta.text),
+            Some(Event::Restart(_)) => streamed.clear(),
             Some(Event::Done(done)) => {
                 assert!(events.message().await?.is_none(), "an event after the terminal one");
                 assert!(streamed.is_empty() || streamed == done.text, "{streamed:?} / {:?}", done.text);

@@ -48,6 +48,7 @@ impl Transcript {
                 assert!(heard.accepted, "a delta of {name:?} before it was accepted");
                 heard.streamed.push_str(&delta.text);
             }
+            Event::Restart(_) => heard.streamed.clear(),
             Event::Done(done) => {
                 assert!(heard.accepted, "{name:?} was never accepted");
                 assert!(heard.streamed.is_empty() || heard.streamed == done.text, "{name:?}: {:?}", heard.streamed);

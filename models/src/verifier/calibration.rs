@@ -43,8 +43,11 @@ impl Calibration {
     #[must_use]
     pub fn of(judged: &[(f32, bool)]) -> Self {
         let levels = (0..LEVELS).map(|at| {
-            let accepted: Vec<bool> =
-                judged.iter().filter(|(log_odds, _)| *log_odds >= log_odds_of(at)).map(|(_, is_right)| *is_right).collect();
+            let accepted: Vec<bool> = judged
+                .iter()
+                .filter(|(log_odds, _)| *log_odds >= log_odds_of(at))
+                .map(|(_, is_right)| *is_right)
+                .collect();
             (count(accepted.len()), count(accepted.iter().filter(|is_right| !**is_right).count()))
         });
         Self { levels: levels.collect() }
@@ -116,7 +119,8 @@ mod tests {
     #[test]
     fn bounds_are_those_of_the_tables() {
         // The "rule of three", and textbook values of the one-sided 95 % bound.
-        for (hits, trials, expected) in [(0, 299, 0.009_969), (0, 10, 0.258_87), (1, 10, 0.394_16), (5, 100, 0.102_25)] {
+        for (hits, trials, expected) in [(0, 299, 0.009_969), (0, 10, 0.258_87), (1, 10, 0.394_16), (5, 100, 0.102_25)]
+        {
             let bound = upper_bound(hits, trials, 0.95);
             assert!((bound - expected).abs() < 2e-5, "{hits} of {trials}: {bound}");
         }
@@ -157,8 +161,10 @@ mod tests {
                 })
                 .collect();
             let Some(level) = Calibration::of(&judged).level(delta) else { continue };
-            let accepted: Vec<f64> =
-                (0..1_000).map(|at| level.log_odds_min + (7.0 - level.log_odds_min) * at as f32 / 1_000.0).map(error_at).collect();
+            let accepted: Vec<f64> = (0..1_000)
+                .map(|at| level.log_odds_min + (7.0 - level.log_odds_min) * at as f32 / 1_000.0)
+                .map(error_at)
+                .collect();
             if accepted.iter().sum::<f64>() / accepted.len() as f64 > delta {
                 broken += 1;
             }

@@ -319,7 +319,8 @@ fn train_network(
     let numbers = |data: TensorData| {
         data.try_to_vec::<f32>().map_err(|error| ModelError::Training { reason: format!("{error:?}") })
     };
-    let bias = |layer: &Linear| layer.bias.as_ref().map_or_else(|| Ok(Vec::new()), |bias| numbers(bias.val().into_data()));
+    let bias =
+        |layer: &Linear| layer.bias.as_ref().map_or_else(|| Ok(Vec::new()), |bias| numbers(bias.val().into_data()));
     let head = Head {
         dimension,
         projection,
@@ -361,12 +362,11 @@ fn play(
         let scored = others.map(|&cached| (dot(&question.vector, &questions[cached].vector), cached)).collect();
         let mut best: [Option<(f32, bool)>; 2] = [None, None];
         for cached in nearest(scored, CANDIDATES) {
-            let log_odds = verifier.head.judge(&inputs_of(questions, profiles, PairExample { a: asked, b: cached, same: false }));
+            let log_odds =
+                verifier.head.judge(&inputs_of(questions, profiles, PairExample { a: asked, b: cached, same: false }));
             let other = &questions[cached];
-            let evidence = verifier.evidence(
-                (&profiles[asked], question.article.as_ref()),
-                (&profiles[cached], other.article.as_ref()),
-            );
+            let evidence = verifier
+                .evidence((&profiles[asked], question.article.as_ref()), (&profiles[cached], other.article.as_ref()));
             let best = &mut best[evidence.index()];
             if best.is_none_or(|(score, _)| log_odds > score) {
                 *best = Some((log_odds, question.label == other.label));

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::text::{WORD_FEATURES, WORD_FEATURE_NAMES};
+use super::text::{WORD_FEATURE_NAMES, WORD_FEATURES};
 use crate::vector::dot;
 
 /// Numbers of a projected question.

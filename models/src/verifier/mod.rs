@@ -206,8 +206,7 @@ impl Verifier {
             average.iter_mut().enumerate().filter(|(at, _)| taken(*at)).for_each(|(at, x)| *x = self.head.means[at]);
             comparison.log_odds - self.head.judge(&average)
         };
-        let similarity =
-            Reason { name: feature_name(0), value: comparison.cosine, weight: without(&|at| at < 2) };
+        let similarity = Reason { name: feature_name(0), value: comparison.cosine, weight: without(&|at| at < 2) };
         let purpose = Reason {
             name: feature_name(2),
             value: dot(&a.purpose, &b.purpose),

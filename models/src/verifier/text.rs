@@ -9,8 +9,8 @@ use turnflow_state::normalise;
 const PLAIN: &[&str] = &[
     "a", "about", "am", "an", "and", "any", "are", "as", "at", "be", "been", "by", "can", "could", "did", "do", "does",
     "for", "from", "get", "got", "had", "has", "have", "hello", "help", "hey", "hi", "how", "i", "i'd", "i'll", "i'm",
-    "i've", "if", "in", "is", "it", "its", "know", "like", "may", "me", "might", "mine", "my", "need", "of", "on", "or",
-    "our", "please", "shall", "should", "some", "that", "the", "there", "these", "this", "those", "to", "try",
+    "i've", "if", "in", "is", "it", "its", "know", "like", "may", "me", "might", "mine", "my", "need", "of", "on",
+    "or", "our", "please", "shall", "should", "some", "that", "the", "there", "these", "this", "those", "to", "try",
     "trying", "u", "ur", "us", "want", "was", "we", "were", "what", "when", "where", "which", "who", "why", "will",
     "with", "would", "you", "your",
 ];

@@ -159,7 +159,7 @@ impl Keeper {
     }
 
     fn keep(&mut self, claim: u64, support: Arc<[ChunkKey]>, proposal: Proposal) {
-        let Proposal { basis, entry, stored, served, resolution, .. } = proposal;
+        let Proposal { basis, entry, stored, served, mut resolution, .. } = proposal;
         // What was made in the background gives way to the answer of a turn.
         let in_background = resolution.as_ref().filter(|resolution| resolution.purpose.is_background());
         if in_background.is_some_and(|resolution| self.shard.borrow().contains(&resolution.key)) {
@@ -188,6 +188,11 @@ impl Keeper {
                     }
                 }
             }
+        }
+        let settled = resolution.as_mut().and_then(|resolution| resolution.result.as_mut());
+        if let Some(basis) = settled.and_then(|settled| settled.basis.as_mut()) {
+            // Whatever was acknowledged up to now did not touch it.
+            basis.valid_at = basis.valid_at.max(self.shard.borrow().valid_at());
         }
         self.effects.resolved.extend(resolution);
     }

@@ -96,6 +96,7 @@ pub(crate) async fn ended(mut stream: TurnStream) -> Result<Completion, TurnErro
         match stream.next().await.expect("a terminal event") {
             TurnEvent::Accepted => panic!("accepted twice"),
             TurnEvent::Delta(piece) => text.push_str(&piece),
+            TurnEvent::Restart => text.clear(),
             TurnEvent::Done(completion) => {
                 assert_eq!(completion.text, text, "the pieces are the answer");
                 break Ok(*completion);

@@ -107,7 +107,8 @@ impl StoreBatch {
     /// # Errors
     /// [`StateError::Encode`].
     pub fn put_entry(&mut self, entry: &CacheEntry) -> Result<(), StateError> {
-        let CacheEntry { id, scope, question, vector, answer, support, origin, about, refreshed, created_ms } = entry.clone();
+        let CacheEntry { id, scope, question, vector, answer, support, origin, about, refreshed, created_ms } =
+            entry.clone();
         let stored = StoredEntry { scope, question, vector, support, origin, about, refreshed, created_ms };
         self.put(Column::Entries, entry_key(id), &stored)?;
         self.put(Column::Responses, entry_key(id), &answer)

@@ -1,0 +1,316 @@
+//! Flights: a question that is similar to one in flight waits for its answer instead of starting another.
+//!
+//! Contract: exchanged by scope, so one worker sees all turns of it that missed the caches, in order: of questions that the
+//! [policy](crate::policy) would answer alike, one *leads* and the others *follow*, however many workers there are. A turn
+//! leads or follows, never both, so nobody waits for a turn that waits. Every turn that leads comes back as exactly one
+//! [`Landed`], from the [`Dedupe`] of its question, which hears what became of its answer anyway and says how far it is
+//! known to hold. A follower gets it when it held at an epoch of the knowledge base no older than the one that was
+//! acknowledged when the follower was admitted: then no change that it may know of made the answer invalid.
+//!
+//! Where the answer does not serve, the first follower of those who read the newest knowledge base leads, and the others
+//! follow it or another one, so that a tier that fails is not stormed. A question that has no answer in the knowledge base
+//! is different: its followers go on at once, each by itself, because the next answer would not serve either, and they
+//! would wait in line for nothing.
+//!
+//! A follower hears the answer while it is [written](crate::audience), where it is written from an epoch no older than the
+//! one that was acknowledged when the follower was admitted. When it comes to nothing after all, what was heard is void.
+//!
+//! What it does not do: it never lets a turn follow that may not read the caches, nor lead that may not write them.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde::{Deserialize, Serialize};
+use turnflow_state::{ArticleId, CacheLevel, HitEvidence, ScopeId, Stage as StageName, Verdict, dot};
+
+use crate::audience::{Audiences, Heard};
+use crate::bound::SharedBound;
+use crate::dedupe::Dedupe;
+use crate::lookup::reason;
+use crate::message::{Ask, Ending, Outcome, RequestId, Served, Settled, Step, owner_hash};
+use crate::policy::{Policy, Prepared};
+use crate::shell::{Mailbox, Stage};
+
+/// Questions in flight that the policy is asked about for one that comes.
+const CANDIDATES_MAX: usize = 8;
+
+/// A turn that led has ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Landed {
+    /// Which turn.
+    pub leader: RequestId,
+    /// The partition of its question.
+    pub scope: ScopeId,
+    /// Its answer, with an epoch of the knowledge base at which it held; None when it failed or fell.
+    pub result: Option<Settled>,
+}
+
+/// What goes to the flights of a scope.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToFlights {
+    /// A turn that no cache answered.
+    Turn(Box<Ask>),
+    /// Word of a turn that led.
+    Landed(Box<Landed>),
+}
+
+impl ToFlights {
+    /// Decides which worker sees it; None for a turn that neither leads nor follows, and may stay where it is.
+    #[must_use]
+    pub fn owner(&self) -> Option<u64> {
+        match self {
+            Self::Turn(ask) => ask.may_read_cache().then(|| owner_hash(&ask.key.scope)),
+            Self::Landed(landed) => Some(owner_hash(&landed.scope)),
+        }
+    }
+}
+
+/// A question in flight that others may follow.
+#[derive(Debug)]
+struct Flight {
+    leader: RequestId,
+    text: String,
+    vector: Arc<[f32]>,
+    about: Option<ArticleId>,
+    /// Made when it is first compared.
+    prepared: Option<Prepared>,
+    /// The epoch of the knowledge base that its answer is written from.
+    read_epoch: u64,
+    followers: Vec<Follower>,
+}
+
+impl Flight {
+    fn of(ask: &Ask, vector: Arc<[f32]>) -> Self {
+        Self {
+            leader: ask.request,
+            text: ask.turn.text.clone(),
+            vector,
+            about: ask.about.clone(),
+            prepared: None,
+            read_epoch: ask.read_epoch,
+            followers: Vec::new(),
+        }
+    }
+}
+
+/// A turn that waits, and what speaks for the answer that it waits for.
+#[derive(Debug)]
+struct Follower {
+    ask: Box<Ask>,
+    similarity: f32,
+    evidence: HitEvidence,
+    /// Whether it was told any of the pieces; None when it does not listen.
+    heard: Option<Heard>,
+}
+
+impl Follower {
+    fn has_heard(&self) -> bool {
+        self.heard.as_ref().is_some_and(Heard::anything)
+    }
+}
+
+/// The core.
+#[derive(Debug)]
+pub struct Flights {
+    policy: Arc<Policy>,
+    bound: SharedBound,
+    enabled: bool,
+    in_flight: HashMap<ScopeId, Vec<Flight>>,
+    following: usize,
+    audiences: Audiences,
+    gauge: Arc<AtomicUsize>,
+}
+
+impl Flights {
+    /// A stage in which nothing is in flight; `enabled: false` lets every turn pass. The audiences are those of the
+    /// worker's generate; the gauge shows to others how many turns follow, over all stages that have it.
+    #[must_use]
+    pub fn new(
+        policy: Arc<Policy>,
+        bound: SharedBound,
+        enabled: bool,
+        audiences: Audiences,
+        gauge: Arc<AtomicUsize>,
+    ) -> Self {
+        Self { policy, bound, enabled, in_flight: HashMap::new(), following: 0, audiences, gauge }
+    }
+
+    /// Has a turn follow the question in flight that the policy thinks best of, or go on.
+    fn arrive(&mut self, ask: Box<Ask>, now_us: u64, out: &mut Vec<Step>) {
+        let Some(vector) = ask.vector.clone().filter(|_| self.enabled && ask.may_read_cache()) else {
+            return out.push(Ok(ask));
+        };
+        let flights = self.in_flight.get_mut(&ask.key.scope).map_or(&mut [][..], Vec::as_mut_slice);
+        let extra = self.bound.lock().strictness(&ask.turn.tenant).extra;
+        match best(&self.policy, extra, flights, &ask, &vector) {
+            Some((flight, similarity, evidence)) => {
+                // What is written from something older may be stale to it: it waits until the whole answer is known to hold.
+                let is_current = flight.read_epoch >= ask.acknowledged;
+                let heard = if is_current { self.audiences.listen(flight.leader, &ask) } else { None };
+                flight.followers.push(Follower { ask, similarity, evidence, heard });
+                self.following += 1;
+            }
+            None => self.go_on(ask, now_us, out),
+        }
+    }
+
+    /// Lets a turn go on, and others follow it if they may.
+    fn go_on(&mut self, mut ask: Box<Ask>, now_us: u64, out: &mut Vec<Step>) {
+        // Of a turn that dedupe does not lead nobody would hear the end.
+        let leads = ask.leads && ask.may_write_cache();
+        if let Some(vector) = ask.vector.clone().filter(|_| leads) {
+            self.in_flight.entry(ask.key.scope).or_default().push(Flight::of(&ask, vector));
+            self.audiences.open(ask.request);
+        }
+        ask.left(StageName::Lookup, now_us);
+        out.push(Ok(ask));
+    }
+
+    fn landed(&mut self, landed: Landed, now_us: u64, out: &mut Vec<Step>) {
+        // Most of those that end had been answered before they came here.
+        let Some(flight) = self.remove(landed.scope, landed.leader) else { return };
+        self.following -= flight.followers.len();
+        let settled = landed.result.and_then(|settled| Some((settled.basis.as_ref()?.valid_at, settled)));
+        let is_unanswerable = settled.as_ref().is_some_and(|(_, settled)| !settled.answer.grounded);
+        let mut others = Vec::new();
+        for follower in flight.followers {
+            match &settled {
+                Some((valid_at, settled)) if !is_unanswerable && follower.ask.acknowledged <= *valid_at => {
+                    out.push(Err(answered(follower, settled, now_us)));
+                }
+                _ => {
+                    let void = follower.ask.void || follower.has_heard();
+                    others.push(Box::new(Ask { void, ..*follower.ask }));
+                }
+            }
+        }
+        // Who has read the newest knowledge base leads: an answer from an older one may have fallen already.
+        others.sort_by_key(|ask| Reverse(ask.read_epoch));
+        for ask in others {
+            if is_unanswerable { self.go_on(ask, now_us, out) } else { self.arrive(ask, now_us, out) }
+        }
+    }
+
+    fn remove(&mut self, scope: ScopeId, leader: RequestId) -> Option<Flight> {
+        let flights = self.in_flight.get_mut(&scope)?;
+        let flight = flights.remove(flights.iter().position(|flight| flight.leader == leader)?);
+        if flights.is_empty() {
+            self.in_flight.remove(&scope);
+        }
+        Some(flight)
+    }
+}
+
+/// The flight that answers a question best, of those nearest to it, if one does.
+fn best<'a>(
+    policy: &Policy,
+    extra: [f32; 2],
+    flights: &'a mut [Flight],
+    ask: &Ask,
+    vector: &[f32],
+) -> Option<(&'a mut Flight, f32, HitEvidence)> {
+    let mut near: Vec<(usize, f32)> = flights.iter().map(|flight| dot(&flight.vector, vector)).enumerate().collect();
+    near.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+    near.truncate(CANDIDATES_MAX);
+    if near.is_empty() {
+        return None;
+    }
+    let asked = policy.prepare(&ask.turn.text, Some(vector), ask.about.clone());
+    let mut found: Option<(usize, f32, HitEvidence)> = None;
+    for (at, similarity) in near {
+        let Flight { text, vector, about, prepared, .. } = &mut flights[at];
+        let led = prepared.get_or_insert_with(|| policy.prepare(text, Some(vector), about.clone()));
+        if let Ok(evidence) = policy.judge(&asked, led, similarity, extra)
+            && found.as_ref().is_none_or(|(_, _, best)| evidence.log_odds > best.log_odds)
+        {
+            found = Some((at, similarity, evidence));
+        }
+    }
+    found.map(|(at, similarity, evidence)| (&mut flights[at], similarity, evidence))
+}
+
+fn answered(follower: Follower, settled: &Settled, now_us: u64) -> Outcome {
+    let streamed = follower.has_heard();
+    let Follower { mut ask, similarity, evidence, .. } = follower;
+    ask.left(StageName::Lookup, now_us);
+    // Nobody needs them any more, and the turn may cross to another worker.
+    ask.retrieved = Vec::new();
+    let verdict = Verdict {
+        level: CacheLevel::Joined,
+        entry: settled.entry.as_ref().map(|entry| entry.id),
+        similarity: Some(similarity),
+        question: Some(settled.question.clone()),
+        origin: Some(settled.origin.clone()),
+        refreshed: settled.refreshed,
+        reason: reason(&evidence, "was being answered"),
+        evidence: Some(Box::new(evidence)),
+    };
+    let basis = settled.basis.clone();
+    let served = Served { answer: settled.answer.clone(), verdict, basis, offer: None, streamed };
+    Outcome { ask, ending: Ending::Served(Box::new(served)) }
+}
+
+impl Stage for Flights {
+    type Input = ToFlights;
+    type Output = Step;
+
+    fn push(&mut self, input: ToFlights, now_us: u64, out: &mut Vec<Step>) {
+        let before = self.following;
+        match input {
+            ToFlights::Turn(mut ask) => {
+                ask.entered_us = now_us;
+                self.arrive(ask, now_us, out);
+            }
+            ToFlights::Landed(landed) => self.landed(*landed, now_us, out),
+        }
+        // Wraps around where there are fewer now.
+        self.gauge.fetch_add(self.following.wrapping_sub(before), Ordering::Relaxed);
+    }
+
+    fn held(&self) -> usize {
+        self.following
+    }
+}
+
+/// Dedupe together with word of every turn of its that led and has ended, for the [`Flights`] of its scope.
+#[derive(Debug)]
+pub struct Announce {
+    dedupe: Dedupe,
+    landed: Mailbox<Landed>,
+    steps: Vec<Step>,
+}
+
+impl Announce {
+    /// A stage around a dedupe that leaves its word in the box.
+    #[must_use]
+    pub fn new(dedupe: Dedupe, landed: Mailbox<Landed>) -> Self {
+        Self { dedupe, landed, steps: Vec::new() }
+    }
+
+    fn give_out(&mut self, out: &mut Vec<<Self as Stage>::Output>) {
+        out.extend(self.steps.drain(..).map(Ok));
+        out.extend(std::iter::from_fn(|| self.landed.take()).map(|landed| Err(Box::new(landed))));
+    }
+}
+
+impl Stage for Announce {
+    type Input = Box<Ask>;
+    type Output = Result<Step, Box<Landed>>;
+
+    fn push(&mut self, ask: Box<Ask>, now_us: u64, out: &mut Vec<Self::Output>) {
+        self.dedupe.push(ask, now_us, &mut self.steps);
+        self.give_out(out);
+    }
+
+    fn poll(&mut self, now_us: u64, out: &mut Vec<Self::Output>) {
+        self.dedupe.poll(now_us, &mut self.steps);
+        self.give_out(out);
+    }
+
+    /// Turns that wait, and turns that led and whose end is to be told.
+    fn held(&self) -> usize {
+        self.dedupe.held() + self.dedupe.in_flight()
+    }
+}

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use support::{answer, ask, basis, entry, numbers, policy, scope, turn};
 use turnflow_operators::Stage;
+use turnflow_operators::bound::Strictness;
 use turnflow_operators::dedupe::{Boxes, Dedupe, Settle};
 use turnflow_operators::lookup::Search;
 use turnflow_operators::message::{
@@ -236,9 +237,10 @@ fn found_by(shard: &Rc<RefCell<Shard>>, text: &str, degrees: f32) -> Found {
     let mut search = Search::new(shard.clone());
     let request = RequestId { worker: 0, number: 1 };
     let question = shard.borrow().policy().prepare(text, None, None);
-    let query = Query { request, asker: 0, scope: scope("shop"), question, vector: at(degrees).into(), at_ms: 0 };
+    let (scope, vector, strictness) = (scope("shop"), at(degrees).into(), Strictness::CALIBRATED);
+    let query = Query { request, asker: 0, scope, question, vector, at_ms: 0, strictness };
     let mut out = Vec::new();
-    search.push(query, 0, &mut out);
+    search.push(Box::new(query), 0, &mut out);
     out.pop().expect("one reply to one query")
 }
 

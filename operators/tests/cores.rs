@@ -12,6 +12,7 @@ use std::rc::Rc;
 use proptest::prelude::*;
 use support::{answer, ask, basis, numbers, policy, turn};
 use turnflow_operators::Stage;
+use turnflow_operators::audit::Record;
 use turnflow_operators::commit::{EntryNumbers, Price};
 use turnflow_operators::lookup::{Gather, ToGather};
 use turnflow_operators::message::{Candidate, Ending, Found, Outcome, RequestId};
@@ -191,9 +192,12 @@ fn gather_waits_for_every_shard_in_any_order() {
         refreshed: false,
         basis: basis(&[1.0]),
         evidence: HitEvidence::by_similarity(similarity),
+        record: Record::default(),
+        changes: [0; 2],
     };
     let reply = |hit: Option<Candidate>, near_miss: Option<(f32, String)>| {
-        ToGather::Reply(Found { request: RequestId { worker: 0, number: 1 }, asker: 0, hit, near_miss })
+        let request = RequestId { worker: 0, number: 1 };
+        ToGather::Reply(Box::new(Found { request, asker: 0, hit, withheld: None, near_miss }))
     };
     let asked = || ToGather::Turn(ask(1, "a", "1", "q"));
     let replies = || {
@@ -235,7 +239,7 @@ fn policy_names_its_reason() {
     let policy = policy(0.95);
     let judge = |a: &str, b: &str, similarity: f32| {
         let [a, b] = [a, b].map(|text| policy.prepare(text, None, None));
-        policy.judge(&a, &b, similarity).map(drop)
+        policy.judge(&a, &b, similarity, [0.0; 2]).map(drop)
     };
     assert_eq!(judge("a", "b", 0.95), Ok(()));
     assert_eq!(judge("a", "b", 0.94), Err("0.95 is required".into()));

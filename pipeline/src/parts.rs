@@ -3,8 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use turnflow_models::{
-    AXES, Encoder, EncoderEngine, EncoderHandle, Extractive, ModelFiles, TierEngine, TierHandle, Verifier,
+use turnflow_models::{MODEL_NAME,     AXES, Encoder, EncoderEngine, EncoderHandle, Extractive, ModelFiles, TierEngine, TierHandle, Verifier,
     principal_axes,
 };
 use turnflow_operators::policy::{Clarity, Policy};
@@ -45,6 +44,7 @@ impl Parts {
     /// # Errors
     /// [`PipelineError`] when the store cannot be read or a thread cannot be started.
     pub fn with_encoder(config: &Config, store: Store, encoder: EncoderHandle) -> Result<Self, PipelineError> {
+        store.bind_encoder(&format!("{MODEL_NAME} with adapter {}", config.encoder.adapter))?;
         let knowledge = Arc::new(KnowledgeBase::load(store.clone(), config.knowledge.cache_bytes)?);
         let extractive = Extractive::new(encoder.clone(), config.extractive.clone());
         let tier = TierEngine::start(Arc::new(extractive), config.tier)?;

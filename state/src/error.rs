@@ -25,6 +25,14 @@ pub enum StateError {
         /// What this build understands.
         expected: u32,
     },
+    /// The vectors in the database are another encoder's.
+    #[error("the database holds vectors of {stored}, not of {wanted}")]
+    Encoder {
+        /// Whose they are.
+        stored: String,
+        /// Whose are expected.
+        wanted: String,
+    },
     /// A read or write failed.
     #[error("cannot {action} the database")]
     Io {

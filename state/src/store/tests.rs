@@ -318,3 +318,13 @@ fn a_damaged_value_names_its_place() {
         assert_eq!(error.to_string(), "cannot decode a value of column entries, key short");
     });
 }
+
+#[test]
+fn a_store_keeps_to_its_encoder() {
+    on_both_backends(|store| {
+        store.bind_encoder("one").expect("new");
+        store.bind_encoder("one").expect("the same");
+        let error = store.bind_encoder("two").expect_err("another");
+        assert_eq!(error.to_string(), "the database holds vectors of one, not of two");
+    });
+}

@@ -20,6 +20,8 @@ use crate::{CacheEntry, ConversationId, EntryId, StateError, TenantId, TurnId, T
 
 /// How many turns a conversation remembers by name. Older ones stay in the store but are no longer history.
 pub const RECENT_TURNS_MAX: usize = 32;
+/// Whose vectors the store holds.
+const ENCODER_KEY: &[u8] = b"encoder";
 /// Where the greatest entry id that may have been given is kept.
 const RESERVED_KEY: &[u8] = b"entry-ids-reserved";
 /// How many cached answers are read at once in a scan.
@@ -267,6 +269,27 @@ impl Store {
         batch.put(Column::Meta, RESERVED_KEY, last.0.saturating_add(count).to_be_bytes().to_vec());
         self.backend.write(batch, Durability::Synced)?;
         Ok(last)
+    }
+
+    /// Has the store keep to the encoder that its vectors are of: the first that is named, since vectors of two encoders
+    /// cannot be compared.
+    ///
+    /// # Errors
+    /// [`StateError::Encoder`] when it holds another's, and when the database cannot be read or written.
+    pub fn bind_encoder(&self, name: &str) -> Result<(), StateError> {
+        let stored = self.backend.multi_get(Column::Meta, &[ENCODER_KEY.to_vec()])?.pop().flatten();
+        match stored {
+            Some(stored) if stored == name.as_bytes() => Ok(()),
+            Some(stored) => {
+                let stored = String::from_utf8_lossy(&stored).into_owned();
+                Err(StateError::Encoder { stored, wanted: name.to_owned() })
+            }
+            None => {
+                let mut batch = Batch::new();
+                batch.put(Column::Meta, ENCODER_KEY, name.as_bytes().to_vec());
+                self.backend.write(batch, Durability::Synced)
+            }
+        }
     }
 
     /// A small named value.

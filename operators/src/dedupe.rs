@@ -6,7 +6,7 @@
 //! answer at once: they may have been admitted after a change of the knowledge base that it knows nothing of. It is put
 //! forward as a [`Proposal`], and comes back as exactly one [`Resolution`]: with it, those who wait get the answer;
 //! without, the first of them goes on in the leader's place. Nothing crosses a scope, because the scope is part of the
-//! key.
+//! key. What became of every turn that led is left in [`Boxes::landed`] for those who [follow](crate::flights) it.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};

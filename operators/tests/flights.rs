@@ -15,13 +15,16 @@ use turnflow_models::{Lane, TierRequest};
 use turnflow_operators::Stage;
 use turnflow_operators::audience::Audiences;
 use turnflow_operators::bound::{BoundLimits, SharedBound};
+use turnflow_operators::commit::{Commit, Committed, EntryNumbers, Journal, Price, Written};
 use turnflow_operators::flights::{Flights, Landed, ToFlights};
 use turnflow_operators::generate::{Generate, Generated, Generator};
 use turnflow_operators::jobs::Report;
 use turnflow_operators::message::{Ask, Basis, Ending, Outcome, Purpose, RequestId, Served, Settled, Step, ToCommit};
 use turnflow_operators::policy::{Clarity, Policy};
 use turnflow_operators::shell::Wake;
-use turnflow_state::{Answer, CacheControl, CacheLevel, EntryId, TurnEvent};
+use turnflow_state::{
+    Answer, CacheControl, CacheLevel, Conversation, EntryId, StateError, StoreBatch, Turn, TurnEvent,
+};
 
 /// Questions agree from a cosine of 0.9 on.
 fn flights() -> Flights {
@@ -264,6 +267,41 @@ fn followers_hear_what_the_tier_says() {
         let out = lands(&mut flights, 3, Some(settled(3, answer("bc"), 4)));
         assert_eq!(numbers(&out).len(), 2);
         assert!(out.iter().all(|step| served(step).streamed), "nothing of it is told again");
+    });
+}
+
+/// Forgets everything at once.
+struct Nowhere;
+
+impl Journal for Nowhere {
+    fn conversation(&self, _: &Turn) -> Result<Option<Conversation>, StateError> {
+        Ok(None)
+    }
+
+    fn write(&self, _: StoreBatch, report: Report<(), Written>) {
+        report.finish(Ok(()));
+    }
+}
+
+#[test]
+fn an_answer_that_comes_whole_takes_back_what_was_heard_before() {
+    timely::execute_directly(|worker| {
+        let wake = Wake::new(worker.sync_activator_for(vec![0]));
+        for void in [true, false] {
+            let mut flights = flights();
+            comes(&mut flights, asks(1, "tea", 0.0));
+            assert!(comes(&mut flights, Box::new(Ask { void, ..*asks(2, "tea", 0.0) })).is_empty());
+            let answered = lands(&mut flights, 1, Some(settled(1, answer("yes"), 0))).remove(0).expect_err("it ends");
+            let mut commit = Commit::new(Nowhere, Price::default(), EntryNumbers::new(EntryId(0), 0, 1), &wake);
+            let mut out = Vec::new();
+            commit.push(ToCommit::End(answered), 0, &mut out);
+            (0..2).for_each(|_| commit.poll(0, &mut out));
+            let Some(Committed::Settle(settlement)) = out.pop() else { panic!("others may wait for it") };
+            let mut events = settlement.ended.expect("an end").events;
+            assert!(matches!(events.pop(), Some(TurnEvent::Done(_))));
+            let whole = TurnEvent::Delta("yes".to_owned());
+            assert_eq!(events, if void { vec![TurnEvent::Restart, whole] } else { vec![whole] });
+        }
     });
 }
 

@@ -7,6 +7,9 @@
 //! *Who.* Whether a hit belongs to the share is decided by a hash of its turn's name and the entry: fair, and the same in
 //! every run.
 //!
+//! *What is served no more.* A hit that only one step less strictness would serve costs nothing to audit: its turn is answered in
+//! full anyway, and that answer is what it is compared with.
+//!
 //! *Agreement.* Both answers rest on the same article first, and the chunk that one cites first is among those that the
 //! other cites, by content. Their words may differ. An answer in full that was not found, that cites nothing, or that was
 //! made from a knowledge base that has changed since the hit, says nothing.
@@ -23,7 +26,7 @@ use turnflow_state::{Answer, ChunkId, ContentHash, EntryId, Source, Support, Ten
 
 use crate::bound::{Sample, index};
 use crate::commit::Price;
-use crate::message::{Ask, Candidate, Purpose, QuestionKey, RequestId, Resolution, owner_hash};
+use crate::message::{Ask, Candidate, Purpose, QuestionKey, RequestId, Resolution, Settled, owner_hash};
 use crate::shell::Mailbox;
 
 /// The bounds of one worker's audits.
@@ -52,6 +55,8 @@ pub struct AuditStats {
     pub disagreed: u64,
     /// Audits that said nothing.
     pub undecided: u64,
+    /// Hits that were served no more, and were compared with what their turns were answered.
+    pub overheard: u64,
     /// Audits that were turned away because the queue was full, or because the question was being audited.
     pub dropped: u64,
     /// Tokens that a tier read for them.
@@ -74,6 +79,7 @@ impl AuditStats {
         self.agreed += other.agreed;
         self.disagreed += other.disagreed;
         self.undecided += other.undecided;
+        self.overheard += other.overheard;
         self.dropped += other.dropped;
         self.input_tokens += other.input_tokens;
         self.output_tokens += other.output_tokens;
@@ -123,6 +129,20 @@ pub struct Suspect {
     sample: Sample,
 }
 
+/// Whose hit it was, what its audit says of the entry, and of the policy if it says anything.
+pub type Finding = (TenantId, Tested, Option<Sample>);
+
+impl Suspect {
+    fn compared(self, in_full: Option<&Settled>) -> Finding {
+        let agreed = in_full.and_then(|settled| {
+            let basis = settled.basis.as_ref().filter(|basis| basis.valid_at == self.valid_at)?;
+            agrees((&self.answer, &self.support), (&settled.answer, &basis.support))
+        });
+        let sample = agreed.map(|agreed| Sample { agreed, ..self.sample });
+        (self.ask.turn.tenant, Tested { entry: self.entry, agreed }, sample)
+    }
+}
+
 /// Chooses the hits that are audited, where they are decided.
 #[derive(Clone, Debug)]
 pub struct Sampler {
@@ -137,7 +157,8 @@ impl Sampler {
     pub fn consider(&self, ask: &Ask, hit: &Candidate, served: bool) {
         let turn = &ask.turn;
         let is_sampled = is_sampled(&(&turn.tenant, &turn.conversation, &turn.id, hit.entry), self.limits.share);
-        let (true, Some(vector)) = (is_sampled || hit.record.tried < self.limits.trusted_after, &ask.vector) else {
+        let is_wanted = is_sampled || !served || hit.record.tried < self.limits.trusted_after;
+        let (true, Some(vector)) = (is_wanted, &ask.vector) else {
             return;
         };
         // A scripted answer rests on nothing that could be compared.
@@ -178,6 +199,8 @@ pub struct Audits {
     queue: VecDeque<QuestionKey>,
     /// Those that wait and those that are under way.
     suspects: HashMap<QuestionKey, Suspect>,
+    /// Hits that were not served and whose turns are being answered, oldest first. Some of these never are.
+    withheld: VecDeque<Suspect>,
     stats: AuditStats,
 }
 
@@ -189,11 +212,19 @@ impl Audits {
     #[must_use]
     pub fn new(limits: AuditLimits, price: Price) -> Self {
         assert!(limits.in_flight_max > 0, "an audit needs a place");
-        Self { limits, price, queue: VecDeque::new(), suspects: HashMap::new(), stats: AuditStats::default() }
+        let (queue, suspects, withheld) = (VecDeque::new(), HashMap::new(), VecDeque::new());
+        Self { limits, price, queue, suspects, withheld, stats: AuditStats::default() }
     }
 
     /// Takes a hit that is to be audited, if there is room.
     pub fn want(&mut self, suspect: Suspect) {
+        if !suspect.sample.served {
+            self.withheld.push_back(suspect);
+            if self.withheld.len() > self.limits.queue_max {
+                self.withheld.pop_front();
+            }
+            return;
+        }
         let of_entry = self.suspects.values().filter(|other| other.entry == suspect.entry).count();
         if !suspect.is_sampled && suspect.tried as usize + of_entry >= self.limits.trusted_after as usize {
             return;
@@ -217,7 +248,7 @@ impl Audits {
     }
 
     /// A question that was asked has an answer, or none; gives what it says of the entry, and of the policy.
-    pub fn answered(&mut self, resolution: &Resolution) -> Option<(TenantId, Tested, Option<Sample>)> {
+    pub fn answered(&mut self, resolution: &Resolution) -> Option<Finding> {
         let suspect = self.suspects.remove(&resolution.key)?;
         let settled = resolution.result.as_ref();
         if let Some(settled) = settled {
@@ -226,17 +257,21 @@ impl Audits {
             self.stats.output_tokens += u64::from(usage.output_tokens);
             self.stats.cost_micros += self.price.cost_micros(usage);
         }
-        let agreed = settled.and_then(|settled| {
-            let basis = settled.basis.as_ref().filter(|basis| basis.valid_at == suspect.valid_at)?;
-            agrees((&suspect.answer, &suspect.support), (&settled.answer, &basis.support))
-        });
-        match agreed {
+        let found = suspect.compared(settled);
+        match found.1.agreed {
             Some(true) => self.stats.agreed += 1,
             Some(false) => self.stats.disagreed += 1,
             None => self.stats.undecided += 1,
         }
-        let sample = agreed.map(|agreed| Sample { agreed, ..suspect.sample });
-        Some((suspect.ask.turn.tenant, Tested { entry: suspect.entry, agreed }, sample))
+        Some(found)
+    }
+
+    /// A turn's question has an answer; gives what that says of the hit that was not served to it, if there was one.
+    pub fn overhear(&mut self, resolution: &Resolution) -> Option<Finding> {
+        let place = self.withheld.iter().position(|suspect| suspect.ask.key == resolution.key)?;
+        let suspect = self.withheld.remove(place)?;
+        self.stats.overheard += 1;
+        Some(suspect.compared(resolution.result.as_ref()))
     }
 
     fn in_flight(&self) -> usize {

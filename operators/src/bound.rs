@@ -18,7 +18,8 @@
 //! and Ramdas (2024, <https://doi.org/10.1093/jrsssb/qkad009>).
 //!
 //! *What it assumes.* That audits are a fair sample of the hits, given what came before. The first hits of an entry are
-//! audited more often than later ones; they are the riskier ones, so the rate is overstated, not understated. A
+//! audited more often than later ones, and what is served no more is always compared, for that costs nothing; these are the
+//! riskier ones, so the rate is overstated, not understated. A
 //! disagreement is not always an error: what is made in full may be the wrong one. So δ is the share of wrong hits plus the
 //! noise of the tier.
 //!

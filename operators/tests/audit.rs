@@ -147,6 +147,31 @@ fn audits_are_bounded_and_counted() {
     assert_eq!((stats.input_tokens, stats.output_tokens, stats.cost_micros), (20, 10, 12_000));
 }
 
+#[test]
+fn what_is_served_no_more_is_compared_with_its_turns_own_answer() {
+    let suspects = Mailbox::default();
+    let sampler = Sampler { limits: LIMITS, suspects: suspects.clone() };
+    let mut audits = Audits::new(LIMITS, Price::default());
+    let questions = ["a", "b", "c", "d"].map(|question| {
+        let mut asked = ask(1, "c", question, question);
+        asked.vector = Some([1.0].into());
+        sampler.consider(&asked, &hit(1, 7), false);
+        audits.want(suspects.take().expect("each of them"));
+        asked
+    });
+    assert!(audits.start().is_none() && audits.pending() == 0, "nothing is asked for it");
+    let other = || citing(&[("delivery", 0, "three days")], true);
+    let mut overheard = |at: usize| {
+        let of_turn = Resolution { purpose: Purpose::Turn, ..resolution(&questions[at], other(), 4) };
+        audits.overhear(&of_turn).map(|(_, tested, sample)| (tested.agreed, sample.map(|sample| sample.served)))
+    };
+    assert_eq!(overheard(0), None, "as many are remembered as may wait");
+    assert_eq!(overheard(1), Some((Some(false), Some(false))));
+    assert_eq!(overheard(1), None, "once");
+    let stats = audits.stats();
+    assert_eq!((stats.overheard, stats.made(), stats.output_tokens), (1, 0, 0));
+}
+
 /// Hits as they come: each with a margin above the calibrated level, and a chance to be wrong that depends on it.
 struct World {
     bound: Bound,

@@ -9,8 +9,10 @@ use std::sync::{Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use turnflow_models::Evidence;
-use turnflow_operators::audit::{AuditStats, Audits, DISAGREEMENTS_MAX, Tested};
+use turnflow_operators::audit::{AuditStats, Audits, DISAGREEMENTS_MAX, Finding, Tested};
 use turnflow_operators::bound::{BoundLimits, BoundStats, SharedBound};
+use turnflow_operators::message::{Purpose, QuestionKey};
+use turnflow_operators::validity::keeper::Proposal;
 use turnflow_state::{CacheLevel, TurnKey};
 
 use crate::shared::Shared;
@@ -58,6 +60,15 @@ impl SharedAudits {
 }
 
 impl Shared {
+    fn found(&self, question: &QuestionKey, (tenant, tested, sample): Finding) {
+        tracing::debug!(question = %question.text, entry = tested.entry.0, agreed = ?tested.agreed, "audited");
+        if let Some(sample) = sample {
+            self.audits.bound.lock().record(&tenant, sample);
+        }
+        self.audits.tell(tested);
+        self.wake();
+    }
+
     /// Waits until the audits of hits that were served before have ended, or were let go; ends when the workers do.
     async fn audited(&self) {
         self.heard_and(|audits| audits.pending.iter().all(|pending| pending.load(Ordering::Acquire) == 0)).await;
@@ -115,13 +126,9 @@ impl Driver {
             audits.want(suspect);
         }
         while let Some(resolution) = self.parts.boxes.audited.take() {
-            let Some((tenant, tested, sample)) = audits.answered(&resolution) else { continue };
-            tracing::debug!(question = %resolution.key.text, entry = tested.entry.0, agreed = ?tested.agreed, "audited");
-            if let Some(sample) = sample {
-                shared.audits.bound.lock().record(&tenant, sample);
+            if let Some(finding) = audits.answered(&resolution) {
+                shared.found(&resolution.key, finding);
             }
-            shared.audits.tell(tested);
-            shared.wake();
         }
         // What is answered anew goes first, and those that wait when the entrances are closed are dropped.
         let may_ask = self.refresh.as_ref().is_none_or(|refresh| refresh.pending() == 0);
@@ -135,6 +142,15 @@ impl Driver {
             }
         }
         self.publish_audits(round);
+    }
+
+    /// Compares an answer that is put forward with the hit that was not served to its turn.
+    pub(crate) fn overhear(&mut self, proposal: &Proposal) {
+        let of_turn = proposal.resolution.as_ref().filter(|resolution| resolution.purpose == Purpose::Turn);
+        let Some((audits, resolution)) = self.auditor.audits.as_mut().zip(of_turn) else { return };
+        if let Some(finding) = audits.overhear(resolution) {
+            self.parts.shared.found(&resolution.key, finding);
+        }
     }
 
     fn act_on(&mut self, tested: Tested) {

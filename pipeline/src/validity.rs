@@ -176,6 +176,7 @@ impl Driver {
             self.parts.shared.progress.notify_waiters();
         }
         while let Some(proposal) = self.parts.boxes.proposals.take() {
+            self.overhear(&proposal);
             self.propose(proposal);
             has_new = true;
         }

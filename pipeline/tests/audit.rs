@@ -166,6 +166,13 @@ fn too_many_wrong_hits_switch_similar_ones_off() {
             assert!(stats.audit.disagreed >= 4 && stats.bound.loosenings == 0, "{stats:?}");
             let withheld = ask(&pipeline, "withheld", "How can I return an item?").await;
             assert_eq!(level(&withheld), CacheLevel::Miss, "{withheld:?}");
+            // What would be served with one step less is compared with the turn's own answer, before that is kept.
+            let compared = pipeline.stats().audit.overheard;
+            let tracked = ask(&pipeline, "tracked", "Where can I see my parcel?").await;
+            assert_eq!(level(&tracked), CacheLevel::Miss, "{tracked:?}");
+            assert_eq!(level(&ask(&pipeline, "again", "Where can I see my parcel?").await), CacheLevel::Exact);
+            let audit = pipeline.stats().audit;
+            assert_eq!((audit.overheard, audit.queued, audit.in_flight), (compared + 1, 0, 0), "{audit:?}");
         },
     );
 }

@@ -18,6 +18,8 @@ pub struct AuditReport {
     pub disagreed: u64,
     /// Upper confidence bound of the share of hits that disagree, of late.
     pub disagreement_max: f64,
+    /// Hits that were served no more, and were compared with what their turns were answered.
+    pub overheard: u64,
     /// Audits that were turned away.
     pub dropped: u64,
     /// Entries that were no longer served to similar questions.
@@ -36,13 +38,14 @@ pub struct AuditReport {
 
 impl AuditReport {
     pub(super) fn of((audits, bound): &(AuditStats, BoundStats)) -> Option<Self> {
-        let AuditStats { agreed, disagreed, dropped, barred, thrown_away, cost_micros, .. } = *audits;
+        let AuditStats { agreed, disagreed, overheard, dropped, barred, thrown_away, cost_micros, .. } = *audits;
         let BoundStats { tightenings, loosenings, .. } = *bound;
-        (audits.made() + dropped > 0).then_some(Self {
+        (audits.made() + overheard + dropped > 0).then_some(Self {
             made: audits.made(),
             agreed,
             disagreed,
             disagreement_max: bound.disagreement_max(),
+            overheard,
             dropped,
             barred,
             thrown_away,
@@ -65,6 +68,7 @@ impl fmt::Display for AuditReport {
         let bound = "of hits disagree at most, of late (95 %)";
         rows.row("", percent(self.disagreement_max), bound);
         rows.row("  tier tokens", count(self.tokens_spent), "spent on them, and counted above");
+        rows.row_if(self.overheard, "  compared", "hits that were served no more, with what was answered instead");
         rows.row_if(self.barred, "  barred", "answers no longer served to similar questions");
         rows.row_if(self.thrown_away, "  thrown away", "answers that were found wrong again");
         rows.row_if(self.tightenings, "  stricter", "times that similar hits needed more");

@@ -142,8 +142,8 @@ impl World {
     fn new(config: &Config, store: Store, files: &turnflow_models::ModelFiles, entries: usize) -> Self {
         let tenant = tenant().expect("an id");
         let parts = Parts::open(config, store.clone(), files).expect("parts");
-        let mut questions = Mixture::new(&parts, fields(QUESTIONS, "text"));
-        let mut articles = Mixture::new(&parts, fields(SAMPLE_ARTICLES, "body"));
+        let mut questions = Mixture::new(&parts, &fields(QUESTIONS, "text"));
+        let mut articles = Mixture::new(&parts, &fields(SAMPLE_ARTICLES, "body"));
         let vectors: Vec<Arc<[f32]>> = (0..ARTICLES).map(|_| articles.next()).collect();
         for first in (0..ARTICLES).step_by(500) {
             let write = |number: usize| ArticleWrite {
@@ -283,7 +283,7 @@ struct Mixture {
 }
 
 impl Mixture {
-    fn new(parts: &Parts, texts: Vec<String>) -> Self {
+    fn new(parts: &Parts, texts: &[String]) -> Self {
         let encoded = texts.chunks(64).flat_map(|some| parts.encoder.encode_blocking(some.to_vec()).expect("encodes"));
         Self { real: encoded.collect(), state: 0x9E37_79B9_7F4A_7C15 }
     }

@@ -1,5 +1,7 @@
 //! `policy fit`, `policy eval` and `cache explain`, with the real encoder.
 
+#![expect(clippy::expect_used, reason = "helpers of tests fail loudly too")]
+
 use std::path::Path;
 use std::process::Command;
 

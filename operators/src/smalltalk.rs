@@ -136,7 +136,7 @@ impl SmallTalk {
         }
         let is = |kind: &[&str]| words.iter().any(|word| kind.contains(word));
         let belongs = |word: &&str| [GREETINGS, THANKS, FAREWELLS, FILLERS].iter().any(|kind| kind.contains(word));
-        if !words.iter().all(|word| belongs(word)) {
+        if !words.iter().all(belongs) {
             return None;
         }
         // Who says thanks and goodbye is leaving.

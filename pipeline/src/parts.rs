@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use turnflow_models::{MODEL_NAME,     AXES, Encoder, EncoderEngine, EncoderHandle, Extractive, ModelFiles, TierEngine, TierHandle, Verifier,
+use turnflow_models::{
+    AXES, Encoder, EncoderEngine, EncoderHandle, Extractive, MODEL_NAME, ModelFiles, TierEngine, TierHandle, Verifier,
     principal_axes,
 };
 use turnflow_operators::policy::{Clarity, Policy};

@@ -171,8 +171,7 @@ pub(crate) fn served(mut ask: Box<Ask>, answer: Answer, chunks_wanted: usize, st
             id: EntryId(0),
             scope: ask.key.scope,
             question: ask.turn.text.clone(),
-            // An answer that was not found may have been found in other words.
-            vector: answer.grounded.then(|| basis.vector.clone()),
+            vector: Some(basis.vector.clone()),
             answer: answer.clone(),
             support: basis.support.clone(),
             origin: ask.turn.key(),

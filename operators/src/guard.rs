@@ -17,7 +17,7 @@ impl Mentions {
     pub fn of(text: &str) -> Self {
         let words: Vec<&str> = words(text).collect();
         let folded: Vec<String> = words.iter().map(|word| fold(word)).collect();
-        let is_name = names(&folded);
+        let is_name = names(&words, &folded);
         let mention = |at: usize| {
             let beside_number = || {
                 let numbered = |at: usize| folded.get(at).is_some_and(|word| word.contains(char::is_numeric));
@@ -126,11 +126,13 @@ fn fold(word: &str) -> String {
 }
 
 /// Which words are of a person's name.
-fn names(folded: &[String]) -> Vec<bool> {
+fn names(words: &[&str], folded: &[String]) -> Vec<bool> {
     let mut is_name = vec![false; folded.len()];
     let mut mark = |from: usize| {
         for at in from..folded.len().min(from + NAME_WORDS_MAX) {
-            if NO_NAMES.contains(&folded[at].as_str()) || !folded[at].starts_with(char::is_alphabetic) {
+            // A second word is of the name only when it is written like one.
+            let goes_on = at == from || words[at].starts_with(char::is_uppercase);
+            if !goes_on || NO_NAMES.contains(&folded[at].as_str()) || !folded[at].starts_with(char::is_alphabetic) {
                 break;
             }
             is_name[at] = true;

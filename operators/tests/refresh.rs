@@ -119,7 +119,7 @@ fn an_answer_that_is_as_before_lives_again() {
         next(&mut refresh).expect("popular enough");
         let proposal = answered(&mut refresh, "q", answer(text)).expect("grounded");
         let entry = proposal.entry.as_ref().expect("to be kept");
-        assert_eq!((entry.refreshed, proposal.served, proposal.stored), (refreshed, 2, false), "{text}");
+        assert_eq!((entry.refreshed, proposal.served, proposal.stored), (refreshed, 3, false), "{text}");
         refresh.resolved(&proposal.resolution.expect("to be told"));
         let stats = refresh.stats();
         assert_eq!((stats.refreshed, stats.unchanged, refresh.pending()), (1, unchanged, 0), "{text}");

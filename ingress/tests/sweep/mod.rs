@@ -27,12 +27,17 @@ fn small() -> Small {
     });
     let path = dir.path().join("log.jsonl");
     fs::write(&path, lines.collect::<String>()).expect("written");
+    // The plain rule, whose setting decides about hits by itself.
+    fs::write(dir.path().join("rule.toml"), "[policy]\nverifier = \"none\"\n").expect("written");
     Small { log: path.display().to_string(), kb: sample("articles.jsonl").display().to_string(), dir }
 }
 
 impl Small {
     fn replay(&self, more: &[&str]) -> (i32, String, String) {
-        finish(turnflow().args(["replay", &self.log, "--kb", &self.kb, "--in-flight", "1"]).args(more))
+        let rule = self.dir.path().join("rule.toml").display().to_string();
+        finish(
+            turnflow().args(["--config", &rule, "replay", &self.log, "--kb", &self.kb, "--in-flight", "1"]).args(more),
+        )
     }
 
     /// What is printed, and the page.

@@ -244,7 +244,9 @@ impl Refresh {
             self.stats.cost_micros += self.price.cost_micros(usage);
         }
         let made = settled.and_then(|settled| Some((settled.basis.clone()?, settled.entry.take()?)));
-        let Some((basis, entry)) = made.filter(|_| !is_cached(&resolution.key)) else {
+        // An answer that is not found any more is for turns to miss, and to find again in other words.
+        let found = made.filter(|(_, entry)| entry.answer.grounded || !wanted.fallen.answer.grounded);
+        let Some((basis, entry)) = found.filter(|_| !is_cached(&resolution.key)) else {
             self.under_way.remove(&resolution.key);
             self.stats.dropped += 1;
             return None;

@@ -53,10 +53,10 @@ mod tests {
         };
         check(None, true, None);
         check(None, false, Some("none"));
-        check(Some(b"4"), false, None);
-        check(Some(b"04"), false, Some("04"));
-        check(Some(b"3"), false, Some("3"));
-        check(Some(b"5"), true, Some("5"));
+        check(Some(b"5"), false, None);
+        check(Some(b"05"), false, Some("05"));
+        check(Some(b"4"), false, Some("4"));
+        check(Some(b"6"), true, Some("6"));
         check(Some(b"\xff"), false, Some("\\xff"));
         check(Some(&[b'7'; 100]), false, Some(&"7".repeat(SHOWN_BYTES_MAX)));
     }

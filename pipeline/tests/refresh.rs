@@ -125,7 +125,9 @@ fn what_an_edit_takes_away_is_back_before_it_is_asked_for() {
                 edits += 1;
                 pipeline.refreshed().await;
                 let stats = pipeline.stats();
-                assert_eq!((stats.refresh.refreshed, stats.refresh.answers, stats.turns_in_flight), (edits, edits, 0));
+                assert_eq!((stats.refresh.refreshed, stats.turns_in_flight), (edits, 0));
+                // One that was begun before the edit could be searched is made again.
+                assert!(stats.refresh.answers >= edits, "{:?}", stats.refresh);
                 let hit = ask(&pipeline, &format!("c{version}"), QUESTION).await;
                 assert_eq!((hit.verdict.level, hit.verdict.refreshed), (CacheLevel::Exact, true), "{hit:?}");
                 assert!(hit.text.contains(takes), "{}", hit.text);

@@ -133,7 +133,8 @@ fn a_sweep_encodes_once_and_finds_what_single_replays_find() {
     assert_eq!(encoded, [&json!(0), &json!(0)]);
     let config = small.dir.path().join("turnflow.toml");
     for (place, value) in ["0.5", "0.9"].into_iter().enumerate() {
-        fs::write(&config, format!("[cache]\nsimilarity-min = {value}\n")).expect("written");
+        fs::write(&config, format!("[policy]\nverifier = \"none\"\n\n[cache]\nsimilarity-min = {value}\n"))
+            .expect("written");
         let (single, _) = small.report(&["--config", &config.display().to_string(), "--validity", "none"]);
         let swept = &sweep["runs"][place]["report"];
         for part in ["answered_by", "load_taken_off", "scores", "timeline"] {

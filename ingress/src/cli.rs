@@ -424,9 +424,9 @@ pub enum PolicyCommand {
     Eval(PolicyEvalArgs),
 }
 
-/// Arguments of `policy fit`.
+/// What a verifier is fitted to, or judged on.
 #[derive(Debug, Args)]
-pub struct PolicyFitArgs {
+pub struct ExampleArgs {
     /// Labelled questions, turns and pairs: JSON lines
     #[arg(value_name = "DATA.jsonl", required = true)]
     pub data: Vec<PathBuf>,
@@ -438,6 +438,14 @@ pub struct PolicyFitArgs {
     /// Take only rows of this source; may be given more than once
     #[arg(long, value_name = "NAME")]
     pub source: Vec<String>,
+}
+
+/// Arguments of `policy fit`.
+#[derive(Debug, Args)]
+pub struct PolicyFitArgs {
+    /// What it is fitted to.
+    #[command(flatten)]
+    pub examples: ExampleArgs,
 
     /// Where to write it; a configuration names it in policy.verifier
     #[arg(long, value_name = "FILE")]
@@ -455,21 +463,13 @@ pub struct PolicyFitArgs {
 /// Arguments of `policy eval`.
 #[derive(Debug, Args)]
 pub struct PolicyEvalArgs {
-    /// Pairs of questions: JSON lines
-    #[arg(value_name = "DATA.jsonl", required = true)]
-    pub data: Vec<PathBuf>,
+    /// What it is judged on: the pairs.
+    #[command(flatten)]
+    pub examples: ExampleArgs,
 
     /// The verifier [default: the one that ships]
     #[arg(long, value_name = "FILE")]
     pub verifier: Option<PathBuf>,
-
-    /// The knowledge base that the questions are about
-    #[arg(long, value_name = "KB.jsonl")]
-    pub kb: Option<PathBuf>,
-
-    /// Take only rows of this source; may be given more than once
-    #[arg(long, value_name = "NAME")]
-    pub source: Vec<String>,
 
     /// Draw a reliability diagram
     #[arg(long, value_name = "FILE.svg")]

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use serde::Serialize;
-use turnflow_state::{CacheLevel, Completion};
+use turnflow_state::{CacheLevel, Completion, Tier};
 
 use crate::replay::report::{PathLatency, count, millis, percent, share};
 use crate::replay::{Gold, Report, TurnResult};
@@ -51,7 +51,7 @@ impl Examples {
             (CacheLevel::Semantic, true) => &mut self.similar,
             (CacheLevel::Exact, true) => &mut self.same,
             (CacheLevel::Miss, true) if needed.is_some() && cited == needed => &mut self.written,
-            (CacheLevel::Miss, false) => &mut self.unknown,
+            (CacheLevel::Miss, false) if completion.tier != Tier::Scripted => &mut self.unknown,
             _ => return,
         };
         slot.get_or_insert_with(|| Example {

@@ -3,6 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use serde::Serialize;
+use turnflow_models::probability;
 
 /// Bins of a reliability diagram.
 const BINS: usize = 10;
@@ -115,7 +116,7 @@ impl Reliability {
         let probabilities: Vec<(f32, bool)> = scored
             .iter()
             .filter(|(score, _)| score.is_finite())
-            .map(|(score, same)| (1.0 / (1.0 + (-score).exp()), *same))
+            .map(|(score, same)| (probability(*score), *same))
             .collect();
         let bin = |at: usize| {
             let (from, to) = (at as f32 / BINS as f32, (at + 1) as f32 / BINS as f32);

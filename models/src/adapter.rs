@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::vector::dot;
+use crate::vector::to_unit;
 
 /// Which adapter stands behind the encoder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,14 +65,14 @@ impl Adapter {
             mapped.iter_mut().zip(row).for_each(|(sum, weight)| *sum += number * weight);
             rest = below;
         }
-        let length = dot(&mapped, &mapped).sqrt().max(f32::MIN_POSITIVE);
-        mapped.iter().map(|number| number / length).collect()
+        to_unit(mapped).into()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vector::dot;
 
     #[test]
     fn maps_to_unit_length_and_moves_a_little() {

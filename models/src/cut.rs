@@ -9,9 +9,6 @@ use unicode_segmentation::UnicodeSegmentation;
 
 use crate::tokenizer::TextTokenizer;
 
-/// Size of a chunk when nobody chooses, in word pieces: title and chunk together stay within the encoder's 256.
-pub const CHUNK_TOKENS_MAX_DEFAULT: usize = 200;
-
 /// Abbreviations after which a capital letter does not start a sentence, in lower case without the full stop.
 const ABBREVIATIONS: &[&str] = &[
     "approx", "art", "cf", "dept", "dr", "e.g", "est", "ext", "fig", "gen", "i.e", "max", "min", "mr", "mrs", "ms",

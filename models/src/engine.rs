@@ -78,7 +78,7 @@ impl EncoderEngine {
     /// # Errors
     /// [`ModelError::Thread`] when there is none; [`ModelError::Dimension`] when the adapter is for another encoder.
     pub fn start(encoder: Encoder, config: EncoderEngineConfig) -> Result<EncoderHandle, ModelError> {
-        start(encoder.adapted(config.adapter)?, config, 0)
+        Self::start_remembering(encoder, config, 0)
     }
 
     /// The same with a memo of `memo_bytes_max` bytes: each distinct text that fits is encoded once. It pays where the

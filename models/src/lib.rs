@@ -32,7 +32,7 @@ pub use axes::{AXES, principal_axes};
 pub use batch::{BatchBudget, plan_batches};
 pub use bert::BertConfig;
 pub use contrast::{ContrastOptions, train_map};
-pub use cut::{CHUNK_TOKENS_MAX_DEFAULT, sentences};
+pub use cut::sentences;
 pub use encoder::Encoder;
 pub use engine::{
     EncodeDone, EncodeJob, EncoderEngine, EncoderEngineConfig, EncoderHandle, EncoderStats, JOB_TEXTS_MAX,
@@ -45,9 +45,9 @@ pub use tier::{
     AnswerDone, Answerer, OnDelta, TierEngine, TierEngineConfig, TierHandle, TierJob, TierRequest, TierStats,
 };
 pub use tokenizer::{TOKENS_MAX, TextTokenizer};
-pub use vector::dot;
+pub use vector::{dot, to_unit};
 pub use verifier::{
     CONFIDENCE, Calibration, Comparison, Evidence, FitOptions, FitReport, FitStage, Level, PairExample, Profile,
-    QuestionExample, Reason, Verifier, fit, is_held_out, upper_bound,
+    QuestionExample, Reason, Verifier, fit, is_held_out, probability, upper_bound,
 };
 pub use weights::{MODEL_NAME, ModelFiles, ModelHome, default_home, ensure, verify};

@@ -22,6 +22,14 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
+/// Brings a vector to unit length; one of no length stays as it is.
+#[must_use]
+pub fn to_unit(mut vector: Vec<f32>) -> Vec<f32> {
+    let length = dot(&vector, &vector).sqrt().max(f32::MIN_POSITIVE);
+    vector.iter_mut().for_each(|number| *number /= length);
+    vector
+}
+
 #[cfg(test)]
 mod tests {
     use super::dot;

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use turnflow_models::Evidence;
 use turnflow_state::{Answer, ChunkId, ContentHash, EntryId, Source, Support, TenantId};
 
-use crate::bound::{Sample, index};
+use crate::bound::Sample;
 use crate::commit::Price;
 use crate::message::{Ask, Candidate, Purpose, QuestionKey, RequestId, Resolution, Settled, owner_hash};
 use crate::shell::Mailbox;
@@ -165,8 +165,8 @@ impl Sampler {
         if hit.answer.sources.is_empty() {
             return;
         }
-        let evidence = if hit.evidence.same_article { Evidence::SameArticle } else { Evidence::Unsure };
-        let sample = Sample { evidence, changes: hit.changes[index(evidence)], served, agreed: false };
+        let evidence = Evidence::of(hit.evidence.same_article);
+        let sample = Sample { evidence, changes: hit.changes[evidence.index()], served, agreed: false };
         let mut audit = Ask::new(NOBODY, turn.clone(), ask.key.scope, 0);
         audit.purpose = Purpose::Audit;
         audit.vector = Some(vector.clone());

@@ -206,7 +206,7 @@ impl Bound {
     pub fn record(&mut self, tenant: &TenantId, sample: Sample) {
         let limits = self.limits;
         let kinds = self.tenants.entry(tenant.clone()).or_insert_with(|| [0, 1].map(|_| Kind::new(&limits)));
-        let kind = &mut kinds[index(sample.evidence)];
+        let kind = &mut kinds[sample.evidence.index()];
         if sample.changes != kind.changes {
             return;
         }
@@ -246,7 +246,7 @@ impl Bound {
         }
         *(if is_good { &mut self.stats.judged_good } else { &mut self.stats.judged_wrong }) += 1;
         if let Some(evidence) = similar {
-            let changes = self.strictness(&turn.tenant).changes[index(evidence)];
+            let changes = self.strictness(&turn.tenant).changes[evidence.index()];
             self.record(&turn.tenant, Sample { evidence, changes, served: true, agreed: is_good });
         }
         true
@@ -263,12 +263,6 @@ impl Bound {
         }
         stats
     }
-}
-
-/// The place of a kind in [`Strictness`].
-#[must_use]
-pub const fn index(evidence: Evidence) -> usize {
-    evidence as usize
 }
 
 /// The controllers as the workers share them.

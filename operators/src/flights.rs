@@ -228,7 +228,12 @@ fn best<'a>(
             found = Some((at, similarity, evidence));
         }
     }
-    found.map(|(at, similarity, evidence)| (&mut flights[at], similarity, evidence))
+    found.map(|(at, similarity, evidence)| {
+        let flight = &mut flights[at];
+        let led = flight.prepared.as_ref();
+        let reasons = led.map_or_else(Vec::new, |led| policy.reasons(&asked, led, similarity));
+        (flight, similarity, HitEvidence { reasons, ..evidence })
+    })
 }
 
 fn answered(follower: Follower, settled: &Settled, now_us: u64) -> Outcome {

@@ -16,15 +16,17 @@ impl Mentions {
     #[must_use]
     pub fn of(text: &str) -> Self {
         let words: Vec<&str> = words(text).collect();
-        let folded: Vec<String> = words.iter().map(|word| fold(word)).collect();
+        let normal: Vec<String> = words.iter().map(|word| turnflow_state::normalise(word)).collect();
+        // Without a possessive ending.
+        let folded: Vec<&str> = normal.iter().map(|word| word.trim_end_matches("'s").trim_end_matches('.')).collect();
         let is_name = names(&words, &folded);
         let mention = |at: usize| {
             let beside_number = || {
                 let numbered = |at: usize| folded.get(at).is_some_and(|word| word.contains(char::is_numeric));
                 numbered(at + 1) || at.checked_sub(1).is_some_and(numbered)
             };
-            let is_month = MONTHS_AND_VERBS.contains(&folded[at].as_str()) && beside_number();
-            if is_name[at] || is_month { Some(folded[at].clone()) } else { mention(words[at]) }
+            let is_month = MONTHS_AND_VERBS.contains(&folded[at]) && beside_number();
+            if is_name[at] || is_month { Some(folded[at].to_owned()) } else { mention(words[at], &normal[at]) }
         };
         Self((0..words.len()).filter_map(mention).collect())
     }
@@ -42,7 +44,7 @@ impl std::fmt::Display for Mentions {
     }
 }
 
-const NUMBER_WORDS: &[&str] = &[
+const COUNTS_AND_DAYS: &[&str] = &[
     "two",
     "three",
     "four",
@@ -119,27 +121,21 @@ const NO_NAMES: &[&str] =
 /// Most words of a name.
 const NAME_WORDS_MAX: usize = 2;
 
-/// A word in normal form, without a possessive ending.
-fn fold(word: &str) -> String {
-    let folded = turnflow_state::normalise(word);
-    folded.trim_end_matches("'s").trim_end_matches('.').to_owned()
-}
-
 /// Which words are of a person's name.
-fn names(words: &[&str], folded: &[String]) -> Vec<bool> {
+fn names(words: &[&str], folded: &[&str]) -> Vec<bool> {
     let mut is_name = vec![false; folded.len()];
     let mut mark = |from: usize| {
         for at in from..folded.len().min(from + NAME_WORDS_MAX) {
             // A second word is of the name only when it is written like one.
             let goes_on = at == from || words[at].starts_with(char::is_uppercase);
-            if !goes_on || NO_NAMES.contains(&folded[at].as_str()) || !folded[at].starts_with(char::is_alphabetic) {
+            if !goes_on || NO_NAMES.contains(&folded[at]) || !folded[at].starts_with(char::is_alphabetic) {
                 break;
             }
             is_name[at] = true;
         }
     };
     for at in 0..folded.len() {
-        if TITLES.contains(&folded[at].as_str()) {
+        if TITLES.contains(&folded[at]) {
             mark(at + 1);
         }
         for introduction in INTRODUCTIONS {
@@ -152,16 +148,15 @@ fn names(words: &[&str], folded: &[String]) -> Vec<bool> {
     is_name
 }
 
-/// The word as far as it must agree; None for a word that may differ.
-fn mention(word: &str) -> Option<String> {
+/// The word, given in normal form too, as far as it must agree; None for a word that may differ.
+fn mention(word: &str, folded: &str) -> Option<String> {
     let is_id = |word: &str| {
         let letters = word.chars().filter(|c| c.is_alphabetic());
         word.contains(['-', '_']) && letters.clone().count() >= 3 && letters.clone().all(char::is_uppercase)
     };
-    let folded = turnflow_state::normalise(word);
     let numbered = folded.chars().any(char::is_numeric);
     let addressed = folded.contains('@') || folded.contains("://");
-    let counted = NUMBER_WORDS.contains(&folded.as_str());
+    let counted = COUNTS_AND_DAYS.contains(&folded);
     (numbered || addressed || counted || folded.starts_with('#') || is_id(word))
         .then(|| folded.trim_start_matches('#').to_owned())
 }

@@ -94,39 +94,54 @@ impl Stage for Search {
     fn push(&mut self, query: Box<Query>, _now_us: u64, out: &mut Vec<Found>) {
         let mut shard = self.shard.borrow_mut();
         let (policy, valid_at) = (shard.policy().clone(), shard.valid_at());
-        let mut hit: Option<Candidate> = None;
-        let mut withheld: Option<Candidate> = None;
+        let mut hit: Option<Judged<'_>> = None;
+        let mut withheld: Option<Judged<'_>> = None;
         let Strictness { extra, trial, changes } = query.strictness;
         let mut near_miss = None;
         for (entry, similarity) in shard.nearest(query.scope, &query.vector, CANDIDATES_MAX, query.at_ms) {
             let is_barred = entry.record.disagreed > 0;
             let judge = |extra| policy.judge(&query.question, &entry.prepared, similarity, extra);
-            let made = |evidence| candidate(entry, similarity, evidence, valid_at, query.at_ms, changes);
-            let is_better = |best: &Option<Candidate>, evidence: &HitEvidence| {
-                best.as_ref().is_none_or(|best| evidence.log_odds > best.evidence.log_odds)
-            };
-            let reason = match judge(extra) {
-                Ok(_) if is_barred => "its answer was found wrong for another question".to_owned(),
+            let refusal = match judge(extra) {
+                Ok(_) if is_barred => None,
                 Ok(evidence) => {
-                    if is_better(&hit, &evidence) {
-                        hit = Some(made(evidence));
-                    }
+                    keep_best(&mut hit, (entry, similarity, evidence));
                     continue;
                 }
-                Err(reason) => {
-                    let spared = if is_barred || trial == extra { None } else { judge(trial).ok() };
-                    if let Some(evidence) = spared.filter(|evidence| is_better(&withheld, evidence)) {
-                        withheld = Some(made(evidence));
+                Err(refusal) => {
+                    if !is_barred
+                        && trial != extra
+                        && let Ok(evidence) = judge(trial)
+                    {
+                        keep_best(&mut withheld, (entry, similarity, evidence));
                     }
-                    reason
+                    Some(refusal)
                 }
             };
-            near_miss.get_or_insert((similarity, reason));
+            near_miss.get_or_insert((entry, similarity, refusal));
         }
+        let made = |(entry, similarity, evidence): Judged<'_>| {
+            let reasons = policy.reasons(&query.question, &entry.prepared, similarity);
+            candidate(entry, similarity, HitEvidence { reasons, ..evidence }, valid_at, query.at_ms, changes)
+        };
+        let (hit, withheld) = (hit.map(made), withheld.map(made));
+        let near_miss = near_miss.filter(|_| hit.is_none()).map(|(entry, similarity, refusal)| {
+            let explain = |refusal| policy.explain(refusal, &query.question, &entry.prepared, similarity);
+            let barred = || "its answer was found wrong for another question".to_owned();
+            (similarity, refusal.map_or_else(barred, explain))
+        });
         if let Some(hit) = &hit {
             shard.served(hit.entry);
         }
         out.push(Found { request: query.request, asker: query.asker, hit, withheld, near_miss });
+    }
+}
+
+/// An entry that may serve, or might: with its cosine and what speaks for it.
+type Judged<'a> = (&'a Remembered, f32, HitEvidence);
+
+fn keep_best<'a>(best: &mut Option<Judged<'a>>, judged: Judged<'a>) {
+    if best.as_ref().is_none_or(|(_, _, best)| judged.2.log_odds > best.log_odds) {
+        *best = Some(judged);
     }
 }
 

@@ -9,14 +9,10 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use turnflow_models::{Evidence, Level, Profile, Verifier};
+use turnflow_models::{Evidence, Level, Profile, Verifier, probability};
 use turnflow_state::{ArticleId, HitEvidence, HitReason, ScoredChunk};
 
-use crate::bound::index;
 use crate::guard::Mentions;
-
-/// Why nothing is served.
-const SWITCHED_OFF: &str = "audits found that too many of such hits were wrong";
 
 /// When a question is clearly about an article.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -94,52 +90,43 @@ impl Policy {
     /// Whether a question may be answered with another's answer; `similarity` is the cosine of their vectors. What is
     /// needed grows by `extra` log odds, by [`Evidence`]. The plain rule knows no odds: for it, any extra is too much.
     ///
+    /// What decided is left out of the evidence and of the refusal, because it takes far longer to tell than to judge, and
+    /// is told of one pair at most: see [`Policy::reasons`] and [`Policy::explain`].
+    ///
     /// # Errors
-    /// Why not, for the verdict.
+    /// Why not.
     pub fn judge(
         &self,
         asked: &Prepared,
         cached: &Prepared,
         similarity: f32,
         extra: [f32; 2],
-    ) -> Result<HitEvidence, String> {
+    ) -> Result<HitEvidence, Refusal> {
         if asked.mentions != cached.mentions {
-            return Err(format!("this one mentions {}, that one {}", asked.mentions, cached.mentions));
+            return Err(Refusal::Mentions);
         }
-        let (Some(verifier), Some(a), Some(b)) = (&self.verifier, &asked.profile, &cached.profile) else {
+        let Some((verifier, a, b)) = self.verified(asked, cached) else {
             return if similarity < self.similarity_min {
-                Err(format!("{:.2} is required", self.similarity_min))
-            } else if extra[index(Evidence::Unsure)] > 0.0 {
-                Err(SWITCHED_OFF.to_owned())
+                Err(Refusal::Similarity)
+            } else if extra[Evidence::Unsure.index()] > 0.0 {
+                Err(Refusal::SwitchedOff)
             } else {
                 Ok(HitEvidence::by_similarity(similarity))
             };
         };
         let evidence = verifier.evidence((a, asked.about.as_ref()), (b, cached.about.as_ref()));
-        let same_article = evidence == Evidence::SameArticle;
-        let level = &self.levels[usize::from(!same_article)];
-        let comparison = verifier.compare(a, b, similarity);
-        let Some(level) = level else {
-            return Err(format!("{evidence}, and without that no score keeps the error below {}", percent(self.delta)));
+        let Some(level) = &self.levels[evidence.index()] else {
+            return Err(Refusal::NoLevel(evidence));
         };
-        let extra = extra[index(evidence)];
+        let extra = extra[evidence.index()];
         if extra.is_infinite() {
-            return Err(SWITCHED_OFF.to_owned());
+            return Err(Refusal::SwitchedOff);
         }
+        let comparison = verifier.compare(a, b, similarity);
         let log_odds_min = level.log_odds_min + extra;
         let required = probability(log_odds_min);
-        let reasons = || {
-            let reasons = verifier.reasons(a, b, &comparison).into_iter();
-            reasons.map(|reason| HitReason { name: reason.name.to_owned(), value: reason.value, weight: reason.weight })
-        };
         if comparison.log_odds < log_odds_min {
-            let against: Vec<String> = reasons().filter(|reason| reason.weight < 0.0).map(|r| r.to_string()).collect();
-            let against =
-                if against.is_empty() { String::new() } else { format!("; against it: {}", against.join(", ")) };
-            return Err(format!(
-                "one answer serves both with a probability of {:.4}, and {required:.4} is required where {evidence}{against}",
-                comparison.probability()
-            ));
+            return Err(Refusal::Unlikely { evidence, required });
         }
         Ok(HitEvidence {
             probability: comparison.probability(),
@@ -147,17 +134,77 @@ impl Policy {
             required,
             #[expect(clippy::cast_possible_truncation, reason = "a rate from 0 to 1")]
             error_max: level.error_max as f32,
-            same_article,
-            reasons: reasons().collect(),
+            same_article: evidence == Evidence::SameArticle,
+            reasons: Vec::new(),
             age_ms: 0,
             audits: 0,
             agreed: 0,
         })
     }
+
+    /// The verifier and what it makes of both questions; None where the plain rule decides.
+    fn verified<'a>(
+        &'a self,
+        asked: &'a Prepared,
+        cached: &'a Prepared,
+    ) -> Option<(&'a Verifier, &'a Profile, &'a Profile)> {
+        Some((self.verifier.as_deref()?, asked.profile.as_ref()?, cached.profile.as_ref()?))
+    }
+
+    /// What decided about two questions, the strongest first; nothing where the plain rule did.
+    #[must_use]
+    pub fn reasons(&self, asked: &Prepared, cached: &Prepared, similarity: f32) -> Vec<HitReason> {
+        let Some((verifier, a, b)) = self.verified(asked, cached) else { return Vec::new() };
+        let reasons = verifier.reasons(a, b, &verifier.compare(a, b, similarity)).into_iter();
+        reasons
+            .map(|reason| HitReason { name: reason.name.to_owned(), value: reason.value, weight: reason.weight })
+            .collect()
+    }
+
+    /// A refusal in words, for the verdict.
+    #[must_use]
+    pub fn explain(&self, refusal: Refusal, asked: &Prepared, cached: &Prepared, similarity: f32) -> String {
+        match refusal {
+            Refusal::Mentions => format!("this one mentions {}, that one {}", asked.mentions, cached.mentions),
+            Refusal::Similarity => format!("{:.2} is required", self.similarity_min),
+            Refusal::SwitchedOff => "audits found that too many of such hits were wrong".to_owned(),
+            Refusal::NoLevel(evidence) => {
+                format!("{evidence}, and without that no score keeps the error below {}", percent(self.delta))
+            }
+            Refusal::Unlikely { evidence, required } => {
+                let compared = self.verified(asked, cached).map(|(verifier, a, b)| verifier.compare(a, b, similarity));
+                let found = compared.map_or(0.0, |comparison| comparison.probability());
+                let reasons = self.reasons(asked, cached, similarity);
+                let against: Vec<String> =
+                    reasons.iter().filter(|reason| reason.weight < 0.0).map(ToString::to_string).collect();
+                let against =
+                    if against.is_empty() { String::new() } else { format!("; against it: {}", against.join(", ")) };
+                format!(
+                    "one answer serves both with a probability of {found:.4}, and {required:.4} is required where {evidence}{against}"
+                )
+            }
+        }
+    }
 }
 
-fn probability(log_odds: f32) -> f32 {
-    1.0 / (1.0 + (-log_odds).exp())
+/// Why a question may not be answered with another's answer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Refusal {
+    /// They mention different things.
+    Mentions,
+    /// Their cosine is too small for the plain rule.
+    Similarity,
+    /// Audits switched such hits off.
+    SwitchedOff,
+    /// No score keeps the error of such hits below δ.
+    NoLevel(Evidence),
+    /// It is not likely enough that one answer serves both.
+    Unlikely {
+        /// What the knowledge base says of them.
+        evidence: Evidence,
+        /// The probability that is required.
+        required: f32,
+    },
 }
 
 fn percent(share: f64) -> String {

@@ -217,13 +217,17 @@ const CLOSINGS: &[&str] = &["thank", "thanks", "thx", "bye", "goodbye"];
 /// Phrases whose pronoun refers to nothing.
 const EXPLETIVES: &[&str] = &["is it possible", "would it be possible", "it possible to"];
 
+/// The words of a text in normal form: letters and digits, with the apostrophes among them.
+pub(crate) fn words_of(text: &str) -> Vec<&str> {
+    text.split(|c: char| !c.is_alphanumeric() && c != '\'').filter(|word| !word.is_empty()).collect()
+}
+
 /// Whether a text that is not the first of its conversation leans on what was said before, by a plain rule: it is
 /// short, and opens with a connective or contains a pronoun that refers back.
 #[must_use]
 pub fn leans(text: &str) -> bool {
     let text = turnflow_state::normalise(text);
-    let words: Vec<&str> =
-        text.split(|c: char| !c.is_alphanumeric() && c != '\'').filter(|word| !word.is_empty()).collect();
+    let words = words_of(&text);
     if words.iter().any(|word| CLOSINGS.contains(word)) || EXPLETIVES.iter().any(|phrase| text.contains(phrase)) {
         return false;
     }

@@ -139,11 +139,11 @@ impl Shard {
     ) -> Result<Vec<Forgotten>, StateError> {
         let key = QuestionKey::new(entry.scope, &entry.question);
         let weight = entry.weight_bytes();
-        let prepared = self.policy.prepare(&entry.question, entry.vector.as_deref(), entry.about);
-        let bytes = weight + prepared.bytes();
         // What was not found may be found in other words.
-        let is_shared = self.limits.similar && entry.answer.grounded;
-        if let Some(vector) = entry.vector.filter(|_| is_shared) {
+        let shared = entry.vector.filter(|_| self.limits.similar && entry.answer.grounded);
+        let prepared = self.policy.prepare(&entry.question, shared.as_deref(), entry.about);
+        let bytes = weight + prepared.bytes();
+        if let Some(vector) = shared {
             let index = self.by_vector.entry(entry.scope).or_insert_with(|| VectorIndex::new(INDEX));
             index.insert(entry.id, vector)?;
         }

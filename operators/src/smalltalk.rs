@@ -7,6 +7,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::recall::words_of;
+
 /// What is said to small talk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -128,8 +130,7 @@ impl SmallTalk {
             return None;
         }
         let text = turnflow_state::normalise(text);
-        let words: Vec<&str> =
-            text.split(|c: char| !c.is_alphanumeric() && c != '\'').filter(|word| !word.is_empty()).collect();
+        let words = words_of(&text);
         let words = without_name(&words);
         if words.len() > WORDS_MAX {
             return None;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use support::{answer, ask, basis, turn};
 use turnflow_models::Evidence;
 use turnflow_operators::audit::{AuditLimits, Audits, Record, Sampler, Suspect, Tested, agrees};
-use turnflow_operators::bound::{AUDITS_PER_FALSE_ALARM, Bound, BoundLimits, Sample, Strictness, index};
+use turnflow_operators::bound::{AUDITS_PER_FALSE_ALARM, Bound, BoundLimits, Sample, Strictness};
 use turnflow_operators::commit::Price;
 use turnflow_operators::message::{Basis, Candidate, Purpose, Resolution, Settled};
 use turnflow_operators::shell::Mailbox;
@@ -185,7 +185,7 @@ impl World {
 
     fn strictness(&self) -> (f32, f32, u32) {
         let Strictness { extra, trial, changes } = self.bound.strictness(&tenant());
-        let at = index(Evidence::SameArticle);
+        let at = Evidence::SameArticle.index();
         (extra[at], trial[at], changes[at])
     }
 

@@ -239,7 +239,8 @@ fn policy_names_its_reason() {
     let policy = policy(0.95);
     let judge = |a: &str, b: &str, similarity: f32| {
         let [a, b] = [a, b].map(|text| policy.prepare(text, None, None));
-        policy.judge(&a, &b, similarity, [0.0; 2]).map(drop)
+        let judged = policy.judge(&a, &b, similarity, [0.0; 2]).map(drop);
+        judged.map_err(|refusal| policy.explain(refusal, &a, &b, similarity))
     };
     assert_eq!(judge("a", "b", 0.95), Ok(()));
     assert_eq!(judge("a", "b", 0.94), Err("0.95 is required".into()));

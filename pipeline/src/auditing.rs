@@ -80,14 +80,10 @@ impl Shared {
     async fn heard_and(&self, holds: impl Fn(&SharedAudits) -> bool) {
         let round = self.audits.rounds.fetch_add(1, Ordering::AcqRel) + 1;
         self.wake();
-        loop {
-            let progress = self.progress.notified();
-            let have_heard = self.audits.heard.iter().all(|heard| heard.load(Ordering::Acquire) >= round);
-            if (have_heard && holds(&self.audits)) || self.closed.load(Ordering::Acquire) {
-                return;
-            }
-            progress.await;
-        }
+        self.until(|| {
+            self.audits.heard.iter().all(|heard| heard.load(Ordering::Acquire) >= round) && holds(&self.audits)
+        })
+        .await;
     }
 }
 
@@ -218,7 +214,7 @@ impl Pipeline {
         let similar = verdict
             .evidence
             .filter(|_| verdict.level == CacheLevel::Semantic)
-            .map(|evidence| if evidence.same_article { Evidence::SameArticle } else { Evidence::Unsure });
+            .map(|evidence| Evidence::of(evidence.same_article));
         let shared = &self.0.validity;
         if !shared.audits.bound.lock().judge(&turn, similar, is_good) {
             return Ok(Feedback::Repeated);

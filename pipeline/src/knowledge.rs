@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use tokio::sync::{broadcast, oneshot};
+use turnflow_models::to_unit;
 use turnflow_operators::validity::Invalidated;
 use turnflow_state::{
     Applied, Article, ArticleId, ArticleOutcome, ArticleWrite, Chunk, ContentHash, NewChunk, NewContent, ScoredChunk,
@@ -393,10 +394,8 @@ const TITLE_SHARE: f32 = 0.4;
 
 /// A chunk's vector: its title's and its text's, brought to unit length.
 fn mixed(title: &[f32], text: &[f32]) -> Arc<[f32]> {
-    let sum: Vec<f32> =
-        title.iter().zip(text).map(|(title, text)| TITLE_SHARE * title + (1.0 - TITLE_SHARE) * text).collect();
-    let length = sum.iter().map(|number| number * number).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
-    sum.into_iter().map(|number| number / length).collect()
+    let sum = title.iter().zip(text).map(|(title, text)| TITLE_SHARE * title + (1.0 - TITLE_SHARE) * text);
+    to_unit(sum.collect()).into()
 }
 
 fn embed(parts: &Parts, cut: &mut [(ArticleDraft, Vec<Piece>)]) -> Result<(), PipelineError> {

@@ -48,6 +48,8 @@ pub(crate) struct Shared {
     pub(crate) epoch: AtomicU64,
     /// The knowledge base's epoch that is acknowledged: nothing is served that a change up to it made invalid.
     pub(crate) acknowledged: AtomicU64,
+    /// The knowledge base's epoch of the last change that was put in line; searches may not find it yet.
+    pub(crate) submitted: AtomicU64,
     pub(crate) workers: Mutex<Vec<Option<Thread>>>,
     pub(crate) changes: (Sender<Change>, Receiver<Change>),
     pub(crate) questions: Vec<(Sender<Question>, Receiver<Question>)>,
@@ -89,6 +91,7 @@ impl Shared {
         Self {
             epoch: AtomicU64::new(FIRST_EPOCH),
             acknowledged: AtomicU64::new(knowledge_epoch),
+            submitted: AtomicU64::new(knowledge_epoch),
             workers: Mutex::new(vec![None; workers]),
             changes: bounded(knowledge.writes_waiting_max),
             questions: (0..workers).map(|_| unbounded()).collect(),
@@ -105,6 +108,8 @@ impl Shared {
 
     /// Puts a change in line; waits while the line is full. Changes are put in line in the order of their epochs.
     pub(crate) fn submit(&self, change: Change) {
+        // Before anything can fall by it.
+        self.submitted.store(change.change.epoch, Ordering::Release);
         // The receiver lives here, so sending cannot fail.
         let _ = self.changes.0.send(change);
         self.wake();
@@ -146,11 +151,18 @@ impl Shared {
         // What an acknowledged change made invalid fell before this epoch. A worker has handed it over when it has queued
         // what of it is to be answered anew.
         let epoch = self.epoch.load(Ordering::Acquire);
+        self.until(|| {
+            let has_met = self.handed_over.iter().all(|met| met.load(Ordering::Acquire) >= epoch);
+            has_met && self.refreshing.iter().all(|pending| pending.load(Ordering::Acquire) == 0)
+        })
+        .await;
+    }
+
+    /// Waits until something holds that the workers' progress brings about; ends when the workers do.
+    pub(crate) async fn until(&self, holds: impl Fn() -> bool) {
         loop {
             let progress = self.progress.notified();
-            let has_met = self.handed_over.iter().all(|met| met.load(Ordering::Acquire) >= epoch);
-            let is_done = has_met && self.refreshing.iter().all(|pending| pending.load(Ordering::Acquire) == 0);
-            if is_done || self.closed.load(Ordering::Acquire) {
+            if holds() || self.closed.load(Ordering::Acquire) {
                 return;
             }
             progress.await;

@@ -257,8 +257,11 @@ impl Driver {
         let is_cached = |key: &QuestionKey| shard.borrow().contains(key);
         let answered = std::iter::from_fn(|| self.parts.boxes.answered.take());
         let proposals: Vec<_> = answered.filter_map(|answered| refresh.answered(answered, is_cached)).collect();
-        // Those that wait when the entrances are closed are dropped.
-        while !shared.closed.load(Ordering::Acquire)
+        // What is asked before searches find the change that it fell by would fall again. Those that wait when the entrances
+        // are closed are dropped.
+        let is_searchable = self.parts.knowledge.epoch() >= shared.submitted.load(Ordering::Acquire);
+        while is_searchable
+            && !shared.closed.load(Ordering::Acquire)
             && let Some(ask) = refresh.next(shared.acknowledged(), is_cached)
         {
             if self.parts.background.send(ask).is_err() {

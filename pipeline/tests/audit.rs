@@ -6,7 +6,7 @@ mod support;
 
 use std::future::Future;
 
-use support::{asked, config, files, import, tenant, turn};
+use support::{ask, config, files, import, tenant, turn};
 use turnflow_pipeline::{Config, Feedback, Parts, Pipeline};
 use turnflow_state::{CacheLevel, Completion, ConversationId, Store, TurnKey};
 
@@ -39,10 +39,6 @@ fn at_each<F: Future<Output = ()>>(adjust: impl Fn(&mut Config), test: impl Fn(P
             pipeline.shutdown().await;
         });
     }
-}
-
-async fn ask(pipeline: &Pipeline, conversation: &str, question: &str) -> Completion {
-    asked(pipeline, turn(conversation, "1", question)).await
 }
 
 fn key(conversation: &str) -> TurnKey {

@@ -8,7 +8,7 @@ use std::future::Future;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use support::{article, asked, config, ended, files, import, tenant, turn};
+use support::{article, asked, config, delivery, ended, files, import, tenant, turn};
 use tokio::sync::watch;
 use turnflow_models::{Answerer, Extractive, ModelError, TierEngine, TierRequest};
 use turnflow_pipeline::{Config, Parts, Pipeline, TurnStream};
@@ -154,10 +154,6 @@ async fn answers(streams: Vec<TurnStream>) -> Vec<Completion> {
 
 fn levels(completions: &[Completion], level: CacheLevel) -> usize {
     completions.iter().filter(|completion| completion.verdict.level == level).count()
-}
-
-fn delivery(takes: &str) -> turnflow_pipeline::ArticleDraft {
-    article("delivery", "Delivery times", &format!("Delivery takes {takes}."))
 }
 
 #[test]

@@ -4,30 +4,12 @@
 
 mod support;
 
-use support::{article, articles, asked, at_each, config, ended, files, import, tenant, turn};
+use support::{article, articles, asked, at_each, cached, config, delete, ended, files, import, tenant, turn, write};
 use tokio::sync::broadcast::error::TryRecvError;
-use turnflow_pipeline::{ArticleDraft, DraftError, Fall, Parts, Pipeline, PipelineError, Receipt, Validity};
-use turnflow_state::{ArticleId, CacheLevel, Completion, Store, TenantId, WriteRefused};
+use turnflow_pipeline::{ArticleDraft, DraftError, Fall, Parts, Pipeline, PipelineError, Validity};
+use turnflow_state::{ArticleId, CacheLevel, Store, TenantId, WriteRefused};
 
 const QUESTION: &str = "How long does delivery take?";
-
-async fn write(pipeline: &Pipeline, draft: ArticleDraft) -> Receipt {
-    let receipt = pipeline.knowledge().write(&tenant(), vec![draft]).await.expect("written");
-    assert!(receipt.outcomes.iter().all(Result::is_ok), "{receipt:?}");
-    receipt
-}
-
-/// Asks a question until its answer comes from the cache; gives the first answer.
-async fn cached(pipeline: &Pipeline, conversation: &str, question: &str) -> Completion {
-    let first = asked(pipeline, turn(conversation, "1", question)).await;
-    let again = asked(pipeline, turn(&format!("{conversation}-again"), "1", question)).await;
-    assert_eq!(again.verdict.level, CacheLevel::Exact);
-    first
-}
-
-fn delete(id: &str) -> ArticleDraft {
-    ArticleDraft { id: ArticleId::new(id).expect("valid"), content: None, expected_version: None }
-}
 
 #[test]
 fn a_changed_article_is_answered_anew_and_the_rest_stays() {

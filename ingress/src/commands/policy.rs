@@ -27,8 +27,8 @@ const BATCH: usize = 256;
 const DELTAS: [f64; 4] = [0.005, 0.01, 0.02, 0.05];
 
 pub(super) fn run_fit(context: &Context, args: &PolicyFitArgs) -> Result<(), Failure> {
-    let examples = Examples::read(&args.data, &args.source)?;
-    let prepared = prepare(context, &examples, args.kb.as_ref())?;
+    let examples = Examples::read(&args.examples.data, &args.examples.source)?;
+    let prepared = prepare(context, &examples, args.examples.kb.as_ref())?;
     let questions: Vec<(usize, QuestionExample)> = prepared
         .iter()
         .enumerate()
@@ -69,12 +69,12 @@ pub(super) fn run_fit(context: &Context, args: &PolicyFitArgs) -> Result<(), Fai
 }
 
 pub(super) fn run_eval(context: &Context, args: &PolicyEvalArgs) -> Result<(), Failure> {
-    let examples = Examples::read(&args.data, &args.source)?;
+    let examples = Examples::read(&args.examples.data, &args.examples.source)?;
     let verifier = match &args.verifier {
         None => Verifier::shop(),
         Some(path) => Verifier::load(path)?,
     };
-    let prepared = prepare(context, &examples, args.kb.as_ref())?;
+    let prepared = prepare(context, &examples, args.examples.kb.as_ref())?;
     let profiles: Vec<_> =
         examples.texts.iter().zip(&prepared).map(|(text, prepared)| verifier.profile(text, &prepared.vector)).collect();
     let judged: Vec<Judged<'_>> = examples
@@ -122,7 +122,11 @@ pub(super) fn run_explain(context: &Context, args: &ExplainArgs) -> Result<(), F
     };
     let ready = |at: usize, text: &Text| policy.prepare(&examples.texts[at], Some(&text.vector), text.article.clone());
     let similarity = turnflow_models::dot(&a.vector, &b.vector);
-    let judged = policy.judge(&ready(0, a), &ready(1, b), similarity, [0.0; 2]);
+    let (first, second) = (ready(0, a), ready(1, b));
+    let judged = policy
+        .judge(&first, &second, similarity, [0.0; 2])
+        .map(|evidence| HitEvidence { reasons: policy.reasons(&first, &second, similarity), ..evidence })
+        .map_err(|refusal| policy.explain(refusal, &first, &second, similarity));
     let about = [a, b].map(|text| text.article.as_ref().map(ToString::to_string));
     let explained = match &judged {
         Ok(evidence) => Explained {
@@ -188,16 +192,18 @@ fn prepare(context: &Context, examples: &Examples, kb: Option<&PathBuf>) -> Resu
     let mut config = context.config.clone();
     // What is made here needs no verifier.
     "none".clone_into(&mut config.policy.verifier);
-    let context = &Context { config, config_file: context.config_file.clone(), json: context.json };
+    let context = &context.with(config);
     let folder = replay::temporary_folder()?;
     let parts = open::parts(context, open::store(context, folder.path())?)?;
-    let clarity = policy(&context.config)?.clarity();
-    open::runtime()?.block_on(async {
-        let pipeline = Pipeline::start(&context.config, &parts)?;
-        open::import(&pipeline.knowledge(), &tenant, articles).await?;
-        pipeline.shutdown().await;
-        Ok::<_, Failure>(())
-    })?;
+    let clarity = parts.policy.clarity();
+    if !articles.is_empty() {
+        open::runtime()?.block_on(async {
+            let pipeline = Pipeline::start(&context.config, &parts)?;
+            open::import(&pipeline.knowledge(), &tenant, articles).await?;
+            pipeline.shutdown().await;
+            Ok::<_, Failure>(())
+        })?;
+    }
     let mut order: Vec<usize> = (0..examples.texts.len()).collect();
     order.sort_by_key(|&at| examples.texts[at].len());
     let mut meter = Meter::new("encoding", Unit::Things("texts"), Some(order.len() as u64));
@@ -252,7 +258,7 @@ impl Fitted {
             FittedLevel {
                 evidence,
                 delta,
-                probability_min: level.map(|level| 1.0 / (1.0 + (-level.log_odds_min).exp())),
+                probability_min: level.map(|level| level.probability_min()),
                 accepted: level.map_or(0, |level| level.accepted),
                 wrong: level.map_or(0, |level| level.wrong),
                 error_max: level.map(|level| level.error_max),

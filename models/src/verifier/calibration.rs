@@ -38,6 +38,20 @@ pub struct Level {
     pub wrong: u32,
 }
 
+impl Level {
+    /// The least [probability] that is accepted.
+    #[must_use]
+    pub fn probability_min(&self) -> f32 {
+        probability(self.log_odds_min)
+    }
+}
+
+/// Log odds as a probability.
+#[must_use]
+pub fn probability(log_odds: f32) -> f32 {
+    1.0 / (1.0 + (-log_odds).exp())
+}
+
 impl Calibration {
     /// From log odds and whether the hit would have been right.
     #[must_use]

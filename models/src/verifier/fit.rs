@@ -21,7 +21,7 @@ use super::{Calibration, Evidence, Profile, Purposes, Verifier};
 use crate::axes::{AXES, principal_axes};
 use crate::contrast::{ContrastOptions, train_map};
 use crate::error::ModelError;
-use crate::vector::dot;
+use crate::vector::{dot, to_unit};
 
 /// Share of the questions that calibrate.
 const CALIBRATION_SHARE: f64 = 0.3;
@@ -196,8 +196,7 @@ fn purposes(labels: &[(&str, Vec<usize>)], projected: &[Vec<f32>], calibration: 
         for &at in texts {
             sum.iter_mut().zip(&projected[at]).for_each(|(sum, number)| *sum += number);
         }
-        let length = dot(&sum, &sum).sqrt().max(f32::MIN_POSITIVE);
-        sum.into_iter().map(|number| number / length).collect()
+        to_unit(sum)
     };
     let mut purposes = Purposes { middles: labels.iter().map(middle).collect(), familiar_min: 0.0 };
     let mut nearest: Vec<f32> = calibration.iter().map(|&at| purposes.nearest(&projected[at])).collect();
@@ -243,18 +242,15 @@ fn hard_pairs(
     }
     for _ in 0..options.anchors.min(ANCHORS_PER_QUESTION * training.len()) {
         let a = training[random.usize(0..training.len())];
-        let ranked = |score: &dyn Fn(usize) -> f32, same: bool, count: usize| -> Vec<usize> {
-            let eligible =
-                training.iter().copied().filter(|&b| b != a && (questions[b].label == questions[a].label) == same);
-            nearest(eligible.map(|b| (score(b), b)).collect(), count)
-        };
-        let by_vector = |b: usize| dot(&questions[a].vector, &questions[b].vector);
-        let by_purpose = |b: usize| dot(&profiles[a].purpose, &profiles[b].purpose);
+        let (alike, others): (Vec<usize>, Vec<usize>) =
+            training.iter().copied().filter(|&b| b != a).partition(|&b| questions[b].label == questions[a].label);
+        let by_vector = |b: &usize| (dot(&questions[a].vector, &questions[*b].vector), *b);
+        let by_purpose = |b: &usize| (dot(&profiles[a].purpose, &profiles[*b].purpose), *b);
         let candidates = [
-            (ranked(&by_vector, false, HARD_NEAREST), false),
-            (ranked(&by_purpose, false, HARD_NEAREST), false),
-            (ranked(&by_vector, true, LIKE_NEAREST), true),
-            (ranked(&by_vector, true, usize::MAX), true),
+            (nearest(others.iter().map(by_vector).collect(), HARD_NEAREST), false),
+            (nearest(others.iter().map(by_purpose).collect(), HARD_NEAREST), false),
+            (nearest(alike.iter().map(by_vector).collect(), LIKE_NEAREST), true),
+            (alike, true),
         ];
         for (candidates, same) in candidates {
             pairs.extend(random.choice(candidates).map(|b| PairExample { a, b, same }));

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::text::{WORD_FEATURE_NAMES, WORD_FEATURES};
-use crate::vector::dot;
+use crate::vector::{dot, to_unit};
 
 /// Numbers of a projected question.
 pub(super) const PROJECTED: usize = 96;
@@ -88,9 +88,7 @@ pub(super) fn project(matrix: &[f32], vector: &[f32]) -> Vec<f32> {
     for (number, row) in vector.iter().zip(matrix.chunks_exact(PROJECTED)) {
         mapped.iter_mut().zip(row).for_each(|(sum, weight)| *sum += number * weight);
     }
-    let length = dot(&mapped, &mapped).sqrt().max(f32::MIN_POSITIVE);
-    mapped.iter_mut().for_each(|number| *number /= length);
-    mapped
+    to_unit(mapped)
 }
 
 /// The numbers about a pair: cosine of the vectors, the projected questions, and what their words have in common.

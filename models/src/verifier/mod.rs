@@ -17,7 +17,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::calibration::{CONFIDENCE, Calibration, Level, upper_bound};
+pub use self::calibration::{CONFIDENCE, Calibration, Level, probability, upper_bound};
 pub use self::fit::{FitOptions, FitReport, FitStage, PairExample, QuestionExample, fit, is_held_out};
 use self::head::{Head, NAMED, feature_name};
 use self::text::{Rarity, WORD_FEATURES, Words};
@@ -43,11 +43,16 @@ impl Evidence {
     /// All kinds.
     pub const ALL: [Self; 2] = [Self::SameArticle, Self::Unsure];
 
-    const fn index(self) -> usize {
-        match self {
-            Self::SameArticle => 0,
-            Self::Unsure => 1,
-        }
+    /// Its place among [all](Self::ALL).
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The kind of two questions that are clearly about one familiar article, or are not.
+    #[must_use]
+    pub const fn of(same_article: bool) -> Self {
+        if same_article { Self::SameArticle } else { Self::Unsure }
     }
 }
 
@@ -106,7 +111,7 @@ impl Comparison {
     /// The same as a probability.
     #[must_use]
     pub fn probability(&self) -> f32 {
-        1.0 / (1.0 + (-self.log_odds).exp())
+        probability(self.log_odds)
     }
 }
 
@@ -186,7 +191,7 @@ impl Verifier {
     pub fn evidence<T: PartialEq>(&self, a: (&Profile, Option<&T>), b: (&Profile, Option<&T>)) -> Evidence {
         let is_familiar = |profile: &Profile| profile.familiarity >= self.purposes.familiar_min;
         let is_same = a.1.is_some() && a.1 == b.1;
-        if is_same && is_familiar(a.0) && is_familiar(b.0) { Evidence::SameArticle } else { Evidence::Unsure }
+        Evidence::of(is_same && is_familiar(a.0) && is_familiar(b.0))
     }
 
     /// Compares two questions; `cosine` is that of their vectors.

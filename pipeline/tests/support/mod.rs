@@ -6,9 +6,10 @@ use std::future::Future;
 use std::sync::OnceLock;
 
 use turnflow_models::{ModelFiles, ModelHome, WeightSource, default_home, ensure};
-use turnflow_pipeline::{ArticleDraft, Config, DraftContent, Parts, Pipeline, TurnStream};
+use turnflow_pipeline::{ArticleDraft, Config, DraftContent, Parts, Pipeline, Receipt, TurnStream};
 use turnflow_state::{
-    ArticleId, CacheControl, Channel, Completion, ConversationId, Store, TenantId, Turn, TurnError, TurnEvent, TurnId,
+    ArticleId, CacheControl, CacheLevel, Channel, Completion, ConversationId, Store, TenantId, Turn, TurnError,
+    TurnEvent, TurnId,
 };
 
 pub(crate) fn files() -> &'static ModelFiles {
@@ -110,4 +111,34 @@ pub(crate) async fn ended(mut stream: TurnStream) -> Result<Completion, TurnErro
 
 pub(crate) async fn asked(pipeline: &Pipeline, turn: Turn) -> Completion {
     ended(pipeline.submit(turn).await.expect("admitted")).await.expect("answered")
+}
+
+/// Asks a question as the first turn of a conversation.
+pub(crate) async fn ask(pipeline: &Pipeline, conversation: &str, question: &str) -> Completion {
+    asked(pipeline, turn(conversation, "1", question)).await
+}
+
+/// Writes an article, or deletes it; nothing is refused.
+pub(crate) async fn write(pipeline: &Pipeline, draft: ArticleDraft) -> Receipt {
+    let receipt = pipeline.knowledge().write(&tenant(), vec![draft]).await.expect("written");
+    assert!(receipt.outcomes.iter().all(Result::is_ok), "{receipt:?}");
+    receipt
+}
+
+/// Asks a question until its answer comes from the cache; gives the first answer.
+pub(crate) async fn cached(pipeline: &Pipeline, conversation: &str, question: &str) -> Completion {
+    let first = ask(pipeline, conversation, question).await;
+    let again = ask(pipeline, &format!("{conversation}-again"), question).await;
+    assert_eq!(again.verdict.level, CacheLevel::Exact);
+    first
+}
+
+/// Takes an article away.
+pub(crate) fn delete(id: &str) -> ArticleDraft {
+    ArticleDraft { id: ArticleId::new(id).expect("valid"), content: None, expected_version: None }
+}
+
+/// What the shop says of its deliveries from now on.
+pub(crate) fn delivery(takes: &str) -> ArticleDraft {
+    article("delivery", "Delivery times", &format!("Delivery takes {takes}."))
 }

@@ -35,11 +35,13 @@ pub async fn chat(endpoint: String, conversation: Option<String>) -> Result<()> 
     screen.greet(&endpoint, &conversation)?;
 
     let mut lines = read_lines();
-    let mut turns = 0_u64;
+    let (mut turns, mut refused) = (0_u64, 0_u64);
     loop {
         screen.prompt()?;
         let Some(line) = lines.recv().await else {
-            return screen.leave();
+            screen.leave()?;
+            anyhow::ensure!(refused == 0, "{refused} of {turns} turns got no answer");
+            return Ok(());
         };
         let text = line.context("reading standard input")?;
         if text.trim().is_empty() {
@@ -53,10 +55,9 @@ pub async fn chat(endpoint: String, conversation: Option<String>) -> Result<()> 
             text,
             cache_control: None,
         };
-        match ask(&mut client, turn, &mut screen).await? {
-            Ok(()) => {}
-            Err(status) if interactive => screen.complain(&status)?,
-            Err(status) => return Err(status).context("asking"),
+        if let Err(status) = ask(&mut client, turn, &mut screen).await? {
+            screen.complain(&status)?;
+            refused += 1;
         }
     }
 }
@@ -77,6 +78,7 @@ fn read_lines() -> mpsc::Receiver<io::Result<String>> {
 
 /// Asks, and shows the answer as it comes. The outer error is the screen's, the inner one the server's.
 async fn ask(client: &mut ConversationsClient<Channel>, turn: Turn, screen: &mut Screen) -> Result<Result<(), Status>> {
+    let id = turn.turn_id.clone();
     let mut events = match client.ask(AskRequest { turn: Some(turn) }).await {
         Ok(response) => response.into_inner(),
         Err(status) => return Ok(Err(status)),
@@ -99,7 +101,7 @@ async fn ask(client: &mut ConversationsClient<Channel>, turn: Turn, screen: &mut
                         screen.print(&done.text)?;
                     }
                     screen.print("\n")?;
-                    screen.print_dim(&origin_of(&done))?;
+                    screen.print_dim(&format!("{} · turn {id}", origin_of(&done)))?;
                 }
                 Some(Event::Accepted(_)) | None => {}
             },

@@ -110,7 +110,7 @@ pub struct Reliability {
 }
 
 impl Reliability {
-    /// Bins of equal width, from log odds and whether the pair is the same; without what the guard refused.
+    /// The bins of equal width that hold any, from log odds and whether the pair is the same; without what the guard refused.
     #[must_use]
     pub fn of(scored: &[(f32, bool)]) -> Vec<Self> {
         let probabilities: Vec<(f32, bool)> = scored
@@ -131,7 +131,7 @@ impl Reliability {
                 right: inside.iter().filter(|(_, same)| *same).count() as f64 / count,
             }
         };
-        (0..BINS).map(bin).collect()
+        (0..BINS).map(bin).filter(|bin| bin.pairs > 0).collect()
     }
 }
 
@@ -183,10 +183,9 @@ pub fn reliability_svg(bins: &[Reliability]) -> String {
         x(1.0),
         y(1.0)
     ));
-    let points: Vec<&Reliability> = bins.iter().filter(|bin| bin.pairs > 0).collect();
-    let line: Vec<String> = points.iter().map(|bin| format!("{:.1},{:.1}", x(bin.told), y(bin.right))).collect();
+    let line: Vec<String> = bins.iter().map(|bin| format!("{:.1},{:.1}", x(bin.told), y(bin.right))).collect();
     add(format_args!("<polyline points=\"{}\" fill=\"none\" stroke=\"#0b62a4\" stroke-width=\"2\"/>", line.join(" ")));
-    for bin in points {
+    for bin in bins {
         add(format_args!(
             "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\" fill=\"#0b62a4\"><title>{} pairs</title></circle>",
             x(bin.told),

@@ -47,7 +47,7 @@ pub use tier::{
 pub use tokenizer::{TOKENS_MAX, TextTokenizer};
 pub use vector::{dot, to_unit};
 pub use verifier::{
-    CONFIDENCE, Calibration, Comparison, Evidence, FitOptions, FitReport, FitStage, Level, PairExample, Profile,
-    QuestionExample, Reason, Verifier, fit, is_held_out, probability, upper_bound,
+    CONFIDENCE, Calibration, Comparison, Evidence, FitOptions, FitReport, FitStage, FittedWith, Level, PairExample,
+    Profile, QuestionExample, Reason, Verifier, fit, is_held_out, probability, upper_bound,
 };
 pub use weights::{MODEL_NAME, ModelFiles, ModelHome, default_home, ensure, verify};

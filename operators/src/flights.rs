@@ -26,10 +26,11 @@ use serde::{Deserialize, Serialize};
 use turnflow_state::{ArticleId, CacheLevel, HitEvidence, ScopeId, Stage as StageName, Verdict, dot};
 
 use crate::audience::{Audiences, Heard};
-use crate::bound::SharedBound;
+use crate::audit::{Record, Sampler};
+use crate::bound::{SharedBound, Strictness};
 use crate::dedupe::Dedupe;
 use crate::lookup::reason;
-use crate::message::{Ask, Ending, Outcome, RequestId, Served, Settled, Step, owner_hash};
+use crate::message::{Ask, Candidate, Ending, Outcome, RequestId, Served, Settled, Step, owner_hash};
 use crate::policy::{Policy, Prepared};
 use crate::shell::{Mailbox, Stage};
 
@@ -101,6 +102,8 @@ struct Follower {
     ask: Box<Ask>,
     similarity: f32,
     evidence: HitEvidence,
+    /// Under which levels it was decided.
+    changes: [u32; 2],
     /// Whether it was told any of the pieces; None when it does not listen.
     heard: Option<Heard>,
 }
@@ -116,6 +119,7 @@ impl Follower {
 pub struct Flights {
     policy: Arc<Policy>,
     bound: SharedBound,
+    sampler: Option<Sampler>,
     enabled: bool,
     in_flight: HashMap<ScopeId, Vec<Flight>>,
     following: usize,
@@ -134,7 +138,14 @@ impl Flights {
         audiences: Audiences,
         gauge: Arc<AtomicUsize>,
     ) -> Self {
-        Self { policy, bound, enabled, in_flight: HashMap::new(), following: 0, audiences, gauge }
+        let (sampler, in_flight) = (None, HashMap::new());
+        Self { policy, bound, sampler, enabled, in_flight, following: 0, audiences, gauge }
+    }
+
+    /// The same, with some of those that followed audited.
+    #[must_use]
+    pub fn audited(self, sampler: Option<Sampler>) -> Self {
+        Self { sampler, ..self }
     }
 
     /// Has a turn follow the question in flight that the policy thinks best of, or go on.
@@ -143,13 +154,13 @@ impl Flights {
             return out.push(Ok(ask));
         };
         let flights = self.in_flight.get_mut(&ask.key.scope).map_or(&mut [][..], Vec::as_mut_slice);
-        let extra = self.bound.lock().strictness(&ask.turn.tenant).extra;
-        match best(&self.policy, extra, flights, &ask, &vector) {
+        let Strictness { extra, changes, .. } = self.bound.lock().strictness(&ask.turn.tenant);
+        match nearest(&self.policy, extra, flights, &ask, &vector) {
             Some((flight, similarity, evidence)) => {
                 // What is written from something older may be stale to it: it waits until the whole answer is known to hold.
                 let is_current = flight.read_epoch >= ask.acknowledged;
                 let heard = if is_current { self.audiences.listen(flight.leader, &ask) } else { None };
-                flight.followers.push(Follower { ask, similarity, evidence, heard });
+                flight.followers.push(Follower { ask, similarity, evidence, changes, heard });
                 self.following += 1;
             }
             None => self.go_on(ask, now_us, out),
@@ -174,10 +185,18 @@ impl Flights {
         self.following -= flight.followers.len();
         let settled = landed.result.and_then(|settled| Some((settled.basis.as_ref()?.valid_at, settled)));
         let is_unanswerable = settled.as_ref().is_some_and(|(_, settled)| !settled.answer.grounded);
+        // Where the answer cites another article than the question is about, nothing is clear.
+        let about = settled.as_ref().and_then(|(_, settled)| settled.entry.as_ref()?.about.clone());
+        let serves = |follower: &Follower| !follower.evidence.same_article || about.is_some();
         let mut others = Vec::new();
         for follower in flight.followers {
             match &settled {
-                Some((valid_at, settled)) if !is_unanswerable && follower.ask.acknowledged <= *valid_at => {
+                Some((valid_at, settled))
+                    if !is_unanswerable && serves(&follower) && follower.ask.acknowledged <= *valid_at =>
+                {
+                    if let Some((sampler, followed)) = self.sampler.as_ref().zip(followed(&follower, settled)) {
+                        sampler.consider(&follower.ask, &followed, true);
+                    }
                     out.push(Err(answered(follower, settled, now_us)));
                 }
                 _ => {
@@ -203,8 +222,8 @@ impl Flights {
     }
 }
 
-/// The flight that answers a question best, of those nearest to it, if one does.
-fn best<'a>(
+/// The nearest flight that answers a question, if one does.
+fn nearest<'a>(
     policy: &Policy,
     extra: [f32; 2],
     flights: &'a mut [Flight],
@@ -218,21 +237,30 @@ fn best<'a>(
         return None;
     }
     let asked = policy.prepare(&ask.turn.text, Some(vector), ask.about.clone());
-    let mut found: Option<(usize, f32, HitEvidence)> = None;
-    for (at, similarity) in near {
+    let (at, similarity, evidence) = near.into_iter().find_map(|(at, similarity)| {
         let Flight { text, vector, about, prepared, .. } = &mut flights[at];
         let led = prepared.get_or_insert_with(|| policy.prepare(text, Some(vector), about.clone()));
-        if let Ok(evidence) = policy.judge(&asked, led, similarity, extra)
-            && found.as_ref().is_none_or(|(_, _, best)| evidence.log_odds > best.log_odds)
-        {
-            found = Some((at, similarity, evidence));
-        }
-    }
-    found.map(|(at, similarity, evidence)| {
-        let flight = &mut flights[at];
-        let led = flight.prepared.as_ref();
-        let reasons = led.map_or_else(Vec::new, |led| policy.reasons(&asked, led, similarity));
-        (flight, similarity, HitEvidence { reasons, ..evidence })
+        let evidence = policy.judge(&asked, led, similarity, extra).ok()?;
+        Some((at, similarity, HitEvidence { reasons: policy.reasons(&asked, led, similarity), ..evidence }))
+    })?;
+    Some((&mut flights[at], similarity, evidence))
+}
+
+/// The answer that a follower gets, as a hit on a similar question.
+fn followed(follower: &Follower, settled: &Settled) -> Option<Candidate> {
+    let entry = settled.entry.as_ref()?;
+    Some(Candidate {
+        entry: entry.id,
+        similarity: follower.similarity,
+        question: settled.question.clone(),
+        answer: settled.answer.clone(),
+        origin: settled.origin.clone(),
+        refreshed: settled.refreshed,
+        basis: settled.basis.clone()?,
+        evidence: follower.evidence.clone(),
+        // Nothing is known of what was written just now.
+        record: Record::default(),
+        changes: follower.changes,
     })
 }
 

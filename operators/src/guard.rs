@@ -5,6 +5,7 @@
 //! a customer another one's order.
 
 use serde::{Deserialize, Serialize};
+use unicode_normalization::UnicodeNormalization;
 use unicode_words::words;
 
 /// What a text mentions that must be equal in a text it shares an answer with, in order.
@@ -16,9 +17,11 @@ impl Mentions {
     #[must_use]
     pub fn of(text: &str) -> Self {
         let words: Vec<&str> = words(text).collect();
-        let normal: Vec<String> = words.iter().map(|word| turnflow_state::normalise(word)).collect();
+        let normal: Vec<String> = words.iter().map(|word| fold(word)).collect();
         // Without a possessive ending.
         let folded: Vec<&str> = normal.iter().map(|word| word.trim_end_matches("'s").trim_end_matches('.')).collect();
+        // A text all in capitals says nothing by them.
+        let shouts = !text.contains(char::is_lowercase);
         let is_name = names(&words, &folded);
         let mention = |at: usize| {
             let beside_number = || {
@@ -26,7 +29,7 @@ impl Mentions {
                 numbered(at + 1) || at.checked_sub(1).is_some_and(numbered)
             };
             let is_month = MONTHS_AND_VERBS.contains(&folded[at]) && beside_number();
-            if is_name[at] || is_month { Some(folded[at].to_owned()) } else { mention(words[at], &normal[at]) }
+            if is_name[at] || is_month { Some(folded[at].to_owned()) } else { mention(words[at], folded[at], shouts) }
         };
         Self((0..words.len()).filter_map(mention).collect())
     }
@@ -148,17 +151,33 @@ fn names(words: &[&str], folded: &[&str]) -> Vec<bool> {
     is_name
 }
 
-/// The word, given in normal form too, as far as it must agree; None for a word that may differ.
-fn mention(word: &str, folded: &str) -> Option<String> {
-    let is_id = |word: &str| {
-        let letters = word.chars().filter(|c| c.is_alphabetic());
-        word.contains(['-', '_']) && letters.clone().count() >= 3 && letters.clone().all(char::is_uppercase)
-    };
+/// A word as it is compared: full-width digits are digits, and letter case does not count.
+fn fold(word: &str) -> String {
+    word.nfkc().collect::<String>().to_lowercase().replace('’', "'")
+}
+
+/// Letters of a word in capitals that make it a code: fewer may be an abbreviation.
+const CODE_LETTERS_MIN: usize = 4;
+
+/// The word, given folded too, as far as it must agree; None for a word that may differ.
+fn mention(word: &str, folded: &str, shouts: bool) -> Option<String> {
+    let letters = word.chars().filter(|c| c.is_alphabetic());
+    let is_capital = letters.clone().all(char::is_uppercase);
+    let is_id = word.contains(['-', '_']) && letters.clone().count() >= 3 && is_capital;
+    let is_code = !shouts && letters.count() >= CODE_LETTERS_MIN && is_capital;
     let numbered = folded.chars().any(char::is_numeric);
-    let addressed = folded.contains('@') || folded.contains("://");
-    let counted = COUNTS_AND_DAYS.contains(&folded);
-    (numbered || addressed || counted || folded.starts_with('#') || is_id(word))
+    let addressed = folded.contains('@') || folded.contains("://") || folded.starts_with("www.") || is_path(folded);
+    // "twenty-six", "Mondays".
+    let is_counted =
+        |part: &str| COUNTS_AND_DAYS.contains(&part.trim_end_matches('s')) || COUNTS_AND_DAYS.contains(&part);
+    let counted = folded.split('-').any(is_counted);
+    (numbered || addressed || counted || folded.starts_with('#') || is_id || is_code)
         .then(|| folded.trim_start_matches('#').to_owned())
+}
+
+/// Whether a word is a host with a path, as in `shop.example/returns`.
+fn is_path(word: &str) -> bool {
+    word.split_once('/').is_some_and(|(host, path)| host.contains('.') && !path.is_empty())
 }
 
 mod unicode_words {
@@ -204,6 +223,14 @@ mod tests {
         differ("my name is Ann, where is it", "my name is Bob, where is it");
         differ("deliver on Monday", "deliver on Tuesday");
         differ("ordered on 18 march", "ordered on 18 may");
+        differ("return twenty-five pans", "return twenty-six pans");
+        differ("where is my order ABCDEF", "where is my order ABCDEG");
+        differ("see www.shop.example/a", "see www.shop.example/b");
+        differ("see shop.example/a", "see shop.example/b");
+        differ("monday's delivery", "tuesday's delivery");
+        differ("monday’s delivery", "tuesday’s delivery");
+        differ("closed on Sundays?", "closed on Mondays?");
+        differ("voucher code WELCOME", "voucher code SPRING");
     }
 
     #[test]
@@ -215,7 +242,9 @@ mod tests {
         agree("write to Ann@Mail.example.", "ann@mail.example");
         agree("order １２３", "order 123");
         agree("invoice from Mr. Jones", "Mr Jones: his invoice");
-        assert!(Mentions::of("re-order my pre-order").is_empty());
+        agree("WHERE IS MY PARCEL", "where is my parcel");
+        agree("the FAQ and the VAT", "the faq and the vat");
+        assert!(Mentions::of("re-order my pre-order and/or wait").is_empty());
         assert!(Mentions::of("you may march on, sir").is_empty());
     }
 }

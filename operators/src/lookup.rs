@@ -1,11 +1,8 @@
 //! Lookup: finds the nearest answered questions of the scope, and decides whether one of them answers this one.
 //!
-//! The semantic cache is spread over the workers by question, so a look-up asks all of them and keeps the best
-//! reply: [`Ask1`](Lookup) sends the question to every shard, [`Search`] replies for one shard, and [`Gather`]
+//! The semantic cache is spread over the workers by question, so a look-up asks all of them and keeps the nearest
+//! that may be served: [`Lookup`] sends the question to every shard, [`Search`] replies for one shard, and [`Gather`]
 //! decides when all have replied. A turn that may not read the cache passes straight through.
-//!
-//! A query carries what the question retrieves, so that a policy can hold it against what a cached answer rests on. The
-//! present one does not.
 //!
 //! Whether one of them answers the question is up to the [policy](crate::policy), at the tenant's
 //! [strictness](crate::bound). An entry that was found wrong is no candidate. What only one step less would serve is not
@@ -22,12 +19,15 @@ use turnflow_state::{CacheLevel, HitEvidence, Stage as StageName, Verdict};
 use crate::audit::{Record, Sampler};
 use crate::bound::{SharedBound, Strictness};
 use crate::message::{Ask, Basis, Candidate, Ending, Found, Outcome, Query, RequestId, Served, Step};
-use crate::policy::Policy;
+use crate::policy::{Policy, Refusal};
 use crate::shard::{Remembered, Shard};
 use crate::shell::Stage;
 
-/// Cached questions that a shard looks at for one query.
+/// Nearest cached questions that are looked at for one query, of those that mention the same, over all shards. The verifier
+/// is calibrated with as many.
 const CANDIDATES_MAX: usize = 8;
+/// Nearest cached questions that a shard finds for one query, whatever they mention.
+const FOUND_MAX: usize = 24;
 
 /// What goes to a worker's gathering stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -98,21 +98,31 @@ impl Stage for Search {
         let mut withheld: Option<Judged<'_>> = None;
         let Strictness { extra, trial, changes } = query.strictness;
         let mut near_miss = None;
-        for (entry, similarity) in shard.nearest(query.scope, &query.vector, CANDIDATES_MAX, query.at_ms) {
+        let mut nearest = Vec::with_capacity(CANDIDATES_MAX);
+        for (entry, similarity) in shard.nearest(query.scope, &query.vector, FOUND_MAX, query.at_ms) {
+            if entry.prepared.mentions != query.question.mentions {
+                near_miss.get_or_insert((entry, similarity, Some(Refusal::Mentions)));
+                continue;
+            }
+            if nearest.len() == CANDIDATES_MAX {
+                break;
+            }
+            nearest.push(similarity);
             let is_barred = entry.record.disagreed > 0;
             let judge = |extra| policy.judge(&query.question, &entry.prepared, similarity, extra);
             let refusal = match judge(extra) {
                 Ok(_) if is_barred => None,
                 Ok(evidence) => {
-                    keep_best(&mut hit, (entry, similarity, evidence));
-                    continue;
+                    hit = Some((entry, similarity, evidence));
+                    break;
                 }
                 Err(refusal) => {
                     if !is_barred
+                        && withheld.is_none()
                         && trial != extra
                         && let Ok(evidence) = judge(trial)
                     {
-                        keep_best(&mut withheld, (entry, similarity, evidence));
+                        withheld = Some((entry, similarity, evidence));
                     }
                     Some(refusal)
                 }
@@ -132,18 +142,12 @@ impl Stage for Search {
         if let Some(hit) = &hit {
             shard.served(hit.entry);
         }
-        out.push(Found { request: query.request, asker: query.asker, hit, withheld, near_miss });
+        out.push(Found { request: query.request, asker: query.asker, hit, withheld, near_miss, nearest });
     }
 }
 
 /// An entry that may serve, or might: with its cosine and what speaks for it.
 type Judged<'a> = (&'a Remembered, f32, HitEvidence);
-
-fn keep_best<'a>(best: &mut Option<Judged<'a>>, judged: Judged<'a>) {
-    if best.as_ref().is_none_or(|(_, _, best)| judged.2.log_odds > best.log_odds) {
-        *best = Some(judged);
-    }
-}
 
 fn candidate(
     entry: &Remembered,
@@ -190,6 +194,7 @@ struct Gathered {
     hit: Option<Candidate>,
     withheld: Option<Candidate>,
     near_miss: Option<(f32, String)>,
+    nearest: Vec<f32>,
 }
 
 impl Gather {
@@ -211,7 +216,7 @@ impl Gathered {
     fn add(&mut self, found: Found) {
         self.replies += 1;
         // The smaller id breaks ties, so that the outcome does not depend on which shard replies first.
-        let rank = |hit: &Candidate| (hit.evidence.log_odds, std::cmp::Reverse(hit.entry));
+        let rank = |hit: &Candidate| (hit.similarity, std::cmp::Reverse(hit.entry));
         for (best, found) in [(&mut self.hit, found.hit), (&mut self.withheld, found.withheld)] {
             if let Some(found) = found
                 && best.as_ref().is_none_or(|best| rank(&found) > rank(best))
@@ -219,6 +224,7 @@ impl Gathered {
                 *best = Some(found);
             }
         }
+        self.nearest.extend(found.nearest);
         if let Some(near) = found.near_miss
             && self.near_miss.as_ref().is_none_or(|best| near.0 > best.0)
         {
@@ -226,8 +232,13 @@ impl Gathered {
         }
     }
 
-    fn decide(self, sampler: Option<&Sampler>, now_us: u64) -> Option<Step> {
+    fn decide(mut self, sampler: Option<&Sampler>, now_us: u64) -> Option<Step> {
         let mut ask = self.ask?;
+        // However many shards there are, as many candidates are looked at.
+        let is_near =
+            |one: &Candidate| self.nearest.iter().filter(|other| **other > one.similarity).count() < CANDIDATES_MAX;
+        self.hit = self.hit.filter(is_near);
+        self.withheld = self.withheld.filter(is_near);
         if let Some((sampler, considered)) = sampler.zip(self.hit.as_ref().or(self.withheld.as_ref())) {
             sampler.consider(&ask, considered, self.hit.is_some());
         }

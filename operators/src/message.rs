@@ -437,4 +437,6 @@ pub struct Found {
     pub withheld: Option<Candidate>,
     /// The nearest that may not, and why, for the verdict.
     pub near_miss: Option<(f32, String)>,
+    /// Cosines of the nearest that mention the same, nearest first: what may be served is one of the nearest of all shards.
+    pub nearest: Vec<f32>,
 }

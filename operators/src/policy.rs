@@ -114,7 +114,10 @@ impl Policy {
                 Ok(HitEvidence::by_similarity(similarity))
             };
         };
-        let evidence = verifier.evidence((a, asked.about.as_ref()), (b, cached.about.as_ref()));
+        if !verifier.is_familiar(a) || !verifier.is_familiar(b) {
+            return Err(Refusal::Unfamiliar);
+        }
+        let evidence = Evidence::between(asked.about.as_ref(), cached.about.as_ref());
         let Some(level) = &self.levels[evidence.index()] else {
             return Err(Refusal::NoLevel(evidence));
         };
@@ -168,6 +171,14 @@ impl Policy {
             Refusal::Mentions => format!("this one mentions {}, that one {}", asked.mentions, cached.mentions),
             Refusal::Similarity => format!("{:.2} is required", self.similarity_min),
             Refusal::SwitchedOff => "audits found that too many of such hits were wrong".to_owned(),
+            Refusal::Unfamiliar => {
+                let which = self.verifier.as_deref().zip(asked.profile.as_ref());
+                let is_this = which.is_some_and(|(verifier, profile)| !verifier.is_familiar(profile));
+                format!(
+                    "{} one is of a kind that the verifier was not fitted to",
+                    if is_this { "this" } else { "that" }
+                )
+            }
             Refusal::NoLevel(evidence) => {
                 format!("{evidence}, and without that no score keeps the error below {}", percent(self.delta))
             }
@@ -196,6 +207,8 @@ pub enum Refusal {
     Similarity,
     /// Audits switched such hits off.
     SwitchedOff,
+    /// One of them is of a kind that the verifier was not fitted to.
+    Unfamiliar,
     /// No score keeps the error of such hits below δ.
     NoLevel(Evidence),
     /// It is not likely enough that one answer serves both.

@@ -212,6 +212,11 @@ const CONNECTIVES: &[&str] = &[
     "the last",
 ];
 const PRONOUNS: &[&str] = &["it", "its", "that", "this", "they", "them", "their", "those", "these", "one", "ones"];
+/// Words that ask.
+const ASKING: &[&str] =
+    &["how", "what", "when", "where", "which", "who", "why", "can", "could", "do", "does", "is", "are", "will"];
+/// Longest question, in words, that says nothing of what it is about.
+const BARE_QUESTION_WORDS_MAX: usize = 2;
 /// Words that close a conversation: what opens or refers beside them is politeness.
 const CLOSINGS: &[&str] = &["thank", "thanks", "thx", "bye", "goodbye"];
 /// Phrases whose pronoun refers to nothing.
@@ -223,18 +228,30 @@ pub(crate) fn words_of(text: &str) -> Vec<&str> {
 }
 
 /// Whether a text that is not the first of its conversation leans on what was said before, by a plain rule: it is
-/// short, and opens with a connective or contains a pronoun that refers back.
+/// short, and opens with a connective, contains a pronoun that refers back, or is little more than a question word.
 #[must_use]
 pub fn leans(text: &str) -> bool {
     let text = turnflow_state::normalise(text);
     let words = words_of(&text);
-    if words.iter().any(|word| CLOSINGS.contains(word)) || EXPLETIVES.iter().any(|phrase| text.contains(phrase)) {
+    let asks = |word: &&str| ASKING.contains(word);
+    // Thanks come before another question as well.
+    let closes = words.iter().rposition(|word| CLOSINGS.contains(word));
+    if let Some(closes) = closes {
+        return words[closes..].iter().any(asks) && leans(&words[closes + 1..].join(" "));
+    }
+    if EXPLETIVES.iter().any(|phrase| text.contains(phrase)) {
         return false;
     }
     let spoken = words.join(" ");
     let opens_with =
         |phrase: &str| spoken.strip_prefix(phrase).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '));
     let connects = words.len() <= CONNECTIVE_WORDS_MAX && CONNECTIVES.iter().any(|phrase| opens_with(phrase));
-    let refers = words.len() <= PRONOUN_WORDS_MAX && words.iter().any(|word| PRONOUNS.contains(word));
-    connects || refers
+    let refers = words.len() <= PRONOUN_WORDS_MAX && words.iter().any(|word| refers_back(word));
+    let is_bare = words.len() <= BARE_QUESTION_WORDS_MAX && words.first().is_some_and(asks);
+    connects || refers || is_bare
+}
+
+/// Whether a word is a pronoun that refers back, with a verb drawn into it or not: "it's", "they'll".
+fn refers_back(word: &str) -> bool {
+    PRONOUNS.contains(&word.split('\'').next().unwrap_or(word))
 }

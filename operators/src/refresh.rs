@@ -244,8 +244,9 @@ impl Refresh {
             self.stats.cost_micros += self.price.cost_micros(usage);
         }
         let made = settled.and_then(|settled| Some((settled.basis.clone()?, settled.entry.take()?)));
-        // An answer that is not found any more is for turns to miss, and to find again in other words.
-        let found = made.filter(|(_, entry)| entry.answer.grounded || !wanted.fallen.answer.grounded);
+        // An answer that is not found any more, or in another article only, is for turns to miss: the question may have lost
+        // its answer, and what is next to it is no reason to keep it warm.
+        let found = made.filter(|(_, entry)| keeps_its_article(&wanted.fallen.answer, &entry.answer));
         let Some((basis, entry)) = found.filter(|_| !is_cached(&resolution.key)) else {
             self.under_way.remove(&resolution.key);
             self.stats.dropped += 1;
@@ -304,4 +305,10 @@ impl Refresh {
 /// Whether an answer says the same from the same versions, so that it still is the one of its first turn.
 fn is_same(before: &Answer, after: &Answer) -> bool {
     before.text == after.text && before.sources == after.sources
+}
+
+/// Whether an answer rests on the article that the one before rested on first, where there was one.
+fn keeps_its_article(before: &Answer, after: &Answer) -> bool {
+    let first = |answer: &Answer| answer.sources.first().map(|source| source.article_id.clone());
+    first(before).is_none_or(|article| first(after) == Some(article))
 }

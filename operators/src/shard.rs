@@ -273,6 +273,12 @@ impl Shard {
         Some(entry)
     }
 
+    /// The entry that a turn made, if it is here. Looks at all of them.
+    #[must_use]
+    pub fn made_by(&self, turn: &TurnKey) -> Option<EntryId> {
+        self.entries.values().find(|entry| entry.origin == *turn).map(|entry| entry.id)
+    }
+
     /// Notes what an audit or a customer said of an entry; None when it is not here.
     pub fn tested(&mut self, Tested { entry, agreed }: Tested) -> Option<Record> {
         let record = &mut self.entries.get_mut(&entry)?.record;

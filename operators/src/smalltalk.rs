@@ -30,94 +30,36 @@ const NAME_WORDS_MAX: usize = 2;
 
 const GREETINGS: &[&str] =
     &["hi", "hello", "hey", "heya", "hiya", "howdy", "greetings", "morning", "afternoon", "evening"];
-const THANKS: &[&str] = &["thank", "thanks", "thx", "ty", "thankyou", "appreciate", "appreciated", "cheers"];
-const FAREWELLS: &[&str] = &["bye", "goodbye", "farewell", "care", "day", "night", "weekend"];
-/// Words that may stand beside them.
-const FILLERS: &[&str] = &[
-    "a",
-    "again",
-    "all",
-    "alright",
-    "amazing",
-    "and",
-    "are",
-    "awesome",
-    "back",
-    "be",
-    "cool",
-    "do",
-    "doing",
-    "everyone",
-    "excellent",
-    "fine",
-    "folks",
-    "for",
-    "good",
-    "great",
-    "have",
-    "help",
-    "helping",
-    "how",
-    "i",
-    "is",
-    "it",
-    "just",
-    "lot",
-    "lots",
-    "lovely",
-    "me",
-    "much",
-    "my",
-    "nice",
-    "no",
-    "nope",
-    "now",
-    "of",
-    "oh",
-    "ok",
-    "okay",
-    "perfect",
-    "really",
-    "rest",
-    "see",
-    "so",
-    "sure",
-    "take",
-    "talk",
-    "team",
-    "that",
-    "that's",
-    "thats",
-    "the",
-    "there",
-    "time",
-    "to",
-    "today",
-    "u",
-    "very",
-    "was",
-    "well",
-    "will",
-    "wonderful",
-    "you",
-    "you've",
-    "your",
-    "yours",
-    "been",
-    "sir",
-    "madam",
-    "guys",
-    "very",
-    "today",
-    "yes",
-    "yep",
-    "yeah",
-    "super",
-    "brilliant",
-    "fantastic",
-    "helpful",
-    "assistance",
-    "support",
+const THANKS: &[&str] =
+    &["thank", "thanks", "thanx", "thx", "tx", "ty", "thankyou", "appreciate", "appreciated", "cheers"];
+const FAREWELLS: &[&str] =
+    &["bye", "byebye", "goodbye", "goodnight", "farewell", "care", "cya", "ciao", "day", "night", "weekend"];
+/// Words that may stand beside them, and say nothing by themselves.
+const FILLERS: &str = "a absolutely actually again ah aha all all's alright alrighty am amazing and anyway anyways are asking at \
+    awesome back be been best bit brilliant bro buddy bunch catch clarification clarifying cool darling definitely \
+    done dude else enough everyone everything excellent fab fabulous fantastic fast finally fine folks for friend \
+    glad god good goodness gosh got gotcha great guess guys ha haha hahaha happy have help helpful helping here's \
+    hm hmm honestly hope hopefully i i'm i've info information interesting is it it's its just kind kindness later \
+    looks lot lots lovely luck ma'am madam magnificent mam man marvellous marvelous mate me million mind moment \
+    most much my nah neat needed never nevermind nice no nope now of oh ohh ok okay okey one outstanding pal \
+    patience perfect pleasure quick quickest quickly quite really rest set sir sis so sounds splendid super superb \
+    sure take sweet team terrific that that'd that'll that's thats the then there think though time to today today's \
+    ton tons too totally truly trying u understand very was we we're welcome well whoa will wonderful would wow ya \
+    yay yeah yep yes yess you you're you've your yours yup";
+/// What is said and asked out of politeness, longer phrases before those that they begin with.
+const PHRASES: &[&str] = &[
+    "how are you doing",
+    "how are you",
+    "how are things",
+    "how is it going",
+    "how's it going",
+    "how do you do",
+    "what's up",
+    "talk to you",
+    "see you",
+    "see ya",
+    "your support",
+    "nothing else",
 ];
 const INTRODUCTIONS: &[&[&str]] =
     &[&["i'm"], &["im"], &["i", "am"], &["my", "name", "is"], &["this", "is"], &["my", "name's"]];
@@ -129,14 +71,24 @@ impl SmallTalk {
         if !self.enabled {
             return None;
         }
-        let text = turnflow_state::normalise(text);
+        let mut text = text.to_lowercase().replace('’', "'");
+        for phrase in PHRASES {
+            text = text.replace(&format!("{phrase}?"), " ").replace(phrase, " ");
+        }
+        // Who asks anything else wants to know.
+        if text.contains('?') {
+            return None;
+        }
         let words = words_of(&text);
         let words = without_name(&words);
         if words.len() > WORDS_MAX {
             return None;
         }
         let is = |kind: &[&str]| words.iter().any(|word| kind.contains(word));
-        let belongs = |word: &&str| [GREETINGS, THANKS, FAREWELLS, FILLERS].iter().any(|kind| kind.contains(word));
+        let belongs = |word: &&str| {
+            [GREETINGS, THANKS, FAREWELLS].iter().any(|kind| kind.contains(word))
+                || FILLERS.split(' ').any(|filler| filler == *word)
+        };
         if !words.iter().all(belongs) {
             return None;
         }
@@ -186,11 +138,17 @@ mod tests {
             ("Good morning :)", "hello"),
             ("Hi, I'm Sarah", "hello"),
             ("Hi how are you?", "hello"),
+            ("hey, what’s up", "hello"),
+            ("Thanks for your support", "welcome"),
             ("Thanks so much for your help!", "welcome"),
             ("Amazing, thank you!!", "welcome"),
             ("No, that's all. Take care", "bye"),
             ("thanks, have a nice day", "bye"),
             ("goodbye", "bye"),
+            ("Good evening", "hello"),
+            ("OK, thanks anyway", "welcome"),
+            ("That's all I needed, thank you", "welcome"),
+            ("I understand. Thank you and goodbye", "bye"),
         ] {
             assert_eq!(reply(text).as_deref(), Some(expected), "{text}");
         }
@@ -201,6 +159,15 @@ mod tests {
             "yes please",
             "no",
             "thanks but it is still broken",
+            "thanks, that is not right",
+            "yes please, thank you",
+            "thanks, book it",
+            "hi, how do I talk to support?",
+            "hello, how do I talk to the support team",
+            "Hi, how much is it?",
+            "Hi, is it good?",
+            "thanks, I need more help",
+            "hi, how much is this",
             "I'm Sarah",
             "see you in court",
             "hi, I am waiting for three weeks",

@@ -197,7 +197,7 @@ fn gather_waits_for_every_shard_in_any_order() {
     };
     let reply = |hit: Option<Candidate>, near_miss: Option<(f32, String)>| {
         let request = RequestId { worker: 0, number: 1 };
-        ToGather::Reply(Box::new(Found { request, asker: 0, hit, withheld: None, near_miss }))
+        ToGather::Reply(Box::new(Found { request, asker: 0, hit, withheld: None, near_miss, nearest: Vec::new() }))
     };
     let asked = || ToGather::Turn(ask(1, "a", "1", "q"));
     let replies = || {

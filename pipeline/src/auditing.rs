@@ -19,11 +19,20 @@ use crate::shared::Shared;
 use crate::validity::Driver;
 use crate::{Pipeline, PipelineError};
 
+/// What the workers are told of an entry.
+#[derive(Clone, Debug)]
+enum Told {
+    /// What was found out about it.
+    Tested(Tested),
+    /// What a customer says of the answer that a turn made, which may be an entry since.
+    Judged { origin: TurnKey, is_good: bool },
+}
+
 /// What all workers share of audits.
 pub(crate) struct SharedAudits {
     pub(crate) bound: SharedBound,
     /// For each worker, what was found out about entries. Bounded by the audits under way and the judgements on their way in.
-    tested: Vec<(Sender<Tested>, Receiver<Tested>)>,
+    told: Vec<(Sender<Told>, Receiver<Told>)>,
     /// For each worker, audits that wait or are under way.
     pending: Vec<AtomicUsize>,
     /// Counts those who wait for audits to end, and for each worker, how many of them it has heard of.
@@ -36,7 +45,7 @@ impl SharedAudits {
     pub(crate) fn new(workers: usize, limits: BoundLimits) -> Self {
         Self {
             bound: SharedBound::new(limits),
-            tested: (0..workers).map(|_| unbounded()).collect(),
+            told: (0..workers).map(|_| unbounded()).collect(),
             pending: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
             rounds: AtomicU64::new(0),
             heard: (0..workers).map(|_| AtomicU64::new(0)).collect(),
@@ -45,10 +54,10 @@ impl SharedAudits {
     }
 
     /// Tells all workers; they are woken by the caller.
-    fn tell(&self, tested: Tested) {
-        for (sender, _) in &self.tested {
+    fn tell(&self, told: &Told) {
+        for (sender, _) in &self.told {
             // The receivers live here, so sending cannot fail.
-            let _ = sender.send(tested);
+            let _ = sender.send(told.clone());
         }
     }
 
@@ -65,7 +74,7 @@ impl Shared {
         if let Some(sample) = sample {
             self.audits.bound.lock().record(&tenant, sample);
         }
-        self.audits.tell(tested);
+        self.audits.tell(&Told::Tested(tested));
         self.wake();
     }
 
@@ -107,8 +116,17 @@ impl Driver {
     pub(crate) fn hear(&mut self) -> u64 {
         let shared = self.parts.shared.clone();
         let round = shared.audits.rounds.load(Ordering::Acquire);
-        for tested in shared.audits.tested[self.worker].1.try_iter() {
-            self.act_on(tested);
+        for told in shared.audits.told[self.worker].1.try_iter() {
+            let tested = match told {
+                Told::Tested(tested) => Some(tested),
+                Told::Judged { origin, is_good } => {
+                    let entry = self.parts.shard.borrow().made_by(&origin);
+                    entry.map(|entry| Tested { entry, agreed: Some(is_good) })
+                }
+            };
+            if let Some(tested) = tested {
+                self.act_on(tested);
+            }
         }
         round
     }
@@ -186,7 +204,7 @@ impl Driver {
 pub enum Feedback {
     /// There is no such turn, or it has not ended.
     Unknown,
-    /// The turn was no hit, so it says nothing of the caches.
+    /// The turn neither was a hit nor could become one for others, so it says nothing of the caches.
     NoHit,
     /// The turn was judged before.
     Repeated,
@@ -195,8 +213,8 @@ pub enum Feedback {
 }
 
 impl Pipeline {
-    /// Takes a customer's judgement of a turn. Where the turn was a hit, it counts as evidence for the entry that was served,
-    /// and where the question was a similar one, for the tenant's bound. Once for each turn, as far as is remembered.
+    /// Takes a customer's judgement of a turn. It counts as evidence for the entry that was served or that the turn made, and
+    /// where the question was a similar one, for the tenant's bound. Once for each turn, as far as is remembered.
     ///
     /// # Errors
     /// [`PipelineError`] when the turn cannot be read, or the pipeline is shutting down.
@@ -210,16 +228,17 @@ impl Pipeline {
         };
         let Some(record) = found else { return Ok(Feedback::Unknown) };
         let verdict = record.completion.verdict;
-        let Some(entry) = verdict.entry.filter(|_| verdict.level.is_hit()) else { return Ok(Feedback::NoHit) };
-        let similar = verdict
-            .evidence
-            .filter(|_| verdict.level == CacheLevel::Semantic)
-            .map(|evidence| Evidence::of(evidence.same_article));
+        let told = match (verdict.entry, verdict.level) {
+            (Some(entry), level) if level.is_hit() => Told::Tested(Tested { entry, agreed: Some(is_good) }),
+            (_, CacheLevel::Miss) => Told::Judged { origin: turn.clone(), is_good },
+            _ => return Ok(Feedback::NoHit),
+        };
+        let similar = verdict.evidence.map(|evidence| Evidence::of(evidence.same_article));
         let shared = &self.0.validity;
         if !shared.audits.bound.lock().judge(&turn, similar, is_good) {
             return Ok(Feedback::Repeated);
         }
-        shared.audits.tell(Tested { entry, agreed: Some(is_good) });
+        shared.audits.tell(&told);
         // The worker that has the entry has acted on it when all have heard of it.
         shared.heard_and(|_| true).await;
         Ok(Feedback::Counted)

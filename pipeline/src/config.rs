@@ -427,7 +427,7 @@ impl Config {
     }
 
     /// Settings of which there must be at least one.
-    fn counts(&self) -> [(&'static str, usize); 32] {
+    fn counts(&self) -> [(&'static str, usize); 31] {
         let limits = &self.limits;
         [
             ("storage.commit-queue-max", self.storage.commit_queue_max),
@@ -442,7 +442,6 @@ impl Config {
             ("limits.article-bytes-max", limits.article_bytes_max),
             ("cache.bytes-max", self.cache.bytes_max),
             ("cache.tenant-bytes-max", self.cache.tenant_bytes_max),
-            ("refresh.served-min", self.refresh.served_min as usize),
             ("refresh.queue-max", self.refresh.queue_max),
             ("refresh.in-flight-max", self.refresh.in_flight_max),
             ("refresh.tries-max", self.refresh.tries_max as usize),

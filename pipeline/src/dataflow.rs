@@ -211,7 +211,7 @@ impl Blueprint {
             let gathered = scope.concatenate([asking.map(ToGather::Turn), found]);
             let (missed, similar) = stage(gathered, Local, "gather", clock, |_| {
                 #[expect(clippy::cast_possible_truncation, reason = "a count of threads")]
-                Gather::new(peers as usize, semantic).audited(sampler)
+                Gather::new(peers as usize, semantic).audited(sampler.clone())
             })
             .ok_err(|step| step);
 
@@ -225,6 +225,7 @@ impl Blueprint {
             let (alone, joined) = stage(flying, by_scope, "flights", clock, |_| {
                 let bound = self.validity.audits.bound.clone();
                 Flights::new(parts.policy.clone(), bound, joining, audiences.clone(), self.following.clone())
+                    .audited(sampler.clone())
             })
             .ok_err(|step| step);
             let generated = stage(alone, Local, "generate", clock, |wake| {

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use turnflow_models::{
-    AXES, Encoder, EncoderEngine, EncoderHandle, Extractive, MODEL_NAME, ModelFiles, TierEngine, TierHandle, Verifier,
-    principal_axes,
+    AXES, Encoder, EncoderEngine, EncoderHandle, Extractive, FittedWith, MODEL_NAME, ModelFiles, TierEngine,
+    TierHandle, Verifier, principal_axes,
 };
 use turnflow_operators::policy::{Clarity, Policy};
 use turnflow_operators::validity::Axes;
@@ -45,7 +45,7 @@ impl Parts {
     /// # Errors
     /// [`PipelineError`] when the store cannot be read or a thread cannot be started.
     pub fn with_encoder(config: &Config, store: Store, encoder: EncoderHandle) -> Result<Self, PipelineError> {
-        store.bind_encoder(&format!("{MODEL_NAME} with adapter {}", config.encoder.adapter))?;
+        store.bind_encoder(&encoder_name(config))?;
         let knowledge = Arc::new(KnowledgeBase::load(store.clone(), config.knowledge.cache_bytes)?);
         let extractive = Extractive::new(encoder.clone(), config.extractive.clone());
         let tier = TierEngine::start(Arc::new(extractive), config.tier)?;
@@ -57,16 +57,51 @@ impl Parts {
 /// The hit policy of a configuration.
 ///
 /// # Errors
-/// [`PipelineError`] when the verifier's file cannot be read.
+/// [`PipelineError`] when the verifier's file cannot be read, or the verifier was fitted under other settings.
 pub fn policy(config: &Config) -> Result<Policy, PipelineError> {
-    let PolicyConfig { verifier, delta, relevance_min, margin_min } = &config.policy;
-    let verifier = match verifier.as_str() {
-        "none" => None,
-        "shop" => Some(Verifier::shop()),
-        path => Some(Verifier::load(Path::new(path))?),
+    let PolicyConfig { delta, relevance_min, margin_min, .. } = config.policy;
+    let clarity = Clarity { relevance_min, margin_min };
+    Ok(Policy::new(clarity, config.cache.similarity_min, verifier(config)?.map(Arc::new), delta))
+}
+
+/// The verifier of a configuration; None when a plain rule stands in for it.
+///
+/// # Errors
+/// [`PipelineError`] when its file cannot be read, or it was fitted under other settings.
+pub fn verifier(config: &Config) -> Result<Option<Verifier>, PipelineError> {
+    let name = &config.policy.verifier;
+    let verifier = match name.as_str() {
+        "none" => return Ok(None),
+        "shop" => Verifier::shop(),
+        path => Verifier::load(Path::new(path))?,
     };
-    let clarity = Clarity { relevance_min: *relevance_min, margin_min: *margin_min };
-    Ok(Policy::new(clarity, config.cache.similarity_min, verifier.map(Arc::new), *delta))
+    check_fitted_with(name, verifier.fitted_with(), &fitted_with(config))?;
+    Ok(Some(verifier))
+}
+
+/// What a verifier that is fitted under a configuration is fitted with.
+#[must_use]
+pub fn fitted_with(config: &Config) -> FittedWith {
+    let PolicyConfig { relevance_min, margin_min, .. } = config.policy;
+    FittedWith { encoder: encoder_name(config), relevance_min, margin_min }
+}
+
+fn encoder_name(config: &Config) -> String {
+    format!("{MODEL_NAME} with adapter {}", config.encoder.adapter)
+}
+
+fn check_fitted_with(verifier: &str, fitted: &FittedWith, found: &FittedWith) -> Result<(), PipelineError> {
+    let settings = [
+        ("the encoder", fitted.encoder.clone(), found.encoder.clone()),
+        ("policy.relevance-min", fitted.relevance_min.to_string(), found.relevance_min.to_string()),
+        ("policy.margin-min", fitted.margin_min.to_string(), found.margin_min.to_string()),
+    ];
+    match settings.into_iter().find(|(_, fitted, found)| fitted != found) {
+        None => Ok(()),
+        Some((setting, fitted, found)) => {
+            Err(PipelineError::Verifier { verifier: verifier.to_owned(), setting, fitted, found })
+        }
+    }
 }
 
 fn axes() -> Axes {

@@ -38,7 +38,7 @@ fn errors_name_place_and_key() {
         "[storage]\ncommit-queue-max = 9999999999\n",
         "t.toml:2: storage.commit-queue-max = 9999999999: must be at most",
     );
-    check("[refresh]\nserved-min = 0\n", "t.toml:2: refresh.served-min = 0: must be at least 1");
+    check("[refresh]\nqueue-max = 0\n", "t.toml:2: refresh.queue-max = 0: must be at least 1");
     check("[refresh]\nin-flight-max = 999999\n", "t.toml:2: refresh.in-flight-max = 999999: must be at most");
     check("[cache\n", "t.toml:1: ");
 }

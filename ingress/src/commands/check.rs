@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use serde::Serialize;
 use turnflow_models::verify;
-use turnflow_pipeline::Config;
+use turnflow_pipeline::{Config, verifier};
 use turnflow_state::Store;
 
 use super::Context;
@@ -36,6 +36,7 @@ pub(super) fn run(context: &Context, args: &StoreArgs) -> Result<(), Failure> {
     let findings = [
         finding("data folder", &data.display(), check_data(&data)),
         finding("weights", &home.model_dir().display(), check_weights(&home)),
+        finding("verifier", &config.policy.verifier, check_verifier(config)),
         finding("port", &config.server.listen, check_port(config)),
     ];
     let usable = findings.iter().all(|finding| finding.usable);
@@ -74,6 +75,10 @@ fn check_data(dir: &Path) -> anyhow::Result<String> {
 fn check_weights(home: &turnflow_models::ModelHome) -> anyhow::Result<String> {
     verify(home).context("missing or damaged, get them with: turnflow models pull")?;
     Ok("intact".to_owned())
+}
+
+fn check_verifier(config: &Config) -> anyhow::Result<String> {
+    Ok(if verifier(config)?.is_some() { "fits the settings" } else { "a plain rule stands in for it" }.to_owned())
 }
 
 fn check_port(config: &Config) -> anyhow::Result<String> {

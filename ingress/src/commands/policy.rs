@@ -9,7 +9,7 @@ use serde::Serialize;
 use turnflow_models::{
     CONFIDENCE, Evidence, FitOptions, FitReport, FitStage, PairExample, QuestionExample, Verifier, fit,
 };
-use turnflow_pipeline::{Mentions, Pipeline, policy};
+use turnflow_pipeline::{Mentions, Pipeline, fitted_with, policy, verifier};
 use turnflow_state::{ArticleId, HitEvidence, TenantId};
 
 use super::{Context, open, replay};
@@ -27,6 +27,12 @@ const BATCH: usize = 256;
 const DELTAS: [f64; 4] = [0.005, 0.01, 0.02, 0.05];
 
 pub(super) fn run_fit(context: &Context, args: &PolicyFitArgs) -> Result<(), Failure> {
+    if args.examples.kb.is_none() {
+        return Err(Failure::usage(anyhow::anyhow!(
+            "--kb is missing: what a score means depends on the knowledge base"
+        ))
+        .with_hint("give the articles that the questions are about"));
+    }
     let examples = Examples::read(&args.examples.data, &args.examples.source)?;
     let prepared = prepare(context, &examples, args.examples.kb.as_ref())?;
     let questions: Vec<(usize, QuestionExample)> = prepared
@@ -52,17 +58,18 @@ pub(super) fn run_fit(context: &Context, args: &PolicyFitArgs) -> Result<(), Fai
     let questions: Vec<QuestionExample> = questions.into_iter().map(|(_, question)| question).collect();
     let options = FitOptions { held_out_labels: args.held_out_labels, seed: args.seed, ..FitOptions::default() };
     let mut told = None;
-    let (verifier, report) = fit(&questions, &pairs, &options, &mut |stage, step, loss| {
-        let what = match stage {
-            FitStage::Projection => "training the projection",
-            FitStage::Network => "training the network",
-            FitStage::Calibration => "calibrating",
-        };
-        if told != Some(stage) || (stage == FitStage::Projection && step % 100 == 0) || stage == FitStage::Network {
-            eprintln!("{what}: step {step}, loss {loss:.4}");
-        }
-        told = Some(stage);
-    })?;
+    let (verifier, report) =
+        fit(&questions, &pairs, &options, fitted_with(&context.config), &mut |stage, step, loss| {
+            let what = match stage {
+                FitStage::Projection => "training the projection",
+                FitStage::Network => "training the network",
+                FitStage::Calibration => "calibrating",
+            };
+            if told != Some(stage) || (stage == FitStage::Projection && step % 100 == 0) || stage == FitStage::Network {
+                eprintln!("{what}: step {step}, loss {loss:.4}");
+            }
+            told = Some(stage);
+        })?;
     verifier.save(&args.out)?;
     let outcome = Fitted::of(&verifier, &report, &args.out);
     context.print(&outcome, &outcome)
@@ -70,10 +77,18 @@ pub(super) fn run_fit(context: &Context, args: &PolicyFitArgs) -> Result<(), Fai
 
 pub(super) fn run_eval(context: &Context, args: &PolicyEvalArgs) -> Result<(), Failure> {
     let examples = Examples::read(&args.examples.data, &args.examples.source)?;
-    let verifier = match &args.verifier {
-        None => Verifier::shop(),
-        Some(path) => Verifier::load(path)?,
+    if examples.pairs.is_empty() {
+        return Err(Failure::usage(anyhow::anyhow!("no pairs of questions to judge a verifier on")));
+    }
+    let mut config = context.config.clone();
+    if let Some(path) = &args.verifier {
+        config.policy.verifier = path.display().to_string();
+    }
+    let Some(verifier) = verifier(&config)? else {
+        return Err(Failure::usage(anyhow::anyhow!("policy.verifier is \"none\": there is nothing to judge"))
+            .with_hint("name a verifier's file with --verifier"));
     };
+    let context = &context.with(config);
     let prepared = prepare(context, &examples, args.examples.kb.as_ref())?;
     let profiles: Vec<_> =
         examples.texts.iter().zip(&prepared).map(|(text, prepared)| verifier.profile(text, &prepared.vector)).collect();
@@ -88,8 +103,7 @@ pub(super) fn run_eval(context: &Context, args: &PolicyEvalArgs) -> Result<(), F
             } else {
                 f32::NEG_INFINITY
             };
-            let evidence =
-                verifier.evidence((&profiles[pair.a], a.article.as_ref()), (&profiles[pair.b], b.article.as_ref()));
+            let evidence = Evidence::between(a.article.as_ref(), b.article.as_ref());
             Judged { pair, score, cosine, evidence }
         })
         .collect();
@@ -112,6 +126,9 @@ pub(super) struct Text {
 
 /// `cache explain`: why two texts would or would not share an answer.
 pub(super) fn run_explain(context: &Context, args: &ExplainArgs) -> Result<(), Failure> {
+    if args.a.trim().is_empty() || args.b.trim().is_empty() {
+        return Err(Failure::usage(anyhow::anyhow!("an empty text is no question")));
+    }
     let examples = Examples::of([&args.a, &args.b]);
     let policy = policy(&context.config)?;
     let texts = prepare(context, &examples, args.kb.as_ref())?;

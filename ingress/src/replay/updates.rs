@@ -98,6 +98,7 @@ impl Updates {
 struct RawEdit {
     ts: String,
     op: Op,
+    #[serde(default = "kind_of_edit")]
     kind: String,
     kb_id: String,
     version: u64,
@@ -111,6 +112,11 @@ struct RawEdit {
     must_not_contain: Vec<String>,
     #[serde(default)]
     probes: Vec<String>,
+}
+
+/// An edit that does not say what kind it is may change anything.
+fn kind_of_edit() -> String {
+    "edit".to_owned()
 }
 
 #[derive(Clone, Copy, Deserialize, PartialEq, Eq)]

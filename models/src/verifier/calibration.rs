@@ -52,16 +52,25 @@ pub fn probability(log_odds: f32) -> f32 {
     1.0 / (1.0 + (-log_odds).exp())
 }
 
+/// A candidate for a question, and the levels at which it is the one that is served: the nearest that is accepted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Judged {
+    /// Its log odds: it is accepted up to this level.
+    pub log_odds: f32,
+    /// The highest log odds of the candidates nearer than it: up to this level one of them is served.
+    pub covered: f32,
+    /// Whether serving it is right.
+    pub is_right: bool,
+}
+
 impl Calibration {
-    /// From log odds and whether the hit would have been right.
+    /// From all candidates of all questions.
     #[must_use]
-    pub fn of(judged: &[(f32, bool)]) -> Self {
+    pub fn of(judged: &[Judged]) -> Self {
         let levels = (0..LEVELS).map(|at| {
-            let accepted: Vec<bool> = judged
-                .iter()
-                .filter(|(log_odds, _)| *log_odds >= log_odds_of(at))
-                .map(|(_, is_right)| *is_right)
-                .collect();
+            let level = log_odds_of(at);
+            let served = judged.iter().filter(|one| one.covered < level && level <= one.log_odds);
+            let accepted: Vec<bool> = served.map(|one| one.is_right).collect();
             (count(accepted.len()), count(accepted.iter().filter(|is_right| !**is_right).count()))
         });
         Self { levels: levels.collect() }
@@ -142,13 +151,28 @@ mod tests {
         assert_eq!(upper_bound(3, 3, 0.95), 1.0);
     }
 
+    /// The one candidate of a question.
+    fn only(log_odds: f32, is_right: bool) -> Judged {
+        Judged { log_odds, covered: f32::NEG_INFINITY, is_right }
+    }
+
+    #[test]
+    fn the_nearest_that_is_accepted_counts() {
+        // The nearer candidate is wrong and less likely: it is served where both are accepted, the other one above.
+        let nearer = Judged { log_odds: 3.0, covered: f32::NEG_INFINITY, is_right: false };
+        let other = Judged { log_odds: 5.0, covered: 3.0, is_right: true };
+        let Calibration { levels } = Calibration::of(&[nearer, other]);
+        let at = |log_odds: f32| levels[((STRICTEST - log_odds) / STEP) as usize];
+        assert_eq!([at(5.25), at(5.0), at(3.25), at(3.0)], [(0, 0), (1, 0), (1, 0), (1, 1)]);
+    }
+
     #[test]
     fn the_loosest_level_that_holds_is_taken() {
         // Wrong ones lie below 2, a tenth of what is there; above, all is right.
-        let judged: Vec<(f32, bool)> = (0..4_000)
+        let judged: Vec<Judged> = (0..4_000)
             .map(|at| {
                 let log_odds = at as f32 / 1_000.0;
-                (log_odds, log_odds > 2.0 || at % 10 != 0)
+                only(log_odds, log_odds > 2.0 || at % 10 != 0)
             })
             .collect();
         let calibration = Calibration::of(&judged);
@@ -168,10 +192,10 @@ mod tests {
         let (delta, rounds) = (0.02, 300);
         let mut broken = 0;
         for _ in 0..rounds {
-            let judged: Vec<(f32, bool)> = (0..3_000)
+            let judged: Vec<Judged> = (0..3_000)
                 .map(|_| {
                     let log_odds = 8.0 * random.f32() - 1.0;
-                    (log_odds, random.f64() >= error_at(log_odds))
+                    only(log_odds, random.f64() >= error_at(log_odds))
                 })
                 .collect();
             let Some(level) = Calibration::of(&judged).level(delta) else { continue };

@@ -3,7 +3,7 @@
 //! Questions are split by their text: some are trained on, the others calibrate. The projection is trained by
 //! [contrast](crate::contrast); the network on pairs that are hard to tell apart, found among the nearest; the calibration
 //! plays a cache: the questions come one after another, each is judged against the nearest of those before it, and what
-//! is counted is the best of them, as when serving.
+//! is counted is the nearest that is accepted, as when serving.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,9 +15,10 @@ use burn::tensor::activation::{relu, softplus};
 use burn::tensor::{Device, Tensor, TensorData};
 use turnflow_state::normalise;
 
+use super::calibration::Judged;
 use super::head::{self, HIDDEN, Head, INPUTS, PROJECTED};
 use super::text::{Rarity, Words};
-use super::{Calibration, Evidence, Profile, Purposes, Verifier};
+use super::{Calibration, Evidence, FittedWith, Profile, Purposes, Verifier};
 use crate::axes::{AXES, principal_axes};
 use crate::contrast::{ContrastOptions, train_map};
 use crate::error::ModelError;
@@ -35,7 +36,10 @@ const LIKE_NEAREST: usize = 40;
 /// Candidates that are judged for a question, as when serving.
 const CANDIDATES: usize = 8;
 /// Share of the questions that calibrate that count as of another kind.
-const UNFAMILIAR_SHARE: f64 = 0.03;
+const UNFAMILIAR_SHARE: f64 = 0.1;
+/// What the questions of one label gather around.
+const MIDDLES_PER_LABEL: usize = 4;
+const KMEANS_PASSES: usize = 15;
 const BATCH: usize = 256;
 /// Keeps the division by an input's spread defined.
 const SPREAD_MIN: f32 = 1e-3;
@@ -133,7 +137,8 @@ impl Network {
     }
 }
 
-/// Fits a verifier. `progress` hears of the stage, the step and the loss.
+/// Fits a verifier to questions that were prepared `fitted_with` an encoder and a knowledge base. `progress` hears of the
+/// stage, the step and the loss.
 ///
 /// # Errors
 /// [`ModelError::Training`] when there is too little to learn from, or the numbers do not stay finite.
@@ -141,6 +146,7 @@ pub fn fit(
     questions: &[QuestionExample],
     pairs: &[PairExample],
     options: &FitOptions,
+    fitted_with: FittedWith,
     progress: &mut dyn FnMut(FitStage, usize, f32),
 ) -> Result<(Verifier, FitReport), ModelError> {
     let used = |at: &usize| !is_held_out(&questions[*at].label, options.held_out_labels);
@@ -164,7 +170,7 @@ pub fn fit(
     let rarity = Rarity::of(training.iter().map(|&at| questions[at].text.as_str()), WORD_TEXTS_MIN);
     let projected: Vec<Vec<f32>> =
         questions.iter().map(|question| head::project(&projection, &question.vector)).collect();
-    let purposes = purposes(&labels, &projected, &calibration);
+    let purposes = purposes(&labels, &projected, &calibration, options.seed);
     let profile = |(question, purpose): (&QuestionExample, Vec<f32>)| Profile {
         words: Words::of(&question.text, &rarity),
         familiarity: purposes.nearest(&purpose),
@@ -182,29 +188,45 @@ pub fn fit(
 
     progress(FitStage::Calibration, 0, loss);
     let uncalibrated = Evidence::ALL.map(|_| Calibration::of(&[]));
-    let mut verifier = Verifier { head, rarity, purposes, calibrations: uncalibrated };
+    let mut verifier = Verifier { head, rarity, purposes, calibrations: uncalibrated, fitted_with };
     let judged = play(questions, &profiles, &calibration, &verifier, options.seed);
     verifier.calibrations = Evidence::ALL.map(|evidence| Calibration::of(&judged[evidence.index()]));
     let report = FitReport { trained: training.len(), calibrated: calibration.len(), pairs: drawn.len(), loss };
     Ok((verifier, report))
 }
 
-/// The middle of each label's questions, and how near to one of them all but a few of the questions that calibrate are.
-fn purposes(labels: &[(&str, Vec<usize>)], projected: &[Vec<f32>], calibration: &[usize]) -> Purposes {
-    let middle = |(_, texts): &(&str, Vec<usize>)| {
-        let mut sum = vec![0.0; PROJECTED];
-        for &at in texts {
-            sum.iter_mut().zip(&projected[at]).for_each(|(sum, number)| *sum += number);
-        }
-        to_unit(sum)
-    };
-    let mut purposes = Purposes { middles: labels.iter().map(middle).collect(), familiar_min: 0.0 };
+/// What the questions of each label gather around, and how near to one of these all but a few of the questions that
+/// calibrate are.
+fn purposes(labels: &[(&str, Vec<usize>)], projected: &[Vec<f32>], calibration: &[usize], seed: u64) -> Purposes {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let middles = labels.iter().flat_map(|(_, texts)| {
+        middles(&texts.iter().map(|&at| &*projected[at]).collect::<Vec<_>>(), MIDDLES_PER_LABEL, &mut random)
+    });
+    let mut purposes = Purposes { middles: middles.collect(), familiar_min: 0.0 };
     let mut nearest: Vec<f32> = calibration.iter().map(|&at| purposes.nearest(&projected[at])).collect();
     nearest.sort_by(f32::total_cmp);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a count")]
     let at = (nearest.len() as f64 * UNFAMILIAR_SHARE) as usize;
     purposes.familiar_min = nearest.get(at).copied().unwrap_or_default();
     purposes
+}
+
+/// Spherical k-means (Dhillon and Modha 2001, <https://doi.org/10.1023/A:1007612920971>): `count` vectors of unit length at
+/// most, each the middle of those that are nearer to it than to the others.
+fn middles(vectors: &[&[f32]], count: usize, random: &mut fastrand::Rng) -> Vec<Vec<f32>> {
+    let mut middles: Vec<Vec<f32>> =
+        random.choose_multiple(vectors.iter(), count).into_iter().map(|v| v.to_vec()).collect();
+    for _ in 0..KMEANS_PASSES {
+        let mut sums: Vec<Vec<f32>> = middles.iter().map(|middle| vec![0.0; middle.len()]).collect();
+        for vector in vectors {
+            let cosines = middles.iter().map(|middle| dot(middle, vector)).enumerate();
+            let Some((nearest, _)) = cosines.max_by(|(_, a), (_, b)| a.total_cmp(b)) else { continue };
+            sums[nearest].iter_mut().zip(*vector).for_each(|(sum, number)| *sum += number);
+        }
+        // One that nothing is nearest to is the double of another.
+        middles = sums.into_iter().filter(|sum| sum.iter().any(|number| *number != 0.0)).map(to_unit).collect();
+    }
+    middles
 }
 
 /// Where the projection starts: at the principal axes of the encoder, or at random ones for another encoder.
@@ -340,36 +362,32 @@ fn moments(inputs: &[[f32; INPUTS]]) -> (Vec<f32>, Vec<f32>) {
     (means, spreads)
 }
 
-/// Plays a cache that holds every question so far; for each kind of evidence, the best candidate of each question and
-/// whether it was right.
+/// Plays a cache that holds every familiar question so far; for each kind of evidence, the candidates of all questions and whether
+/// each is right.
 fn play(
     questions: &[QuestionExample],
     profiles: &[Profile],
     calibration: &[usize],
     verifier: &Verifier,
     seed: u64,
-) -> [Vec<(f32, bool)>; 2] {
-    let mut order = calibration.to_vec();
+) -> [Vec<Judged>; 2] {
+    let is_familiar = |at: &usize| verifier.is_familiar(&profiles[*at]);
+    let mut order: Vec<usize> = calibration.iter().copied().filter(is_familiar).collect();
     fastrand::Rng::with_seed(seed).shuffle(&mut order);
     let mut judged = [Vec::new(), Vec::new()];
     for (at, &asked) in order.iter().enumerate() {
         let question = &questions[asked];
         let others = order[..at].iter().filter(|&&cached| questions[cached].mentions == question.mentions);
         let scored = others.map(|&cached| (dot(&question.vector, &questions[cached].vector), cached)).collect();
-        let mut best: [Option<(f32, bool)>; 2] = [None, None];
+        let mut covered = [f32::NEG_INFINITY; 2];
         for cached in nearest(scored, CANDIDATES) {
             let log_odds =
                 verifier.head.judge(&inputs_of(questions, profiles, PairExample { a: asked, b: cached, same: false }));
             let other = &questions[cached];
-            let evidence = verifier
-                .evidence((&profiles[asked], question.article.as_ref()), (&profiles[cached], other.article.as_ref()));
-            let best = &mut best[evidence.index()];
-            if best.is_none_or(|(score, _)| log_odds > score) {
-                *best = Some((log_odds, question.label == other.label));
-            }
-        }
-        for (judged, best) in judged.iter_mut().zip(best) {
-            judged.extend(best);
+            let evidence = Evidence::between(question.article.as_ref(), other.article.as_ref()).index();
+            let is_right = question.label == other.label;
+            judged[evidence].push(Judged { log_odds, covered: covered[evidence], is_right });
+            covered[evidence] = covered[evidence].max(log_odds);
         }
     }
     judged

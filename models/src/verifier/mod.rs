@@ -25,7 +25,7 @@ use crate::error::ModelError;
 use crate::vector::dot;
 
 /// First bytes of a file of parameters; the last is the version of the layout.
-const MAGIC: &[u8; 8] = b"TFVERIF\x01";
+const MAGIC: &[u8; 8] = b"TFVERIF\x02";
 /// Reasons named for a decision.
 const REASONS: usize = 3;
 
@@ -33,7 +33,7 @@ const REASONS: usize = 3;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Evidence {
-    /// Both are clearly about the same article, and of a kind that the verifier was trained with.
+    /// Both are clearly about the same article.
     SameArticle,
     /// Anything else.
     Unsure,
@@ -49,10 +49,16 @@ impl Evidence {
         self as usize
     }
 
-    /// The kind of two questions that are clearly about one familiar article, or are not.
+    /// The kind of two questions that are clearly about one article, or are not.
     #[must_use]
     pub const fn of(same_article: bool) -> Self {
         if same_article { Self::SameArticle } else { Self::Unsure }
+    }
+
+    /// The kind of two questions, given the article that each is clearly about.
+    #[must_use]
+    pub fn between<T: PartialEq>(a: Option<&T>, b: Option<&T>) -> Self {
+        Self::of(a.is_some() && a == b)
     }
 }
 
@@ -85,7 +91,7 @@ impl Profile {
 /// The purposes that training knew, as the projection sees them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Purposes {
-    /// The middle of each label's questions, of unit length.
+    /// What the questions of each label gather around, of unit length.
     middles: Vec<Vec<f32>>,
     /// What is further from all of them than this is of another kind.
     familiar_min: f32,
@@ -126,6 +132,17 @@ pub struct Reason {
     pub weight: f32,
 }
 
+/// What a verifier was fitted with: its calibration says nothing of anything else.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FittedWith {
+    /// The encoder that made the vectors, with its adapter.
+    pub encoder: String,
+    /// From which score on a question was clearly about its best chunk's article.
+    pub relevance_min: f32,
+    /// From which lead over other articles on.
+    pub margin_min: f32,
+}
+
 /// A trained verifier with its calibration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verifier {
@@ -134,9 +151,16 @@ pub struct Verifier {
     purposes: Purposes,
     /// By [`Evidence`].
     calibrations: [Calibration; 2],
+    fitted_with: FittedWith,
 }
 
 impl Verifier {
+    /// What it was fitted with.
+    #[must_use]
+    pub const fn fitted_with(&self) -> &FittedWith {
+        &self.fitted_with
+    }
+
     /// The one that ships.
     ///
     /// # Panics
@@ -185,13 +209,11 @@ impl Verifier {
         Profile { words: Words::of(text, &self.rarity), familiarity: self.purposes.nearest(&purpose), purpose }
     }
 
-    /// What the knowledge base says of two questions, given the article that each is clearly about. It counts for questions
-    /// of a kind that training knew: what a score means is known for those alone.
+    /// Whether a question is of a kind that training knew. What a score means is known for those alone: about others the
+    /// verifier has nothing to say.
     #[must_use]
-    pub fn evidence<T: PartialEq>(&self, a: (&Profile, Option<&T>), b: (&Profile, Option<&T>)) -> Evidence {
-        let is_familiar = |profile: &Profile| profile.familiarity >= self.purposes.familiar_min;
-        let is_same = a.1.is_some() && a.1 == b.1;
-        Evidence::of(is_same && is_familiar(a.0) && is_familiar(b.0))
+    pub fn is_familiar(&self, profile: &Profile) -> bool {
+        profile.familiarity >= self.purposes.familiar_min
     }
 
     /// Compares two questions; `cosine` is that of their vectors.

@@ -44,7 +44,7 @@ pub struct Effects {
     pub kept: Vec<CacheEntry>,
     /// Entries to be deleted.
     pub forgotten: Vec<EntryId>,
-    /// Those of them that had been served and that a change made invalid.
+    /// Those of them that a change made invalid.
     pub fallen: Vec<Fallen>,
 }
 
@@ -118,8 +118,7 @@ impl Keeper {
         match self.claims.remove(&claim)? {
             Claim::Kept(entry) => {
                 let mut shard = self.shard.borrow_mut();
-                let served = shard.get(entry).filter(|entry| entry.served > 0);
-                self.effects.fallen.extend(served.map(Fallen::of));
+                self.effects.fallen.extend(shard.get(entry).map(Fallen::of));
                 let Forgotten { entry, origin, support, .. } = shard.remove(entry)?;
                 self.effects.withdrawn.push((claim, support));
                 self.effects.forgotten.push(entry);

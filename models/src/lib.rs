@@ -13,6 +13,7 @@ mod batch;
 mod bert;
 mod contrast;
 mod cut;
+mod decoder;
 mod encoder;
 mod engine;
 mod error;
@@ -33,6 +34,7 @@ pub use batch::{BatchBudget, plan_batches};
 pub use bert::BertConfig;
 pub use contrast::{ContrastOptions, train_map};
 pub use cut::sentences;
+pub use decoder::{Slice, StepModel, StepShape};
 pub use encoder::Encoder;
 pub use engine::{
     EncodeDone, EncodeJob, EncoderEngine, EncoderEngineConfig, EncoderHandle, EncoderStats, JOB_TEXTS_MAX,

@@ -185,6 +185,15 @@ pub enum ModelError {
         /// The panic's message.
         message: String,
     },
+    /// Nobody waits for the answer any more.
+    #[error("cancelled: nobody waits for the answer")]
+    Cancelled,
+    /// An answer was not complete in time.
+    #[error("the answer was not complete within {limit_ms} ms")]
+    Late {
+        /// The time that it had, in milliseconds.
+        limit_ms: u128,
+    },
     /// An engine's queue has no free place.
     #[error("the queue of {what} is full: {limit} jobs wait")]
     Full {

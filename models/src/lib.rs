@@ -11,6 +11,7 @@ mod adapter;
 mod axes;
 mod batch;
 mod bert;
+mod cancel;
 mod contrast;
 mod cut;
 mod decoder;
@@ -32,6 +33,7 @@ pub use adapter::{Adapter, AdapterChoice};
 pub use axes::{AXES, principal_axes};
 pub use batch::{BatchBudget, plan_batches};
 pub use bert::BertConfig;
+pub use cancel::Cancel;
 pub use contrast::{ContrastOptions, train_map};
 pub use cut::sentences;
 pub use decoder::{Slice, StepModel, StepShape};
@@ -44,7 +46,8 @@ pub use extractive::{Extractive, ExtractiveConfig, SENTENCES_READ_MAX, Written};
 pub use pull::{Progress, WeightSource};
 pub use queue::{Lane, Rejected};
 pub use tier::{
-    AnswerDone, Answerer, OnDelta, TierEngine, TierEngineConfig, TierHandle, TierJob, TierRequest, TierStats,
+    AnswerDone, Answerer, OnDelta, TierBackend, TierEngine, TierEngineConfig, TierHandle, TierJob, TierRequest,
+    TierStats,
 };
 pub use tokenizer::{TOKENS_MAX, TextTokenizer};
 pub use vector::{dot, to_unit};

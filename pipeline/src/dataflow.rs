@@ -19,7 +19,7 @@ use turnflow_operators::commit::{Commit, Committed, EntryNumbers, GroupedJournal
 use turnflow_operators::dedupe::{Boxes, Dedupe, Settle};
 use turnflow_operators::embed::Embed;
 use turnflow_operators::flights::{Announce, Flights, Landed, ToFlights};
-use turnflow_operators::generate::Generate;
+use turnflow_operators::generate::{Clients, Generate};
 use turnflow_operators::lookup::{Gather, Lookup, Search, ToGather};
 use turnflow_operators::message::{Ask, Ended, Found, Notice, RequestId, Settlement, Step, ToCommit};
 use turnflow_operators::recall::{Recall, RecallLimits};
@@ -31,7 +31,7 @@ use turnflow_operators::shard::{Shard, ShardLimits};
 use turnflow_operators::shell::{Mailbox, Turns, stage};
 use turnflow_operators::validity::TopK;
 use turnflow_operators::{Clock, pool::Pool};
-use turnflow_state::{Committer, EntryId, Tier, TurnEvent};
+use turnflow_state::{Committer, EntryId, TurnEvent};
 
 use crate::admission::Streams;
 use crate::bridge::Port;
@@ -72,6 +72,12 @@ struct ToStreams(Arc<Streams>);
 impl Deliver for ToStreams {
     fn deliver(&self, request: RequestId, event: TurnEvent) {
         self.0.deliver(request.number, event);
+    }
+}
+
+impl Clients for ToStreams {
+    fn cancel(&self, request: RequestId) -> turnflow_models::Cancel {
+        self.0.cancel(request.number)
     }
 }
 
@@ -215,7 +221,7 @@ impl Blueprint {
             })
             .ok_err(|step| step);
 
-            let route = Route { tier: Tier::Extractive, small_talk: config.small_talk.clone() };
+            let route = Route { tier: parts.tier.tier(), small_talk: config.small_talk.clone() };
             let (routed, scripted) = stage(missed, Local, "route", clock, |_| route).ok_err(|step| step);
 
             // In the order of their arrival at one worker, so that of two similar ones the second sees the first.
@@ -229,6 +235,7 @@ impl Blueprint {
             .ok_err(|step| step);
             let generated = stage(alone, Local, "generate", clock, |wake| {
                 Generate::new(parts.tier.clone(), config.knowledge.chunks_retrieved, audiences, wake)
+                    .for_clients(ToStreams(self.streams.clone()))
             });
 
             let ended = scope

@@ -33,7 +33,10 @@ pub use adapter::{Adapter, AdapterChoice};
 pub use axes::{AXES, principal_axes};
 pub use batch::{BatchBudget, plan_batches};
 pub use bert::BertConfig;
-pub use checkpoint::{DecoderConfig, Family, RopeScaling};
+pub use checkpoint::{
+    DecoderConfig, EMBEDDING, FINAL_NORM, Family, HEAD, Memory, Numbers, Precision, RopeScaling, TensorSpec, Weights,
+    layer_tensor,
+};
 pub use contrast::{ContrastOptions, train_map};
 pub use cut::sentences;
 pub use decoder::{Slice, StepModel, StepShape};

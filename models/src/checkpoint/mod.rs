@@ -10,8 +10,12 @@ use std::path::Path;
 use crate::error::ModelError;
 
 mod config;
+mod layout;
+mod weights;
 
 pub use config::{DecoderConfig, Family, RopeScaling};
+pub use layout::{EMBEDDING, FINAL_NORM, HEAD, Memory, TensorSpec, layer_tensor};
+pub use weights::{Numbers, Precision, Weights};
 
 /// Largest file of settings accepted, in bytes: templates and indexes of many shards are some hundred kilobytes.
 const SETTINGS_BYTES_MAX: u64 = 16 * 1024 * 1024;

@@ -34,12 +34,12 @@ pub use axes::{AXES, principal_axes};
 pub use batch::{BatchBudget, plan_batches};
 pub use bert::BertConfig;
 pub use checkpoint::{
-    DecoderConfig, EMBEDDING, FINAL_NORM, Family, HEAD, Memory, Numbers, Precision, RopeScaling, TensorSpec, Weights,
-    layer_tensor,
+    ChatMessage, ChatTemplate, Checkpoint, DecoderConfig, EMBEDDING, FINAL_NORM, Family, GenerationConfig, HEAD, Memory,
+    Numbers, Precision, RopeScaling, TensorSpec, Weights, layer_tensor,
 };
 pub use contrast::{ContrastOptions, train_map};
 pub use cut::sentences;
-pub use decoder::{Slice, StepModel, StepShape};
+pub use decoder::{PlainDecoder, Slice, StepModel, StepShape};
 pub use encoder::Encoder;
 pub use engine::{
     EncodeDone, EncodeJob, EncoderEngine, EncoderEngineConfig, EncoderHandle, EncoderStats, JOB_TEXTS_MAX,

@@ -12,7 +12,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::read_small;
+use super::{parse, read_small};
 use crate::error::ModelError;
 
 /// The families of checkpoints that are understood.
@@ -346,10 +346,6 @@ impl File {
 
 /// Sizes above this are mistakes, and products of those below it do not overflow.
 const SIZE_MAX: usize = 1 << 24;
-
-fn parse<T: serde::de::DeserializeOwned>(path: &Path, json: &[u8]) -> Result<T, ModelError> {
-    serde_json::from_slice(json).map_err(|source| ModelError::Parse { path: path.to_owned(), source: Box::new(source) })
-}
 
 #[expect(clippy::needless_pass_by_value, reason = "texts and numbers alike, made for this call")]
 fn refuse(path: &Path, field: &'static str, found: impl ToString, expected: String) -> ModelError {

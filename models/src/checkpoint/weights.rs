@@ -18,7 +18,7 @@ use safetensors::tensor::Metadata;
 use serde::Deserialize;
 
 use super::layout::{HEAD, TensorSpec};
-use super::read_small;
+use super::{parse, read_small};
 use crate::error::ModelError;
 
 /// The name of weights in one file.
@@ -133,8 +133,7 @@ impl Weights {
             weights.add(&single)?;
             return Ok(weights);
         }
-        let parsed: Index = serde_json::from_slice(&read_small(&index)?)
-            .map_err(|source| ModelError::Parse { path: index.clone(), source: Box::new(source) })?;
+        let parsed: Index = parse(&index, &read_small(&index)?)?;
         let files: BTreeSet<&str> = parsed.weight_map.values().map(String::as_str).collect();
         let mut weights = Self { path: index, tensors: BTreeMap::new() };
         if files.is_empty() || files.len() > SHARDS_MAX {
@@ -265,13 +264,7 @@ impl Place {
 /// A file's header, and where the numbers begin.
 fn header(path: &Path) -> Result<(Metadata, u64), ModelError> {
     let unusable = |reason: String| ModelError::Load { path: path.to_owned(), reason };
-    let mut file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(ModelError::MissingFile { path: path.to_owned() });
-        }
-        Err(error) => return Err(ModelError::io("open", path)(error)),
-    };
+    let mut file = super::open(path)?;
     let size = file.metadata().map_err(ModelError::io("read", path))?.len();
     let mut length = [0; 8];
     if size < 8 {
@@ -284,8 +277,7 @@ fn header(path: &Path) -> Result<(Metadata, u64), ModelError> {
     }
     let mut json = Vec::new();
     file.take(length).read_to_end(&mut json).map_err(ModelError::io("read", path))?;
-    let metadata: Metadata = serde_json::from_slice(&json)
-        .map_err(|source| ModelError::Parse { path: path.to_owned(), source: Box::new(source) })?;
+    let metadata: Metadata = parse(path, &json)?;
     let (start, data) = (8 + length, metadata.data_len() as u64);
     if size != start + data {
         return Err(ModelError::WrongSize { path: path.to_owned(), expected: start + data, found: size });

@@ -12,6 +12,7 @@ mod axes;
 mod batch;
 mod bert;
 mod cancel;
+mod checkpoint;
 mod contrast;
 mod cut;
 mod decoder;
@@ -19,6 +20,7 @@ mod encoder;
 mod engine;
 mod error;
 mod extractive;
+mod generation;
 mod memo;
 mod pull;
 mod queue;
@@ -34,9 +36,13 @@ pub use axes::{AXES, principal_axes};
 pub use batch::{BatchBudget, plan_batches};
 pub use bert::BertConfig;
 pub use cancel::Cancel;
+pub use checkpoint::{
+    ChatMessage, ChatTemplate, Checkpoint, DecoderConfig, EMBEDDING, FINAL_NORM, Family, GenerationConfig, HEAD, Memory,
+    Numbers, Precision, RopeScaling, TensorSpec, Weights, layer_tensor,
+};
 pub use contrast::{ContrastOptions, train_map};
 pub use cut::sentences;
-pub use decoder::{Slice, StepModel, StepShape};
+pub use decoder::{PlainDecoder, Slice, StepModel, StepShape};
 pub use encoder::Encoder;
 pub use engine::{
     EncodeDone, EncodeJob, EncoderEngine, EncoderEngineConfig, EncoderHandle, EncoderStats, JOB_TEXTS_MAX,

@@ -16,6 +16,7 @@ mod checkpoint;
 mod contrast;
 mod cut;
 mod decoder;
+mod device;
 mod encoder;
 mod engine;
 mod error;
@@ -43,6 +44,7 @@ pub use checkpoint::{
 pub use contrast::{ContrastOptions, train_map};
 pub use cut::sentences;
 pub use decoder::{PlainDecoder, Slice, StepModel, StepShape};
+pub use device::{DeviceChoice, TriedDevice, probe_main};
 pub use encoder::Encoder;
 pub use engine::{
     EncodeDone, EncodeJob, EncoderEngine, EncoderEngineConfig, EncoderHandle, EncoderStats, JOB_TEXTS_MAX,

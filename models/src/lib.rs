@@ -51,6 +51,7 @@ pub use engine::{
 };
 pub use error::ModelError;
 pub use extractive::{Extractive, ExtractiveConfig, SENTENCES_READ_MAX, Written};
+pub use generation::{BurnConfig, BurnTier, GenerationLimits, GenerationStats, PromptConfig, Sampling};
 pub use pull::{Progress, WeightSource};
 pub use queue::{Lane, Rejected};
 pub use tier::{

@@ -53,12 +53,46 @@ pub enum Command {
     /// Get and inspect the models' weights
     #[command(subcommand)]
     Models(ModelsCommand),
+    /// Measure what this machine can do
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Talk to a running server
     Chat(ChatArgs),
     /// Tell a running server whether the answer to a turn was right
     Feedback(FeedbackArgs),
     /// Print the effective settings and whether folder, weights and port are usable
     Check(StoreArgs),
+}
+
+/// What is measured.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// How fast the configured language model writes: many requests together, one at a time, and with a shared beginning
+    Generate(BenchGenerateArgs),
+}
+
+/// Arguments of `bench generate`.
+#[derive(Debug, Args)]
+pub struct BenchGenerateArgs {
+    /// The checkpoint's folder [default: tier.burn.model]
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+
+    /// Requests that come together
+    #[arg(long, default_value_t = 32)]
+    pub requests: usize,
+
+    /// Longest prompt, in tokens; the shortest has an eighth of it
+    #[arg(long, default_value_t = 256)]
+    pub prompt_tokens_max: usize,
+
+    /// Longest answer, in tokens; the shortest has an eighth of it
+    #[arg(long, default_value_t = 128)]
+    pub answer_tokens_max: usize,
+
+    /// Tokens that prompts begin with alike, for the time to the first token
+    #[arg(long, default_value_t = 1000)]
+    pub prefix_tokens: usize,
 }
 
 /// Where the store is.

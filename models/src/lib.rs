@@ -51,7 +51,10 @@ pub use engine::{
 };
 pub use error::ModelError;
 pub use extractive::{Extractive, ExtractiveConfig, SENTENCES_READ_MAX, Written};
-pub use generation::{BurnConfig, BurnTier, GenerationLimits, GenerationStats, PromptConfig, Sampling};
+pub use generation::{
+    BurnConfig, BurnTier, GenerationBench, GenerationLimits, GenerationLoad, GenerationRun, GenerationStats, PromptConfig,
+    Sampling,
+};
 pub use pull::{Progress, WeightSource};
 pub use queue::{Lane, Rejected};
 pub use tier::{

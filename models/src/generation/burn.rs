@@ -13,7 +13,7 @@ use super::engine::GenerationLimits;
 use super::prompt::{Author, PromptConfig};
 use super::sampler::Sampling;
 use super::writer::{Voice, start};
-use crate::checkpoint::{Checkpoint, Precision};
+use crate::checkpoint::{Checkpoint, Memory, Precision};
 use crate::decoder::{PlainDecoder, Slice, StepModel};
 use crate::device::DeviceChoice;
 use crate::error::ModelError;
@@ -67,7 +67,7 @@ impl BurnTier {
     ) -> Result<TierHandle, ModelError> {
         let mut checkpoint = Checkpoint::open(&config.model)?;
         let dialect = Dialect::of(&mut checkpoint)?;
-        let mut model = load(&checkpoint, config, home)?;
+        let mut model = load(&checkpoint, config, home)?.model;
         warm_up(model.as_mut())?;
         let (system_prompt, language) = scope;
         let voice = Voice {
@@ -83,10 +83,21 @@ impl BurnTier {
     }
 }
 
-fn load(checkpoint: &Checkpoint, config: &BurnConfig, home: &Path) -> Result<Box<dyn StepModel>, ModelError> {
+/// A decoder, and what it takes.
+pub(super) struct Loaded {
+    pub(super) model: Box<dyn StepModel>,
+    pub(super) memory: Memory,
+}
+
+/// Loads a checkpoint's decoder for the device of a configuration.
+///
+/// # Errors
+/// When the weights cannot be used, or the memory for keys and values holds too little.
+pub(super) fn load(checkpoint: &Checkpoint, config: &BurnConfig, home: &Path) -> Result<Loaded, ModelError> {
     let tried = config.device.resolve(home)?;
     let precision = if tried.half { Precision::F16 } else { Precision::F32 };
-    let token_bytes = checkpoint.config.memory(precision, precision).kv_bytes_per_token;
+    let memory = checkpoint.config.memory(precision, precision);
+    let token_bytes = memory.kv_bytes_per_token;
     let blocks = config.kv_bytes_max / (token_bytes * config.block_tokens as u64).max(1);
     let blocks = usize::try_from(blocks).unwrap_or(usize::MAX);
     if blocks < 2 {
@@ -99,7 +110,7 @@ fn load(checkpoint: &Checkpoint, config: &BurnConfig, home: &Path) -> Result<Box
     let (model, weights) = (&checkpoint.config, &checkpoint.weights);
     let decoder = PlainDecoder::load(model, weights, &tried.device, precision, blocks, config.block_tokens)?;
     tracing::info!(device = tried.name, %precision, blocks, "a checkpoint is loaded");
-    Ok(Box::new(decoder))
+    Ok(Loaded { model: Box::new(decoder), memory })
 }
 
 fn warm_up(model: &mut dyn StepModel) -> Result<(), ModelError> {

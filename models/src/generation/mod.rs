@@ -11,6 +11,7 @@ mod dialect;
 mod engine;
 #[cfg(test)]
 mod fixtures;
+mod measure;
 mod prompt;
 mod sampler;
 mod schedule;
@@ -20,5 +21,6 @@ mod writer;
 
 pub use burn::{BurnConfig, BurnTier};
 pub use engine::{GenerationLimits, GenerationStats};
+pub use measure::{GenerationBench, GenerationLoad, GenerationRun};
 pub use prompt::PromptConfig;
 pub use sampler::Sampling;

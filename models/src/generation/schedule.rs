@@ -326,7 +326,7 @@ impl<W: Work> Schedule<W> {
 }
 
 impl<W> Sequence<W> {
-    const fn rank(&self) -> (usize, u64) {
+    fn rank(&self) -> (usize, u64) {
         (self.ticket.lane as usize, self.ticket.number)
     }
 }

@@ -215,22 +215,22 @@ impl RopeScaling {
 
 impl File {
     fn checked(self, family: Family, path: &Path) -> Result<DecoderConfig, ModelError> {
-        let refuse = |field, found: &dyn ToString, expected: &str| refuse(path, field, found, expected.to_owned());
+        let refuse = |field, found: String, expected: &str| refuse(path, field, found, expected.to_owned());
         debug_assert_eq!(self.model_type, family.name());
         let activation = self.hidden_act.as_deref().unwrap_or("silu");
         if activation != "silu" {
-            return Err(refuse("hidden_act", &activation, "silu"));
+            return Err(refuse("hidden_act", activation.to_owned(), "silu"));
         }
         if let Some(quantised) = &self.quantization_config {
             let method = quantised.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
-            return Err(refuse("quantization_config", &method, "weights in f32, f16 or bf16"));
+            return Err(refuse("quantization_config", method.to_owned(), "weights in f32, f16 or bf16"));
         }
         // Qwen 2 has its three biases without saying so; no other is computed.
         if self.attention_bias && family != Family::Qwen2 {
-            return Err(refuse("attention_bias", &true, "false"));
+            return Err(refuse("attention_bias", true.to_string(), "false"));
         }
         if self.mlp_bias {
-            return Err(refuse("mlp_bias", &true, "false"));
+            return Err(refuse("mlp_bias", true.to_string(), "false"));
         }
         let sizes = [
             ("hidden_size", self.hidden_size),
@@ -241,16 +241,20 @@ impl File {
             ("max_position_embeddings", self.max_position_embeddings),
         ];
         if let Some((field, size)) = sizes.into_iter().find(|(_, size)| !(1..=SIZE_MAX).contains(size)) {
-            return Err(refuse(field, &size, &format!("1 to {SIZE_MAX}")));
+            return Err(refuse(field, size.to_string(), &format!("1 to {SIZE_MAX}")));
         }
         let heads = self.num_attention_heads;
         let kv_heads = self.num_key_value_heads.unwrap_or(heads);
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-            return Err(refuse("num_key_value_heads", &kv_heads, &format!("a divisor of num_attention_heads {heads}")));
+            return Err(refuse(
+                "num_key_value_heads",
+                kv_heads.to_string(),
+                &format!("a divisor of num_attention_heads {heads}"),
+            ));
         }
         let head_size = self.head_dim.unwrap_or(self.hidden_size / heads);
         if head_size == 0 || head_size > SIZE_MAX || !head_size.is_multiple_of(2) {
-            return Err(refuse("head_dim", &head_size, "an even number"));
+            return Err(refuse("head_dim", head_size.to_string(), "an even number"));
         }
         let default_theta = if family == Family::SmolLm3 { 2_000_000.0 } else { 10_000.0 };
         let (rope_theta, rope_scaling) = self.rope(default_theta, path)?;

@@ -83,6 +83,44 @@ fn memory_is_known_before_anything_is_loaded() {
     assert_eq!(shards.weights.precisions(), [Precision::F16, Precision::Bf16]);
 }
 
+#[test]
+fn a_checkpoint_that_does_not_fit_says_where() {
+    let refused = |file: &str, change: &dyn Fn(String) -> Option<String>| {
+        let copy = tempfile::tempdir().expect("a folder");
+        for entry in std::fs::read_dir(fixtures::folder("llama-shards")).expect("files") {
+            let path = entry.expect("a file").path();
+            std::fs::copy(&path, copy.path().join(path.file_name().expect("a name"))).expect("copied");
+        }
+        let path = copy.path().join(file);
+        match change(std::fs::read_to_string(&path).expect("a text")) {
+            Some(text) => std::fs::write(path, text).expect("written"),
+            None => std::fs::remove_file(path).expect("removed"),
+        }
+        let error = Checkpoint::open(copy.path()).expect_err("refused").to_string();
+        error.replace(&format!("{}/", copy.path().display()), "")
+    };
+    let replaced = |file: &str, from: &'static str, to: &'static str| {
+        refused(file, &move |text: String| {
+            assert!(text.contains(from), "{text}");
+            Some(text.replace(from, to))
+        })
+    };
+    assert_eq!(refused("tokenizer.json", &|_| None), "missing file tokenizer.json");
+    assert_eq!(refused("tokenizer.json", &|_| Some("{}".to_owned())), "cannot parse tokenizer.json");
+    assert_eq!(refused("model.safetensors.index.json", &|_| None), "missing file model.safetensors");
+    let wrong = "weights in model.safetensors.index.json do not fit the model: ";
+    let error = replaced("config.json", "\"intermediate_size\": 32", "\"intermediate_size\": 48");
+    let expected = "tensor model.layers.0.mlp.gate_proj.weight has shape [32, 24], expected [48, 24]; ";
+    assert!(error.starts_with(&format!("{wrong}{expected}")), "{error}");
+    let error = replaced("config.json", "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3");
+    let expected = "missing tensor model.layers.2.input_layernorm.weight of shape [24]; ";
+    assert!(error.starts_with(&format!("{wrong}{expected}")) && error.ends_with("; and 1 more"), "{error}");
+    let error = replaced("config.json", "\"model_type\": \"llama\"", "\"model_type\": \"qwen2\"");
+    assert!(error.contains("missing tensor model.layers.1.self_attn.v_proj.bias of shape [12]"), "{error}");
+    let error = replaced("tokenizer.json", "\"<|im_end|>\":2", "\"<|im_end|>\":2,\"beyond\":288");
+    assert_eq!(error, "config.json has vocab_size 288, expected at least 289, for the tokenizer's tokens");
+}
+
 /// A sequence that is read, and continued with the likeliest tokens, beside others.
 struct Sequence {
     tokens: Vec<u32>,

@@ -91,8 +91,8 @@ impl StepModel for Remembering {
                 before = digest(before, token);
                 text.push(token);
                 self.memory[place(position)] = Some(before);
+                self.texts.entry(before).or_insert_with(|| text.clone());
             }
-            self.texts.insert(before, text.clone());
             if slice.wants_logits {
                 let wanted = self.script.as_ref().map(|script| script(&text));
                 logits.extend((0..self.shape.vocabulary as u32).map(|token| match wanted {

@@ -20,6 +20,7 @@ mod encoder;
 mod engine;
 mod error;
 mod extractive;
+mod kernels;
 mod memo;
 mod pull;
 mod queue;
@@ -40,7 +41,7 @@ pub use checkpoint::{
 };
 pub use contrast::{ContrastOptions, train_map};
 pub use cut::sentences;
-pub use decoder::{PlainDecoder, Slice, StepModel, StepShape};
+pub use decoder::{FusedDecoder, FusedOptions, PlainDecoder, Slice, StepModel, StepShape};
 pub use device::{DeviceChoice, TriedDevice, probe_main};
 pub use encoder::Encoder;
 pub use engine::{
@@ -48,6 +49,7 @@ pub use engine::{
 };
 pub use error::ModelError;
 pub use extractive::{Extractive, ExtractiveConfig, SENTENCES_READ_MAX, Written};
+pub use kernels::Instructions;
 pub use pull::{Progress, WeightSource};
 pub use queue::{Lane, Rejected};
 pub use tier::{

@@ -24,6 +24,7 @@ mod engine;
 mod error;
 mod extractive;
 mod generation;
+mod kernels;
 mod memo;
 mod pull;
 mod queue;
@@ -45,7 +46,7 @@ pub use checkpoint::{
 };
 pub use contrast::{ContrastOptions, train_map};
 pub use cut::sentences;
-pub use decoder::{PlainDecoder, Slice, StepModel, StepShape};
+pub use decoder::{FusedDecoder, FusedOptions, PlainDecoder, Slice, StepModel, StepShape};
 pub use device::{DeviceChoice, TriedDevice, probe_main};
 pub use encoder::Encoder;
 pub use engine::{
@@ -57,6 +58,7 @@ pub use generation::{
     BurnConfig, BurnTier, GenerationBench, GenerationLimits, GenerationLoad, GenerationRun, GenerationStats, PromptConfig,
     Sampling,
 };
+pub use kernels::Instructions;
 pub use pull::{Progress, WeightSource};
 pub use queue::{Lane, Rejected};
 pub use tier::{

@@ -6,9 +6,11 @@
 
 use crate::error::ModelError;
 
+mod fused;
 mod pass;
 mod plain;
 
+pub use fused::{FusedDecoder, FusedOptions};
 pub use plain::PlainDecoder;
 
 /// The memory for keys and values, and what a step gives.

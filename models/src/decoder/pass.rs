@@ -104,7 +104,7 @@ fn slot(shape: &StepShape, slice: &Slice<'_>, position: usize) -> usize {
     slice.blocks[position / shape.block_tokens] as usize * shape.block_tokens + position % shape.block_tokens
 }
 
-fn check(shape: &StepShape, slice: &Slice<'_>) -> Result<(), String> {
+pub(super) fn check(shape: &StepShape, slice: &Slice<'_>) -> Result<(), String> {
     if slice.tokens.is_empty() {
         return Err("a slice without tokens".to_owned());
     }

@@ -3,6 +3,8 @@
 use std::fmt::{self, Write as _};
 use std::path::PathBuf;
 
+use crate::remote::RemoteFault;
+
 /// The error of a library that this crate uses, in its own words.
 pub(crate) type Cause = Box<dyn std::error::Error + Send + Sync>;
 
@@ -184,6 +186,29 @@ pub enum ModelError {
         what: &'static str,
         /// The panic's message.
         message: String,
+    },
+    /// A key or token is not where it should be, or is none.
+    #[error("no key in {place}: {reason}")]
+    Secret {
+        /// Where it should be.
+        place: String,
+        /// What is wrong there.
+        reason: &'static str,
+    },
+    /// The settings of a remote tier cannot be used.
+    #[error("cannot use the remote server: {reason}")]
+    Endpoint {
+        /// Why.
+        reason: String,
+    },
+    /// A remote server did not answer.
+    #[error("{server} gave no answer")]
+    Remote {
+        /// Its base address.
+        server: String,
+        /// What went wrong.
+        #[source]
+        source: RemoteFault,
     },
     /// Nobody waits for the answer any more.
     #[error("cancelled: nobody waits for the answer")]

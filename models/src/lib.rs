@@ -22,6 +22,8 @@ mod extractive;
 mod memo;
 mod pull;
 mod queue;
+mod remote;
+mod secret;
 mod select;
 mod tier;
 mod tokenizer;
@@ -45,6 +47,11 @@ pub use error::ModelError;
 pub use extractive::{Extractive, ExtractiveConfig, SENTENCES_READ_MAX, Written};
 pub use pull::{Progress, WeightSource};
 pub use queue::{Lane, Rejected};
+pub use remote::{
+    BreakerState, LimitField, Message, Phase, Prompting, RemoteConfig, RemoteFault, RemoteHealth, RemoteStats,
+    RemoteTier, Role,
+};
+pub use secret::Secret;
 pub use tier::{
     AnswerDone, Answerer, OnDelta, TierBackend, TierEngine, TierEngineConfig, TierHandle, TierJob, TierRequest,
     TierStats,

@@ -61,6 +61,34 @@ pub enum ModelError {
         #[source]
         source: Cause,
     },
+    /// The hub, or where it redirects to, answered with a status that is no success.
+    #[error("{url}: HTTP status {status}: {message}")]
+    Hub {
+        /// What was asked for.
+        url: String,
+        /// The status.
+        status: u16,
+        /// The hub's words, shortened.
+        message: String,
+    },
+    /// A name that cannot be one on the hub.
+    #[error("{name:?} is no name of a {what} on the hub, expected {expected}")]
+    HubName {
+        /// Of what.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// What is understood.
+        expected: &'static str,
+    },
+    /// A repository that cannot be pulled as it is.
+    #[error("cannot pull {repository}: {reason}")]
+    HubContent {
+        /// The repository.
+        repository: String,
+        /// Why.
+        reason: String,
+    },
     /// A zip file could not be read.
     #[error("cannot read the archive {path}", path = path.display())]
     Archive {

@@ -19,6 +19,7 @@ mod encoder;
 mod engine;
 mod error;
 mod extractive;
+mod hub;
 mod memo;
 mod pull;
 mod queue;
@@ -45,6 +46,7 @@ pub use engine::{
 };
 pub use error::ModelError;
 pub use extractive::{Extractive, ExtractiveConfig, SENTENCES_READ_MAX, Written};
+pub use hub::{Hub, Installed, InstalledFile, install, installed};
 pub use pull::{Progress, WeightSource};
 pub use queue::{Lane, Rejected};
 pub use remote::{

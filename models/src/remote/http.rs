@@ -24,7 +24,7 @@ use super::RemoteConfig;
 use super::fault::{Phase, RemoteFault};
 use super::retry::asked_for;
 use super::sse::EventReader;
-use super::wire::{Reply, Seen, Transcript, shortened, words_of};
+use super::wire::{Reply, Seen, Transcript, shortened, words_of_body};
 use crate::error::{Cause, ModelError, chain};
 use crate::secret::Secret;
 
@@ -200,11 +200,7 @@ impl Server {
             // Half a key may stand where it was cut.
             read.truncate(read.len().saturating_sub(key.bearer().len()));
         }
-        let message = match serde_json::from_slice(&read) {
-            Ok(value) => words_of(&value),
-            Err(_) if read.is_empty() => status.canonical_reason().unwrap_or("no words").to_owned(),
-            Err(_) => shortened(&String::from_utf8_lossy(&read)),
-        };
+        let message = words_of_body(&read, status.canonical_reason());
         RemoteFault::Status { status: status.as_u16(), message, retry_after }
     }
 

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use breaker::BreakerState;
 pub use fault::{Phase, RemoteFault};
 pub use tier::{Prompting, RemoteHealth, RemoteStats, RemoteTier};
+pub(crate) use wire::words_of_body;
 pub use wire::{LimitField, Message, Role};
 
 use crate::error::ModelError;

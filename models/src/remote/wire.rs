@@ -211,11 +211,20 @@ fn tokens(bytes: usize) -> u32 {
 }
 
 /// What an error object, or a body that holds one, says.
-pub(crate) fn words_of(value: &Value) -> String {
+fn words_of(value: &Value) -> String {
     let error = value.get("error").filter(|error| !error.is_null()).unwrap_or(value);
     let message = error.get("message").or_else(|| value.get("message")).or_else(|| value.get("detail"));
     let text = message.unwrap_or(error);
     shortened(&text.as_str().map_or_else(|| text.to_string(), str::to_owned))
+}
+
+/// What the body of an error says; `fallback` where it says nothing.
+pub(crate) fn words_of_body(body: &[u8], fallback: Option<&'static str>) -> String {
+    match serde_json::from_slice(body) {
+        Ok(value) => words_of(&value),
+        Err(_) if body.trim_ascii().is_empty() => fallback.unwrap_or("no words").to_owned(),
+        Err(_) => shortened(&String::from_utf8_lossy(body)),
+    }
 }
 
 /// A server's words on one line, shortened.

@@ -43,10 +43,12 @@ pub enum ModelError {
         found: u64,
     },
     /// A file of the right size with other bytes.
-    #[error("{path} has SHA-256 {found}, expected {expected}", path = path.display())]
+    #[error("{path} has {hash} {found}, expected {expected}", path = path.display())]
     WrongChecksum {
         /// The file.
         path: PathBuf,
+        /// The kind of hash.
+        hash: &'static str,
         /// Hash in the manifest, in hexadecimal.
         expected: String,
         /// Hash of the file, in hexadecimal.

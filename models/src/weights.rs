@@ -257,7 +257,8 @@ fn verify_dir(dir: &Path, manifest: &Manifest, progress: &dyn Fn(Progress<'_>)) 
             Check::Exact { sha256, .. } => {
                 let found = digest(Sha256::new(), &path)?;
                 if found != *sha256 {
-                    return Err(ModelError::WrongChecksum { path, expected: (*sha256).to_owned(), found });
+                    let expected = (*sha256).to_owned();
+                    return Err(ModelError::WrongChecksum { path, hash: "SHA-256", expected, found });
                 }
             }
             Check::Architecture(expected) => BertConfig::read(&path)?.must_equal(expected, &path)?,

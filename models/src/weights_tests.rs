@@ -270,7 +270,8 @@ fn the_hub_is_a_source() {
             bytes.borrow_mut().push((file.to_owned(), done, total));
         }
     };
-    pull::from_hub(&crate::hub::Hub::impatient(&hub.endpoint, None), &TINY, into.path(), &progress).expect("downloaded");
+    pull::from_hub(&crate::hub::Hub::impatient(&hub.endpoint, None), &TINY, into.path(), &progress)
+        .expect("downloaded");
     verify_dir(into.path(), &TINY, &silent).expect("intact");
     assert_eq!(bytes.into_inner()[..2], [(WEIGHTS.to_owned(), 8, 8), (TOKENIZER.to_owned(), 2, 2)]);
 }

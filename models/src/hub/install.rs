@@ -295,12 +295,14 @@ fn check_size(path: &Path, expected: u64) -> Result<(), ModelError> {
 
 fn verify_file(path: &Path, size: u64, checksum: &Checksum) -> Result<(), ModelError> {
     check_size(path, size)?;
-    let (expected, found) = match checksum {
-        Checksum::Sha256(expected) => (expected, digest(Sha256::new(), path)?),
-        Checksum::GitBlob(expected) => (expected, digest(Sha1::new().chain_update(format!("blob {size}\0")), path)?),
+    let (hash, expected, found) = match checksum {
+        Checksum::Sha256(expected) => ("SHA-256", expected, digest(Sha256::new(), path)?),
+        Checksum::GitBlob(expected) => {
+            ("SHA-1", expected, digest(Sha1::new().chain_update(format!("blob {size}\0")), path)?)
+        }
     };
     if found == *expected {
         return Ok(());
     }
-    Err(ModelError::WrongChecksum { path: path.to_owned(), expected: expected.clone(), found })
+    Err(ModelError::WrongChecksum { path: path.to_owned(), hash, expected: expected.clone(), found })
 }

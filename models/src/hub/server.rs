@@ -90,7 +90,9 @@ fn read(stream: &TcpStream) -> Asked {
     let lines = BufReader::new(stream).lines().map_while(Result::ok);
     let lines: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
     let header = |name: &str| {
-        let value = |line: &String| line.split_once(": ").filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, v)| v.to_owned());
+        let value = |line: &String| {
+            line.split_once(": ").filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, v)| v.to_owned())
+        };
         lines.iter().find_map(value)
     };
     let path = lines.first().and_then(|line| line.split(' ').nth(1)).unwrap_or_default().to_owned();
@@ -109,7 +111,12 @@ fn answer(plan: &mut Plan, endpoint: &str, asked: &Asked, mut stream: &TcpStream
         let swapped = plan.swapped.iter().find(|(file, _)| *file == name);
         let (_, content) = swapped.or_else(|| plan.files.iter().find(|(file, _)| *file == name)).expect("a known file");
         let from = asked.range.as_deref().filter(|_| !plan.ignores_ranges).map(|range| {
-            range.strip_prefix("bytes=").and_then(|range| range.strip_suffix('-')).expect("an open range").parse().expect("a number")
+            range
+                .strip_prefix("bytes=")
+                .and_then(|range| range.strip_suffix('-'))
+                .expect("an open range")
+                .parse()
+                .expect("a number")
         });
         let from: Option<usize> = from.map(|from: usize| if plan.shifts_ranges { from - 1 } else { from });
         let rest = content.get(from.unwrap_or(0)..).unwrap_or_default();
@@ -134,7 +141,12 @@ fn answer(plan: &mut Plan, endpoint: &str, asked: &Asked, mut stream: &TcpStream
         return reply("200 OK", "Content-Type: application/json\r\n", body.len(), body.as_bytes());
     }
     match asked.path.strip_prefix(&format!("/org/name/resolve/{COMMIT}/")) {
-        Some(name) => reply("302 Found", &format!("Location: {}/elsewhere/{name}\r\n", endpoint.replace("127.0.0.1", "localhost")), 0, b""),
+        Some(name) => reply(
+            "302 Found",
+            &format!("Location: {}/elsewhere/{name}\r\n", endpoint.replace("127.0.0.1", "localhost")),
+            0,
+            b"",
+        ),
         None => reply("404 Not Found", "", 29, b"{\"error\":\"Invalid revision\"}\n"),
     }
 }

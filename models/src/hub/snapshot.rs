@@ -119,7 +119,8 @@ struct Lfs {
 impl Snapshot {
     /// Reads what the hub says about a repository. Files whose size or checksum it does not tell are passed over.
     pub(super) fn parse(json: &[u8]) -> Result<Self, String> {
-        let Listed { sha, siblings } = serde_json::from_slice(json).map_err(|error| format!("the list of files: {error}"))?;
+        let Listed { sha, siblings } =
+            serde_json::from_slice(json).map_err(|error| format!("the list of files: {error}"))?;
         if !is_hex(&sha, 40) {
             return Err("the list of files: it names no commit".to_owned());
         }
@@ -150,7 +151,8 @@ impl Snapshot {
             return Err(format!("it has no {missing}, which a decoder needs"));
         }
         if self.file(INDEX).is_none() && self.file(WEIGHTS).is_none() {
-            let others = ["pytorch_model.bin", "consolidated.safetensors"].into_iter().find(|name| self.file(name).is_some());
+            let others =
+                ["pytorch_model.bin", "consolidated.safetensors"].into_iter().find(|name| self.file(name).is_some());
             let others = others.map_or_else(String::new, |name| format!(", only {name}"));
             return Err(format!("it has neither {WEIGHTS} nor {INDEX}{others}"));
         }
@@ -194,7 +196,9 @@ mod tests {
 
     fn listed(files: &[&str]) -> Snapshot {
         let file = |name: &&str| match name.ends_with(".safetensors") {
-            true => json!({"rfilename": name, "size": 1, "lfs": {"sha256": "AB".repeat(32), "size": 7, "pointerSize": 1}}),
+            true => {
+                json!({"rfilename": name, "size": 1, "lfs": {"sha256": "AB".repeat(32), "size": 7, "pointerSize": 1}})
+            }
             false => json!({"rfilename": name, "size": 3, "blobId": "c".repeat(40)}),
         };
         let siblings: Vec<_> = files.iter().map(file).collect();
@@ -211,7 +215,9 @@ mod tests {
         for name in ["HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen2.5-0.5B", "a/b_c"] {
             assert_eq!(Repository::parse(name).expect("sound").as_str(), name);
         }
-        for name in ["", "a", "a/", "/a", "a/b/c", "../b", "a/..", ".a/b", "a/b c", "a/b?c", "a/b%2e", "é/b", "-a/b", "a/b\n"] {
+        for name in
+            ["", "a", "a/", "/a", "a/b/c", "../b", "a/..", ".a/b", "a/b c", "a/b?c", "a/b%2e", "é/b", "-a/b", "a/b\n"]
+        {
             Repository::parse(name).expect_err(name);
         }
         assert_eq!(revision_in_url("refs/pr/1").expect("sound"), "refs%2Fpr%2F1");
@@ -222,7 +228,8 @@ mod tests {
 
     #[test]
     fn only_what_a_decoder_needs() {
-        let rest = ["README.md", ".gitattributes", "pytorch_model.bin", "onnx/model.onnx", "original/model.safetensors"];
+        let rest =
+            ["README.md", ".gitattributes", "pytorch_model.bin", "onnx/model.onnx", "original/model.safetensors"];
         let small = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"];
         let snapshot = listed(&[&rest[..], &small, &["model.safetensors"]].concat());
         let settings = vec!["config.json", "tokenizer.json", "tokenizer_config.json"];
@@ -235,13 +242,17 @@ mod tests {
         let snapshot = listed(&[&small[..], &parts].concat());
         assert_eq!(names(snapshot.settings()).expect("there").last().map(String::as_str), Some(INDEX));
         let index = |files: &[&str]| {
-            let map: serde_json::Map<_, _> = files.iter().enumerate().map(|(n, file)| (n.to_string(), json!(file))).collect();
+            let map: serde_json::Map<_, _> =
+                files.iter().enumerate().map(|(n, file)| (n.to_string(), json!(file))).collect();
             json!({"metadata": {}, "weight_map": map}).to_string()
         };
         let found = |index: &str| names(snapshot.weights(Some(index.as_bytes())));
         let [one, two, ..] = parts;
         assert_eq!(found(&index(&[two, one, two])), Ok(vec![one.to_owned(), two.to_owned()]));
-        assert_eq!(found(&index(&[one, "model-3-of-2.safetensors"])), Err("it has no model-3-of-2.safetensors".to_owned()));
+        assert_eq!(
+            found(&index(&[one, "model-3-of-2.safetensors"])),
+            Err("it has no model-3-of-2.safetensors".to_owned())
+        );
         assert_eq!(found(&index(&["../../etc/passwd"])), Err("it has no ../../etc/passwd".to_owned()));
         assert_eq!(found(&index(&[])), Err(format!("{INDEX} names no file")));
         found("{}").expect_err("no map");

@@ -56,8 +56,9 @@ impl Place {
 
     fn pull_as(&self, server: &HubServer, token: Option<Secret>) -> Result<Installed, String> {
         let hub = Hub::impatient(&server.endpoint, token);
-        install(&hub, &self.home, "org/name", "main", &|_| {})
-            .map_err(|error| chain(&error).replace(&server.endpoint, "HUB").replace(&self.folder().display().to_string(), "DIR"))
+        install(&hub, &self.home, "org/name", "main", &|_| {}).map_err(|error| {
+            chain(&error).replace(&server.endpoint, "HUB").replace(&self.folder().display().to_string(), "DIR")
+        })
     }
 
     fn folder(&self) -> std::path::PathBuf {
@@ -98,7 +99,11 @@ fn what_a_decoder_needs_is_pulled_once() {
         for (name, content) in plan.files.iter().filter(|(name, _)| expected.contains(name)) {
             assert_eq!(&fs::read(place.folder().join(name)).expect("there"), content, "{name}");
         }
-        assert!(heard.into_inner().contains(&(weights[0].to_owned(), plan_size(&plan, weights[0]), plan_size(&plan, weights[0]))));
+        assert!(heard.into_inner().contains(&(
+            weights[0].to_owned(),
+            plan_size(&plan, weights[0]),
+            plan_size(&plan, weights[0])
+        )));
         installed.verify(&|_| {}).expect("intact");
         assert_eq!(super::installed(&place.home).expect("a list"), [installed.clone()]);
         server.requests();
@@ -203,10 +208,7 @@ fn what_is_not_there() {
     let error = pull("org/name", "v9").expect_err("no such revision");
     assert!(error.ends_with("/revision/v9?blobs=true: HTTP status 404: Invalid revision"), "{error}");
     pull("org/other", "main").expect_err("no such repository");
-    assert_eq!(
-        pull("name", "main"),
-        Err("\"name\" is no name of a model on the hub, expected ORG/NAME".to_owned())
-    );
+    assert_eq!(pull("name", "main"), Err("\"name\" is no name of a model on the hub, expected ORG/NAME".to_owned()));
     let mut plan = single();
     plan.files.retain(|(name, _)| *name != "model.safetensors");
     let server = HubServer::start(plan);

@@ -69,7 +69,8 @@ impl Server {
         let uri = uri_of(&config.base_url)?;
         let key = config.key()?;
         let authorization = key.as_ref().map(|key| {
-            let mut value = HeaderValue::try_from(key.bearer()).map_err(|_| unusable("the key does not fit into a header"))?;
+            let mut value =
+                HeaderValue::try_from(key.bearer()).map_err(|_| unusable("the key does not fit into a header"))?;
             value.set_sensitive(true);
             Ok(value)
         });

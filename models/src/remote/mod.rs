@@ -157,9 +157,7 @@ impl RemoteConfig {
     /// The key, where one is configured.
     pub(crate) fn key(&self) -> Result<Option<Secret>, ModelError> {
         match (&self.key_env, &self.key_file) {
-            (Some(_), Some(_)) => {
-                Err(ModelError::Endpoint { reason: "both key-env and key-file are set".to_owned() })
-            }
+            (Some(_), Some(_)) => Err(ModelError::Endpoint { reason: "both key-env and key-file are set".to_owned() }),
             (Some(variable), None) => Secret::from_env(variable).map(Some),
             (None, Some(path)) => Secret::from_file(path).map(Some),
             (None, None) => Ok(None),

@@ -12,7 +12,13 @@ use std::time::{Duration, SystemTime};
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The wait before attempt `attempt` (from 1), for a draw from [0, 1).
-pub(crate) fn wait(attempt: u32, draw: f64, first: Duration, longest: Duration, retry_after: Option<Duration>) -> Duration {
+pub(crate) fn wait(
+    attempt: u32,
+    draw: f64,
+    first: Duration,
+    longest: Duration,
+    retry_after: Option<Duration>,
+) -> Duration {
     let doubled = first.saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1)));
     let drawn = doubled.min(longest).mul_f64(draw.clamp(0.0, 1.0));
     retry_after.unwrap_or_default().saturating_add(drawn)

@@ -40,7 +40,9 @@ impl Exchange {
 
     /// Begins a stream of events.
     pub(crate) fn begin(&mut self) {
-        self.raw("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n");
+        self.raw(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n",
+        );
     }
 
     /// Sends a piece of the stream. False when the client is gone.
@@ -154,7 +156,8 @@ fn serve(connection: usize, stream: TcpStream, steps: &Mutex<std::vec::IntoIter<
                 return;
             }
         }
-        let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length:").map(str::to_owned));
+        let length =
+            head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length:").map(str::to_owned));
         let mut body = vec![0; length.map_or(0, |length| length.trim().parse().expect("a number"))];
         reader.read_exact(&mut body).expect("a whole request");
         let body = String::from_utf8(body).expect("UTF-8");

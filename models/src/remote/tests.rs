@@ -119,10 +119,7 @@ fn an_answer_streams() {
     let text = "Within 30 days.".to_owned();
     let whole = Answer { text, tier: Tier::Openai, sources: vec![], usage, grounded: true };
     let piece = |text: &str| Heard::Piece(text.to_owned());
-    assert_eq!(
-        bed.hear("How long?"),
-        [piece("Within "), piece("30"), piece(" days."), Heard::Done(whole)]
-    );
+    assert_eq!(bed.hear("How long?"), [piece("Within "), piece("30"), piece(" days."), Heard::Done(whole)]);
     assert_eq!(bed.outcome("And now?").as_deref(), Ok("Again."));
     let asked = bed.server.requests();
     assert!(asked[0].head.starts_with("POST /v1/chat/completions HTTP/1.1\r\n"), "{}", asked[0].head);
@@ -138,7 +135,12 @@ fn an_answer_streams() {
 
 #[test]
 fn borders_comments_and_line_ends_do_not_matter() {
-    let stream = format!(": hello\r\n\r\nevent: x\r\n{}: still here\n\n{}{}", delta("Grüße "), delta("aus €-Land"), ending(1, 2));
+    let stream = format!(
+        ": hello\r\n\r\nevent: x\r\n{}: still here\n\n{}{}",
+        delta("Grüße "),
+        delta("aus €-Land"),
+        ending(1, 2)
+    );
     let crlf = stream.replace('\n', "\r\n");
     let bytewise = |stream: String| {
         step(move |exchange| {
@@ -191,7 +193,14 @@ fn what_is_safe_is_repeated() {
     for steps in [
         vec![status(500, ""), status(503, ""), answer("Yes.")],
         vec![status(408, ""), status(429, ""), answer("Yes.")],
-        vec![step(Exchange::cut), step(|exchange| { exchange.begin(); exchange.cut(); }), answer("Yes.")],
+        vec![
+            step(Exchange::cut),
+            step(|exchange| {
+                exchange.begin();
+                exchange.cut();
+            }),
+            answer("Yes."),
+        ],
     ] {
         let bed = bed(steps, |_| {});
         assert_eq!(bed.outcome("?").as_deref(), Ok("Yes."));
@@ -233,7 +242,8 @@ fn what_is_not_safe_is_not_repeated() {
 
 #[test]
 fn a_server_that_asks_to_wait_is_left_alone() {
-    let bed = bed(vec![status(429, "Retry-After-Ms: 80\r\n"), answer("Yes."), status(429, "Retry-After: 3600\r\n")], |_| {});
+    let bed =
+        bed(vec![status(429, "Retry-After-Ms: 80\r\n"), answer("Yes."), status(429, "Retry-After: 3600\r\n")], |_| {});
     let started = Instant::now();
     assert_eq!(bed.outcome("?").as_deref(), Ok("Yes."));
     assert!(started.elapsed() >= Duration::from_millis(80));
@@ -337,27 +347,48 @@ fn rubbish_and_lies() {
             "not the expected protocol: the content type is \"text/html\", expected text/event-stream",
         ),
         (
-            step(|exchange| { exchange.begin(); exchange.piece("data: rubbish\n\n"); }),
+            step(|exchange| {
+                exchange.begin();
+                exchange.piece("data: rubbish\n\n");
+            }),
             "not the expected protocol: an event is rubbish: expected value",
         ),
         (endless("data: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"), "a line of more than 4096 bytes"),
         (endless("data: {}\n"), "an event of more than 4096 bytes"),
-        (endless("data: {\"choices\":[{\"delta\":{\"content\":\"more \"}}]}\n\n"), "an answer of more than 65536 bytes"),
+        (
+            endless("data: {\"choices\":[{\"delta\":{\"content\":\"more \"}}]}\n\n"),
+            "an answer of more than 65536 bytes",
+        ),
         // More was announced than comes: the answer is whole all the same when it has its end mark.
         (
-            step(move |exchange| { exchange.raw(format!("{head}Content-Length: 99999\r\n\r\n{}", delta("Yes."))); exchange.cut(); }),
+            step(move |exchange| {
+                exchange.raw(format!("{head}Content-Length: 99999\r\n\r\n{}", delta("Yes.")));
+                exchange.cut();
+            }),
             "the answer broke off: ",
         ),
         // Less was announced than comes.
         (
-            step(move |exchange| { exchange.raw(format!("{head}Content-Length: {}\r\n\r\n{whole}", delta("Yes.").len())); exchange.cut(); }),
+            step(move |exchange| {
+                exchange.raw(format!("{head}Content-Length: {}\r\n\r\n{whole}", delta("Yes.").len()));
+                exchange.cut();
+            }),
             "the answer broke off: it ended without an end mark",
         ),
         (
-            step(move |exchange| { exchange.raw(format!("{head}Transfer-Encoding: chunked\r\n\r\nzz\r\nrubbish")); exchange.cut(); }),
+            step(move |exchange| {
+                exchange.raw(format!("{head}Transfer-Encoding: chunked\r\n\r\nzz\r\nrubbish"));
+                exchange.cut();
+            }),
             "the answer broke off: ",
         ),
-        (step(|exchange| { let long = "x".repeat(100_000); exchange.raw(format!("HTTP/1.1 200 OK\r\nX: {long}\r\n\r\n")); }), "the answer broke off: "),
+        (
+            step(|exchange| {
+                let long = "x".repeat(100_000);
+                exchange.raw(format!("HTTP/1.1 200 OK\r\nX: {long}\r\n\r\n"));
+            }),
+            "the answer broke off: ",
+        ),
     ] {
         let bed = bed(vec![script], |config| {
             (config.line_bytes_max, config.response_bytes_max, config.retries_max) = (4096, 65_536, 0);
@@ -467,11 +498,13 @@ fn so_many_at_once_and_turns_first() {
 
 #[test]
 fn a_server_that_keeps_failing_is_left_alone() {
-    let steps = vec![status(500, ""), step(Exchange::cut), status(503, ""), status(500, ""), answer("Yes."), answer("Yes.")];
+    let steps =
+        vec![status(500, ""), step(Exchange::cut), status(503, ""), status(500, ""), answer("Yes."), answer("Yes.")];
     let bed = bed(steps, |config| {
         (config.retries_max, config.breaker_failures, config.breaker_rest_ms) = (0, 3, 60);
     });
-    let rests = |outcome: &Result<String, String>| outcome.as_ref().is_err_and(|error| error.starts_with("not asked: "));
+    let rests =
+        |outcome: &Result<String, String>| outcome.as_ref().is_err_and(|error| error.starts_with("not asked: "));
     for _ in 0..3 {
         assert!(!rests(&bed.outcome("?")));
     }
@@ -527,9 +560,18 @@ fn settings_are_checked_before_anything_starts() {
     };
     RemoteConfig::new("http://127.0.0.1:1/v1/", "m").check().expect("sound");
     let prefix = "cannot use the remote server: ";
-    check(|c| c.base_url = "ftp://x/v1".into(), &format!("{prefix}the base address must begin with http:// or https://"));
-    check(|c| c.base_url = "localhost:11434".into(), &format!("{prefix}the base address must begin with http:// or https://"));
-    check(|c| c.base_url = "http://me:pw@x/v1".into(), &format!("{prefix}the base address must hold a host, and no password"));
+    check(
+        |c| c.base_url = "ftp://x/v1".into(),
+        &format!("{prefix}the base address must begin with http:// or https://"),
+    );
+    check(
+        |c| c.base_url = "localhost:11434".into(),
+        &format!("{prefix}the base address must begin with http:// or https://"),
+    );
+    check(
+        |c| c.base_url = "http://me:pw@x/v1".into(),
+        &format!("{prefix}the base address must hold a host, and no password"),
+    );
     check(|c| c.base_url = "http://x/v1?key=pw".into(), &format!("{prefix}the base address must not hold a query"));
     check(|c| c.base_url = "http://a b".into(), &format!("{prefix}the base address is not an address"));
     check(|c| c.model = " ".into(), &format!("{prefix}the model has no name"));

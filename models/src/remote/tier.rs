@@ -184,10 +184,9 @@ impl TierBackend for RemoteTier {
             let error = ModelError::Full { what: ENGINE, limit: self.shared.config.queue_max };
             return Err(Rejected { job: Box::new(job), error });
         };
-        self.jobs.send(Work { job, entry }).map_err(|refused| Rejected {
-            job: Box::new(refused.0.job),
-            error: ModelError::Stopped { what: ENGINE },
-        })
+        self.jobs
+            .send(Work { job, entry })
+            .map_err(|refused| Rejected { job: Box::new(refused.0.job), error: ModelError::Stopped { what: ENGINE } })
     }
 
     fn stats(&self) -> TierStats {
@@ -338,7 +337,12 @@ impl Shared {
             if has_spoken || !fault.is_safe_to_repeat() || attempt > self.config.retries_max || wait >= total.left() {
                 return Err(fault);
             }
-            tracing::warn!(fault = chain(&fault), attempt, wait_ms = wait.as_millis(), "a remote server is asked again");
+            tracing::warn!(
+                fault = chain(&fault),
+                attempt,
+                wait_ms = wait.as_millis(),
+                "a remote server is asked again"
+            );
             self.counters.retries.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(wait).await;
             attempt += 1;

@@ -202,7 +202,8 @@ impl Transcript {
 
 /// Usage as the server counts it; None where it makes no sense. An answer has at least one token of each kind.
 fn usage_of(value: &Value) -> Option<Usage> {
-    let count = |field| value.get(field)?.as_u64().and_then(|count| u32::try_from(count).ok()).filter(|count| *count > 0);
+    let count =
+        |field| value.get(field)?.as_u64().and_then(|count| u32::try_from(count).ok()).filter(|count| *count > 0);
     Some(Usage { input_tokens: count("prompt_tokens")?, output_tokens: count("completion_tokens")? })
 }
 
@@ -313,7 +314,10 @@ mod tests {
             &[delta(json!({"content": " \n"})), finish("length")],
             Err("no answer: it is empty, with the finish reason length"),
         );
-        check(&[text.clone(), json!({"error": {"message": "out of\nmemory"}})], Err("the server reports an error: out of memory"));
+        check(
+            &[text.clone(), json!({"error": {"message": "out of\nmemory"}})],
+            Err("the server reports an error: out of memory"),
+        );
         check(&[json!({"error": "overloaded"})], Err("the server reports an error: overloaded"));
         check(&[json!({"error": {"code": 7}})], Err("the server reports an error: {\"code\":7}"));
     }

@@ -194,6 +194,29 @@ pub enum ModelError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A decoder could not advance its sequences.
+    #[error("cannot take a step: {reason}")]
+    Step {
+        /// Why.
+        reason: String,
+    },
+    /// A checkpoint's chat template is wrong, or refuses the conversation.
+    #[error("cannot render the chat template of {path}", path = path.display())]
+    Template {
+        /// The file that holds it.
+        path: PathBuf,
+        /// What the template engine, or the template itself, said.
+        #[source]
+        source: Cause,
+    },
+    /// A device that cannot be used.
+    #[error("cannot use the device {device}: {reason}")]
+    Device {
+        /// What was asked for.
+        device: String,
+        /// Why not.
+        reason: String,
+    },
     /// A vector that another encoder made.
     #[error("a vector of {found} numbers where {expected} are expected")]
     Dimension {

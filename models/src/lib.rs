@@ -12,9 +12,11 @@ mod axes;
 mod batch;
 mod bert;
 mod cancel;
+mod checkpoint;
 mod contrast;
 mod cut;
 mod decoder;
+mod device;
 mod encoder;
 mod engine;
 mod error;
@@ -37,9 +39,14 @@ pub use axes::{AXES, principal_axes};
 pub use batch::{BatchBudget, plan_batches};
 pub use bert::BertConfig;
 pub use cancel::Cancel;
+pub use checkpoint::{
+    ChatMessage, ChatTemplate, Checkpoint, DecoderConfig, EMBEDDING, FINAL_NORM, Family, GenerationConfig, HEAD, Memory,
+    Numbers, Precision, RopeScaling, TensorSpec, Weights, layer_tensor,
+};
 pub use contrast::{ContrastOptions, train_map};
 pub use cut::sentences;
-pub use decoder::{Slice, StepModel, StepShape};
+pub use decoder::{PlainDecoder, Slice, StepModel, StepShape};
+pub use device::{DeviceChoice, TriedDevice, probe_main};
 pub use encoder::Encoder;
 pub use engine::{
     EncodeDone, EncodeJob, EncoderEngine, EncoderEngineConfig, EncoderHandle, EncoderStats, JOB_TEXTS_MAX,
@@ -50,8 +57,7 @@ pub use hub::{Hub, Installed, InstalledFile, install, installed};
 pub use pull::{Progress, WeightSource};
 pub use queue::{Lane, Rejected};
 pub use remote::{
-    BreakerState, LimitField, Message, Phase, Prompting, RemoteConfig, RemoteFault, RemoteHealth, RemoteStats,
-    RemoteTier, Role,
+    BreakerState, LimitField, Phase, Prompting, RemoteConfig, RemoteFault, RemoteHealth, RemoteStats, RemoteTier,
 };
 pub use secret::Secret;
 pub use tier::{

@@ -6,6 +6,11 @@
 
 use crate::error::ModelError;
 
+mod pass;
+mod plain;
+
+pub use plain::PlainDecoder;
+
 /// The memory for keys and values, and what a step gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepShape {

@@ -15,7 +15,8 @@ const WEIGHTS: &str = "model.safetensors";
 /// The list of the files that the weights are in.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
-const OPTIONAL: [&str; 3] = ["generation_config.json", "tokenizer_config.json", "chat_template.jinja"];
+const OPTIONAL: [&str; 4] =
+    ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
 const NAME_BYTES_MAX: usize = 96;
 const FILES_MAX: usize = 4096;
 
@@ -156,7 +157,9 @@ impl Snapshot {
             let others = others.map_or_else(String::new, |name| format!(", only {name}"));
             return Err(format!("it has neither {WEIGHTS} nor {INDEX}{others}"));
         }
-        Ok(REQUIRED.iter().chain(&OPTIONAL).chain([&INDEX]).filter_map(|name| self.file(name)).cloned().collect())
+        // One file with everything goes before the parts, where a repository has both.
+        let index = self.file(WEIGHTS).is_none().then_some(&INDEX);
+        Ok(REQUIRED.iter().chain(&OPTIONAL).chain(index).filter_map(|name| self.file(name)).cloned().collect())
     }
 
     /// The weights' files; `index` is the content of the index, if there is one.

@@ -26,7 +26,7 @@ pub use breaker::BreakerState;
 pub use fault::{Phase, RemoteFault};
 pub use tier::{Prompting, RemoteHealth, RemoteStats, RemoteTier};
 pub(crate) use wire::words_of_body;
-pub use wire::{LimitField, Message, Role};
+pub use wire::LimitField;
 
 use crate::error::ModelError;
 use crate::secret::Secret;

@@ -9,6 +9,7 @@ use turnflow_state::{Answer, Tier, Usage};
 use super::server::{Exchange, ScriptedServer, Step, delta, ending};
 use super::*;
 use crate::cancel::Cancel;
+use crate::checkpoint::ChatMessage;
 use crate::error::chain;
 use crate::queue::{Lane, Rejected};
 use crate::tier::{TierHandle, TierJob, TierRequest};
@@ -17,8 +18,8 @@ use crate::tier::{TierHandle, TierJob, TierRequest};
 struct Plain;
 
 impl Prompting for Plain {
-    fn messages(&self, request: &TierRequest) -> Vec<Message> {
-        vec![Message { role: Role::User, content: request.question.clone() }]
+    fn messages(&self, request: &TierRequest) -> Vec<ChatMessage> {
+        vec![ChatMessage { role: "user".to_owned(), content: request.question.clone() }]
     }
 
     fn answer(&self, _: &TierRequest, text: String, usage: Usage) -> Answer {

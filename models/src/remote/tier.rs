@@ -21,7 +21,8 @@ use super::fault::{Phase, RemoteFault};
 use super::gate::{Entry, Gate};
 use super::http::{Limit, Server};
 use super::retry;
-use super::wire::{Body, Finish, LimitField, Message, Reply, StreamOptions};
+use super::wire::{Body, Finish, LimitField, Reply, StreamOptions};
+use crate::checkpoint::ChatMessage;
 use crate::error::{ModelError, chain};
 use crate::queue::{Lane, Rejected, caught, notify};
 use crate::tier::{OnDelta, TierBackend, TierCounters, TierJob, TierRequest, TierStats};
@@ -32,7 +33,7 @@ const ENGINE: &str = "remote tier";
 /// Says what a chat model is asked, and makes an answer of what it wrote.
 pub trait Prompting: Send + Sync + 'static {
     /// What is said to the model.
-    fn messages(&self, request: &TierRequest) -> Vec<Message>;
+    fn messages(&self, request: &TierRequest) -> Vec<ChatMessage>;
 
     /// The answer that the model's text is.
     fn answer(&self, request: &TierRequest, text: String, usage: Usage) -> Answer;

@@ -9,32 +9,12 @@ use serde_json::Value;
 use turnflow_state::Usage;
 
 use super::fault::RemoteFault;
+use crate::checkpoint::ChatMessage;
 
 /// Longest part of a server's words that an error tells, in characters.
 pub(crate) const WORDS_MAX: usize = 300;
 /// Bytes of a token in an estimate: about right for English and the usual vocabularies.
 const TOKEN_BYTES: usize = 4;
-
-/// Who says something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Whoever runs the service.
-    System,
-    /// The customer.
-    User,
-    /// The model.
-    Assistant,
-}
-
-/// What somebody says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Message {
-    /// Who.
-    pub role: Role,
-    /// What.
-    pub content: String,
-}
 
 /// The name of the field that bounds an answer: servers differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,7 +31,7 @@ pub enum LimitField {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Body<'a> {
     pub(crate) model: &'a str,
-    pub(crate) messages: &'a [Message],
+    pub(crate) messages: &'a [ChatMessage],
     pub(crate) stream: bool,
     pub(crate) stream_options: StreamOptions,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -353,7 +333,7 @@ mod tests {
 
     #[test]
     fn what_is_sent() {
-        let messages = [Message { role: Role::User, content: "Hi".to_owned() }];
+        let messages = [ChatMessage { role: "user".to_owned(), content: "Hi".to_owned() }];
         let body = Body {
             model: "m",
             messages: &messages,

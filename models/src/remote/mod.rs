@@ -25,8 +25,8 @@ use serde::{Deserialize, Serialize};
 pub use breaker::BreakerState;
 pub use fault::{Phase, RemoteFault};
 pub use tier::{Prompting, RemoteHealth, RemoteStats, RemoteTier};
-pub(crate) use wire::words_of_body;
 pub use wire::LimitField;
+pub(crate) use wire::words_of_body;
 
 use crate::error::ModelError;
 use crate::secret::Secret;

@@ -186,6 +186,15 @@ pub enum ModelError {
         #[source]
         source: Cause,
     },
+    /// Tokens could not be turned into text.
+    #[error("cannot turn {tokens} tokens into text")]
+    Detokenise {
+        /// Their number.
+        tokens: usize,
+        /// What the tokenizer said.
+        #[source]
+        source: Cause,
+    },
     /// The model computed something that is not a vector.
     #[error("the encoder's output for a batch of {texts} texts is unusable: {reason}")]
     Output {
@@ -262,6 +271,26 @@ pub enum ModelError {
         /// What went wrong.
         #[source]
         source: RemoteFault,
+    },
+    /// A model's logits give no next token.
+    #[error("the model's logits are unusable: {reason}")]
+    Logits {
+        /// What is wrong with them.
+        reason: &'static str,
+    },
+    /// A step of a model did not come back in time.
+    #[error("a step of the model took longer than {limit_ms} ms")]
+    Stuck {
+        /// The time that it had, in milliseconds.
+        limit_ms: u64,
+    },
+    /// A prompt that does not fit, even without history and articles.
+    #[error("a prompt of {tokens} tokens, at most {limit} fit")]
+    PromptTooLong {
+        /// Its length.
+        tokens: usize,
+        /// The bound.
+        limit: usize,
     },
     /// Nobody waits for the answer any more.
     #[error("cancelled: nobody waits for the answer")]

@@ -21,6 +21,7 @@ mod encoder;
 mod engine;
 mod error;
 mod extractive;
+mod generation;
 mod hub;
 mod memo;
 mod pull;

@@ -16,6 +16,7 @@ use turnflow_state::{Answer, Exchange, ScoredChunk, Tier};
 use crate::cancel::Cancel;
 use crate::error::{ModelError, chain};
 use crate::extractive::Extractive;
+use crate::generation::GenerationStats;
 use crate::queue::{JobQueue, Lane, Lanes, Rejected, caught, notify};
 
 /// The engine's name in errors and logs.
@@ -87,6 +88,16 @@ impl TierJob {
         Self { request, deadline, on_delta, done }
     }
 
+    /// The same with no more time than this from now on.
+    #[must_use]
+    pub fn within(mut self, time_max: Duration) -> Self {
+        let limit = Instant::now().checked_add(time_max);
+        if limit.is_some_and(|limit| self.deadline.is_none_or(|deadline| limit < deadline)) {
+            (self.deadline, self.request.time_max) = (limit, Some(time_max));
+        }
+        self
+    }
+
     /// Why the job must not go on at `now`, if it must not: nobody waits for it, or it is too late.
     #[must_use]
     pub fn lapsed(&self, now: Instant) -> Option<ModelError> {
@@ -117,6 +128,11 @@ pub trait TierBackend: Send + Sync + 'static {
 
     /// Jobs that wait.
     fn queued(&self) -> usize;
+
+    /// What its decoder did, where it has one in this process.
+    fn generation(&self) -> Option<GenerationStats> {
+        None
+    }
 }
 
 /// A way to a tier; clones share it. The tier ends when the last one is dropped, after the jobs that it took.
@@ -166,6 +182,12 @@ impl TierHandle {
     #[must_use]
     pub fn queued(&self) -> usize {
         self.0.queued()
+    }
+
+    /// What its decoder did, where it has one in this process.
+    #[must_use]
+    pub fn generation(&self) -> Option<GenerationStats> {
+        self.0.generation()
     }
 }
 

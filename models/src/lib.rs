@@ -58,7 +58,7 @@ pub use hub::{Hub, Installed, InstalledFile, install, installed};
 pub use pull::{Progress, WeightSource};
 pub use queue::{Lane, Rejected};
 pub use remote::{
-    BreakerState, LimitField, Phase, Prompting, RemoteConfig, RemoteFault, RemoteHealth, RemoteStats, RemoteTier,
+    BreakerState, LimitField, Phase, RemoteConfig, RemoteFault, RemoteHealth, RemoteStats, RemoteTier,
 };
 pub use secret::Secret;
 pub use tier::{

@@ -104,11 +104,11 @@ impl Server {
     /// Whatever went wrong; the pieces handed out so far are void.
     pub(crate) async fn ask(
         &self,
-        body: Bytes,
+        question: Question,
         total: Limit,
         on_delta: &mut (dyn FnMut(String) + Send),
     ) -> Result<Reply, RemoteFault> {
-        let prompt_bytes = body.len();
+        let Question { body, prompt_bytes } = question;
         let first = Limit::after(self.limits.first_token, Phase::FirstToken).sooner(total);
         let response = self.send(body, first).await?;
         self.read(response, prompt_bytes, first, total, on_delta).await
@@ -212,6 +212,14 @@ impl Server {
             None => sent,
         }
     }
+}
+
+/// A request, and how much text it holds.
+#[derive(Clone, Debug)]
+pub(crate) struct Question {
+    pub(crate) body: Bytes,
+    /// Bytes of the messages.
+    pub(crate) prompt_bytes: usize,
 }
 
 /// A limit of time.

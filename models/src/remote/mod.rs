@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use breaker::BreakerState;
 pub use fault::{Phase, RemoteFault};
-pub use tier::{Prompting, RemoteHealth, RemoteStats, RemoteTier};
+pub use tier::{RemoteHealth, RemoteStats, RemoteTier};
 pub use wire::LimitField;
 pub(crate) use wire::words_of_body;
 
@@ -48,9 +48,7 @@ pub struct RemoteConfig {
     /// A file with certificates, in PEM, that are trusted besides the public ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
-    /// Most tokens of an answer.
-    pub tokens_max: usize,
-    /// The field that this bound is sent in.
+    /// The field that the bound on an answer's tokens is sent in.
     pub limit_field: LimitField,
     /// Sampling temperature; the server's own where it is not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -99,7 +97,6 @@ impl RemoteConfig {
             key_env: None,
             key_file: None,
             ca_file: None,
-            tokens_max: 512,
             limit_field: LimitField::MaxTokens,
             temperature: None,
             top_p: None,
@@ -131,7 +128,6 @@ impl RemoteConfig {
             return refused("the model has no name".to_owned());
         }
         for (name, value) in [
-            ("tokens-max", self.tokens_max as u64),
             ("connect-ms-max", self.connect_ms_max),
             ("first-token-ms-max", self.first_token_ms_max),
             ("between-tokens-ms-max", self.between_tokens_ms_max),

@@ -10,37 +10,26 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use hyper::body::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use turnflow_state::{Answer, Tier, Usage};
+use turnflow_state::{Answer, Tier};
 
 use super::RemoteConfig;
 use super::breaker::{Breaker, BreakerLimits, BreakerState};
 use super::fault::{Phase, RemoteFault};
 use super::gate::{Entry, Gate};
-use super::http::{Limit, Server};
+use super::http::{Limit, Question, Server};
 use super::retry;
-use super::wire::{Body, Finish, LimitField, Reply, StreamOptions};
-use crate::checkpoint::ChatMessage;
+use super::wire::{Body, Finish, LimitField, Reply, StreamOptions, tokens_of};
 use crate::error::{ModelError, chain};
+use crate::generation::{Author, Measure, Prompt, PromptConfig, Reader};
 use crate::queue::{Lane, Rejected, caught, notify};
 use crate::tier::{OnDelta, TierBackend, TierCounters, TierJob, TierRequest, TierStats};
 
 /// The engine's name in errors and logs.
 const ENGINE: &str = "remote tier";
-
-/// Says what a chat model is asked, and makes an answer of what it wrote.
-pub trait Prompting: Send + Sync + 'static {
-    /// What is said to the model.
-    fn messages(&self, request: &TierRequest) -> Vec<ChatMessage>;
-
-    /// The answer that the model's text is.
-    fn answer(&self, request: &TierRequest, text: String, usage: Usage) -> Answer;
-
-    /// Everything about it that may change an answer.
-    fn identity(&self) -> String;
-}
+/// What marks a message's beginning and end, in tokens: an estimate.
+const MESSAGE_TOKENS: usize = 8;
 
 /// A tier whose model is behind a server.
 pub struct RemoteTier {
@@ -57,7 +46,7 @@ struct Work {
 struct Shared {
     config: RemoteConfig,
     server: Server,
-    prompting: Box<dyn Prompting>,
+    author: Arc<Author>,
     breaker: Breaker,
     gate: Gate,
     counters: Counters,
@@ -127,11 +116,17 @@ impl std::fmt::Debug for RemoteHealth {
 }
 
 impl RemoteTier {
-    /// Starts the tier's thread; the server is first asked when a job comes.
+    /// Starts the tier's thread; the server is first asked when a job comes. `system_prompt` is the operator's own words to the
+    /// model, which may be empty, and `language` that of the answers.
     ///
     /// # Errors
     /// When a setting is wrong, the key is missing, or there is no thread.
-    pub fn start(config: RemoteConfig, prompting: impl Prompting) -> Result<Self, ModelError> {
+    pub fn start(
+        config: RemoteConfig,
+        prompt: PromptConfig,
+        system_prompt: &str,
+        language: &str,
+    ) -> Result<Self, ModelError> {
         config.check()?;
         let no_thread = |source| ModelError::Thread { what: ENGINE, source };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(no_thread)?;
@@ -139,7 +134,7 @@ impl RemoteTier {
             BreakerLimits { failures: config.breaker_failures, rest: Duration::from_millis(config.breaker_rest_ms) };
         let shared = Arc::new(Shared {
             server: Server::new(&config)?,
-            prompting: Box::new(prompting),
+            author: Arc::new(Author::new(prompt, system_prompt, language)),
             breaker: Breaker::new(limits),
             gate: Gate::new(config.in_flight_max, config.queue_max),
             counters: Counters::default(),
@@ -175,9 +170,9 @@ impl TierBackend for RemoteTier {
     }
 
     fn identity(&self) -> String {
-        let RemoteConfig { base_url, model, tokens_max, temperature, top_p, seed, .. } = &self.shared.config;
-        let prompting = self.shared.prompting.identity();
-        format!("{} {base_url} {model} {tokens_max} {temperature:?} {top_p:?} {seed:?} {prompting}", Tier::Openai)
+        let RemoteConfig { base_url, model, temperature, top_p, seed, .. } = &self.shared.config;
+        let author = self.shared.author.identity();
+        format!("{} {base_url} {model} {temperature:?} {top_p:?} {seed:?} {author}", Tier::Openai)
     }
 
     fn submit(&self, lane: Lane, job: TierJob) -> Result<(), Rejected<TierJob>> {
@@ -274,6 +269,23 @@ impl Drop for InFlight<'_> {
     }
 }
 
+/// Measures texts for a model whose vocabulary is not known here.
+struct Estimate;
+
+impl Measure for Estimate {
+    fn tokens(&self, text: &str) -> Result<usize, ModelError> {
+        Ok(tokens_of(text.len()))
+    }
+
+    fn around_prompt(&self) -> usize {
+        2 * MESSAGE_TOKENS
+    }
+
+    fn around_exchange(&self) -> usize {
+        2 * MESSAGE_TOKENS
+    }
+}
+
 impl Shared {
     async fn wait_and_answer(
         &self,
@@ -294,20 +306,35 @@ impl Shared {
             }
         };
         let _in_flight = InFlight::new(&self.counters.in_flight);
-        let body = Bytes::from(self.body(request)?);
+        let prompt = self.author.prompt(request, &Estimate, usize::MAX)?;
+        let question = self.question(request, &prompt)?;
         let total = Limit::after(Duration::from_millis(self.config.total_ms_max), Phase::Total);
         let total = deadline.map_or(total, |deadline| total.sooner(deadline));
-        let reply = self.attempts(body, total, on_delta).await.map_err(|fault| self.failed(fault))?;
-        Ok(self.answer(request, reply))
+        let mut reader = Reader::new(Arc::clone(&self.author), prompt.shown);
+        let read = &mut |piece: String| {
+            if let Some(piece) = reader.push(&piece) {
+                on_delta(piece);
+            }
+        };
+        let reply = self.attempts(question, total, read).await.map_err(|fault| self.failed(fault))?;
+        self.count(&reply);
+        let (last, mut answer) = reader.finish(Tier::Openai, reply.usage);
+        last.into_iter().for_each(on_delta);
+        if reply.finish == Finish::Refused {
+            answer.grounded = false;
+            answer.sources.clear();
+        }
+        Ok(answer)
     }
 
-    fn body(&self, request: &TierRequest) -> Result<Vec<u8>, ModelError> {
+    fn question(&self, request: &TierRequest, prompt: &Prompt) -> Result<Question, ModelError> {
         let config = &self.config;
-        let limit = request.tokens_max.map_or(config.tokens_max, |limit| limit.min(config.tokens_max));
+        let most = self.author.answer_tokens_max();
+        let limit = request.tokens_max.map_or(most, |limit| limit.min(most));
         let limit_in = |field| (config.limit_field == field).then_some(limit);
         let body = Body {
             model: &config.model,
-            messages: &self.prompting.messages(request),
+            messages: &prompt.messages,
             stream: true,
             stream_options: StreamOptions { include_usage: true },
             max_tokens: limit_in(LimitField::MaxTokens),
@@ -317,11 +344,17 @@ impl Shared {
             seed: config.seed,
         };
         let unwritable = |error| ModelError::Endpoint { reason: format!("the request cannot be written: {error}") };
-        serde_json::to_vec(&body).map_err(unwritable)
+        let body = serde_json::to_vec(&body).map_err(unwritable)?.into();
+        Ok(Question { body, prompt_bytes: prompt.messages.iter().map(|message| message.content.len()).sum() })
     }
 
     /// Asks until there is an answer, or none is to be expected.
-    async fn attempts(&self, body: Bytes, total: Limit, on_delta: &mut OnDelta) -> Result<Reply, RemoteFault> {
+    async fn attempts(
+        &self,
+        question: Question,
+        total: Limit,
+        on_delta: &mut (dyn FnMut(String) + Send),
+    ) -> Result<Reply, RemoteFault> {
         let [first, longest] = [self.config.retry_wait_ms, self.config.retry_wait_ms_max].map(Duration::from_millis);
         let mut has_spoken = false;
         let mut attempt = 1;
@@ -330,7 +363,7 @@ impl Shared {
                 has_spoken = true;
                 on_delta(piece);
             };
-            let fault = match self.attempt(body.clone(), total, &mut on_delta).await {
+            let fault = match self.attempt(question.clone(), total, &mut on_delta).await {
                 Ok(reply) => return Ok(reply),
                 Err(fault) => fault,
             };
@@ -352,12 +385,12 @@ impl Shared {
 
     async fn attempt(
         &self,
-        body: Bytes,
+        question: Question,
         total: Limit,
         on_delta: &mut (dyn FnMut(String) + Send),
     ) -> Result<Reply, RemoteFault> {
         let pass = self.breaker.admit(Instant::now())?;
-        let result = self.server.ask(body, total, on_delta).await;
+        let result = self.server.ask(question, total, on_delta).await;
         match &result {
             Err(fault) if fault.counts_against_server() => pass.failed(Instant::now()),
             // Too little time was given: that says nothing about the server.
@@ -367,16 +400,11 @@ impl Shared {
         result
     }
 
-    fn answer(&self, request: &TierRequest, reply: Reply) -> Answer {
-        let Reply { text, finish, usage, usage_is_estimate } = reply;
+    fn count(&self, reply: &Reply) {
         let count = |counter: &AtomicU64, happened: bool| counter.fetch_add(u64::from(happened), Ordering::Relaxed);
-        count(&self.counters.usage_estimated, usage_is_estimate);
-        count(&self.counters.cut_off, finish == Finish::Length);
-        count(&self.counters.refused, finish == Finish::Refused);
-        match finish {
-            Finish::Refused => Answer { text, tier: Tier::Openai, sources: Vec::new(), usage, grounded: false },
-            _ => self.prompting.answer(request, text, usage),
-        }
+        count(&self.counters.usage_estimated, reply.usage_is_estimate);
+        count(&self.counters.cut_off, reply.finish == Finish::Length);
+        count(&self.counters.refused, reply.finish == Finish::Refused);
     }
 
     fn failed(&self, source: RemoteFault) -> ModelError {

@@ -174,6 +174,7 @@ impl Transcript {
             "length" => Finish::Length,
             _ => Finish::Complete,
         };
+        let tokens = |bytes| u32::try_from(tokens_of(bytes)).unwrap_or(u32::MAX);
         let estimate = || Usage { input_tokens: tokens(prompt_bytes), output_tokens: tokens(self.text.len()) };
         let usage_is_estimate = self.usage.is_none();
         Ok(Reply { usage: self.usage.unwrap_or_else(estimate), text: self.text, finish, usage_is_estimate })
@@ -187,8 +188,9 @@ fn usage_of(value: &Value) -> Option<Usage> {
     Some(Usage { input_tokens: count("prompt_tokens")?, output_tokens: count("completion_tokens")? })
 }
 
-fn tokens(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(TOKEN_BYTES)).unwrap_or(u32::MAX)
+/// Tokens of a text of so many bytes: an estimate.
+pub(crate) const fn tokens_of(bytes: usize) -> usize {
+    bytes.div_ceil(TOKEN_BYTES)
 }
 
 /// What an error object, or a body that holds one, says.

@@ -8,6 +8,8 @@
 //! of the knowledge base are data; that none of it becomes a control token is for whoever makes tokens of it to see to. What
 //! an article tells a model to do, it may do: the instructions say not to, and no more can be promised.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use turnflow_state::{Answer, ScoredChunk, Source, Tier, Usage, normalise};
 
@@ -128,26 +130,6 @@ impl Author {
         Ok(Prompt { messages, shown })
     }
 
-    /// The answer that a text is whose writer was shown these chunks, and cited some of them.
-    ///
-    /// It rests on what it cites; where it cites nothing, on all that its writer was shown, best first. It is not grounded,
-    /// and rests on nothing, when it says that it does not know, or its writer was shown nothing.
-    pub(crate) fn answer(&self, tier: Tier, text: String, shown: &[ScoredChunk], cited: &[usize], usage: Usage) -> Answer {
-        let grounded = !shown.is_empty() && !self.is_unknown(&text);
-        let source = |found: &ScoredChunk| Source::of(&found.chunk);
-        let sources = match cited {
-            _ if !grounded => Vec::new(),
-            [] => shown.iter().map(source).collect(),
-            cited => cited.iter().filter_map(|&place| shown.get(place)).map(source).collect(),
-        };
-        Answer { text, tier, sources, usage, grounded }
-    }
-
-    /// What is said when a model says nothing.
-    pub(crate) fn unknown_text(&self) -> &str {
-        &self.config.unknown_text
-    }
-
     fn is_unknown(&self, text: &str) -> bool {
         let plain = |text: &str| normalise(&text.replace('\u{2019}', "'"));
         let text = plain(text);
@@ -158,9 +140,50 @@ impl Author {
     }
 }
 
-/// Reads the citations of an answer whose writer was shown these chunks.
-pub(crate) fn citations(shown: &[ScoredChunk]) -> Citations {
-    Citations::new(shown.iter().map(|found| found.chunk.id.article.to_string()).collect())
+/// Makes an answer of what a model writes, piece by piece.
+///
+/// It rests on what it cites; where it cites nothing, on all that its writer was shown, best first. It is not grounded, and
+/// rests on nothing, when it says that it does not know, or when its writer was shown nothing.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    author: Arc<Author>,
+    shown: Vec<ScoredChunk>,
+    citations: Citations,
+    text: String,
+}
+
+impl Reader {
+    /// For the answer to a prompt in which these chunks are.
+    pub(crate) fn new(author: Arc<Author>, shown: Vec<ScoredChunk>) -> Self {
+        let citations = Citations::new(shown.iter().map(|found| found.chunk.id.article.to_string()).collect());
+        Self { author, shown, citations, text: String::new() }
+    }
+
+    /// What may be shown after another piece, if anything.
+    pub(crate) fn push(&mut self, piece: &str) -> Option<String> {
+        let piece = self.citations.push(piece);
+        self.text.push_str(&piece);
+        (!piece.is_empty()).then_some(piece)
+    }
+
+    /// The answer, and the last piece of it that is to be shown, if there is one.
+    pub(crate) fn finish(mut self, tier: Tier, usage: Usage) -> (Option<String>, Answer) {
+        let mut last = self.citations.finish();
+        self.text.push_str(&last);
+        if self.text.is_empty() {
+            last.clone_from(&self.author.config.unknown_text);
+            self.text.clone_from(&last);
+        }
+        let grounded = !self.shown.is_empty() && !self.author.is_unknown(&self.text);
+        let source = |found: &ScoredChunk| Source::of(&found.chunk);
+        let sources = match self.citations.cited() {
+            _ if !grounded => Vec::new(),
+            [] => self.shown.iter().map(source).collect(),
+            cited => cited.iter().filter_map(|&place| self.shown.get(place)).map(source).collect(),
+        };
+        let answer = Answer { text: self.text, tier, sources, usage, grounded };
+        ((!last.is_empty()).then_some(last), answer)
+    }
 }
 
 fn section(number: usize, found: &ScoredChunk) -> String {
@@ -172,4 +195,4 @@ fn section(number: usize, found: &ScoredChunk) -> String {
 
 #[cfg(test)]
 #[path = "prompt_tests.rs"]
-mod tests;
+pub(super) mod tests;

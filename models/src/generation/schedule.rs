@@ -59,8 +59,18 @@ impl<W: Work> Sequence<W> {
     }
 
     /// Tokens that the model has to read before the next can be chosen.
-    fn unread(&self) -> usize {
+    const fn unread(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// Tokens to read next, of at most `most`: up to the end of a block where it is not up to the end, so that others can go
+    /// on from there.
+    const fn next_count(&self, most: usize, block_tokens: usize) -> usize {
+        if self.unread() <= most {
+            return self.unread();
+        }
+        let over = (self.computed + most) % block_tokens;
+        if over < most { most - over } else { most }
     }
 }
 
@@ -280,7 +290,7 @@ impl<W: Work> Schedule<W> {
                     sequence.computed += found;
                     self.blocks.count(0, found);
                 }
-                let count = sequence.unread().min(left);
+                let count = sequence.next_count(left, block_tokens);
                 left -= count;
                 planned.push((index, count));
             } else if sequence.unread() == 1 {

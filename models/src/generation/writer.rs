@@ -4,12 +4,11 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use turnflow_state::{ScoredChunk, Tier, Usage};
+use turnflow_state::{Answer, Tier, Usage};
 
-use super::citations::Citations;
 use super::dialect::Dialect;
 use super::engine::{GenerationEngine, GenerationLimits, GenerationStats};
-use super::prompt::{Author, citations};
+use super::prompt::{Author, Reader};
 use super::sampler::Sampling;
 use super::stops::{Detokeniser, StopStrings};
 use super::ticket::{Plan, Work};
@@ -21,7 +20,7 @@ use crate::tier::{TierBackend, TierCounters, TierHandle, TierJob, TierStats};
 /// What a model is asked with, and what ends its answers.
 #[derive(Debug)]
 pub(crate) struct Voice {
-    pub(crate) author: Author,
+    pub(crate) author: Arc<Author>,
     pub(crate) dialect: Dialect,
     pub(crate) sampling: Sampling,
     /// Tokens that end an answer.
@@ -97,11 +96,9 @@ struct Writing {
 
 /// What is written so far.
 struct Page {
-    shown: Vec<ScoredChunk>,
     detokeniser: Detokeniser,
     stops: StopStrings,
-    citations: Citations,
-    text: String,
+    reader: Reader,
     /// Whether a stop string came.
     is_complete: bool,
 }
@@ -119,11 +116,9 @@ impl Work for Writing {
         let prompt = voice.author.prompt(request, &voice.dialect, room)?;
         let tokens = voice.dialect.tokens(&prompt.messages, SystemTime::now())?;
         self.page = Some(Page {
-            citations: citations(&prompt.shown),
-            shown: prompt.shown,
             detokeniser: Detokeniser::new(Arc::clone(voice.dialect.tokenizer())),
             stops: StopStrings::new(Arc::clone(&voice.stop_strings)),
-            text: String::new(),
+            reader: Reader::new(Arc::clone(&voice.author), prompt.shown),
             is_complete: false,
         });
         let (sampling, stop_tokens) = (voice.sampling, Arc::clone(&voice.stop_tokens));
@@ -133,55 +128,38 @@ impl Work for Writing {
     fn token(&mut self, token: u32) -> Result<ControlFlow<()>, ModelError> {
         let Some(page) = &mut self.page else { return Ok(ControlFlow::Break(())) };
         let piece = page.detokeniser.push(token)?;
-        let piece = page.read(&piece);
-        page.say(piece, &mut self.job.on_delta);
+        page.read(&piece).into_iter().for_each(&mut self.job.on_delta);
         Ok(if page.is_complete { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     }
 
     fn end(self, result: Result<Usage, ModelError>) {
-        let Self { mut job, voice, counters, page, .. } = self;
-        let result = result.and_then(|usage| {
-            let mut page = page.ok_or(ModelError::Cancelled)?;
-            page.finish(voice.author.unknown_text(), &mut job.on_delta)?;
-            let Page { text, shown, citations, .. } = page;
-            Ok(voice.author.answer(Tier::Burn, text, &shown, citations.cited(), usage))
-        });
+        let Self { mut job, counters, page, .. } = self;
+        let result = result.and_then(|usage| page.ok_or(ModelError::Cancelled)?.finish(usage, &mut job.on_delta));
         counters.ended(&result);
         (job.done)(result);
     }
 }
 
 impl Page {
-    fn read(&mut self, piece: &str) -> String {
+    fn read(&mut self, piece: &str) -> Option<String> {
         let (piece, is_complete) = self.stops.push(piece);
         self.is_complete |= is_complete;
-        self.citations.push(&piece)
+        self.reader.push(&piece)
     }
 
-    /// Gives out what was held.
-    fn finish(&mut self, unknown: &str, on_delta: &mut dyn FnMut(String)) -> Result<(), ModelError> {
-        let mut last = String::new();
+    /// Gives out what was held, and the answer.
+    fn finish(mut self, usage: Usage, on_delta: &mut dyn FnMut(String)) -> Result<Answer, ModelError> {
         if !self.is_complete {
             let piece = self.detokeniser.finish()?;
-            last = self.read(&piece);
+            self.read(&piece).into_iter().for_each(&mut *on_delta);
         }
         if !self.is_complete {
             let held = self.stops.finish();
-            last.push_str(&self.citations.push(&held));
+            self.reader.push(&held).into_iter().for_each(&mut *on_delta);
         }
-        last.push_str(&self.citations.finish());
-        self.say(last, on_delta);
-        if self.text.is_empty() {
-            self.say(unknown.to_owned(), on_delta);
-        }
-        Ok(())
-    }
-
-    fn say(&mut self, piece: String, on_delta: &mut dyn FnMut(String)) {
-        if !piece.is_empty() {
-            self.text.push_str(&piece);
-            on_delta(piece);
-        }
+        let (last, answer) = self.reader.finish(Tier::Burn, usage);
+        last.into_iter().for_each(on_delta);
+        Ok(answer)
     }
 }
 

@@ -57,9 +57,7 @@ pub use extractive::{Extractive, ExtractiveConfig, SENTENCES_READ_MAX, Written};
 pub use hub::{Hub, Installed, InstalledFile, install, installed};
 pub use pull::{Progress, WeightSource};
 pub use queue::{Lane, Rejected};
-pub use remote::{
-    BreakerState, LimitField, Phase, RemoteConfig, RemoteFault, RemoteHealth, RemoteStats, RemoteTier,
-};
+pub use remote::{BreakerState, LimitField, Phase, RemoteConfig, RemoteFault, RemoteHealth, RemoteStats, RemoteTier};
 pub use secret::Secret;
 pub use tier::{
     AnswerDone, Answerer, OnDelta, TierBackend, TierEngine, TierEngineConfig, TierHandle, TierJob, TierRequest,

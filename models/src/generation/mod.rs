@@ -21,4 +21,5 @@ mod writer;
 pub use burn::{BurnConfig, BurnTier};
 pub use engine::{GenerationLimits, GenerationStats};
 pub use prompt::PromptConfig;
+pub(crate) use prompt::{Author, Measure, Prompt, Reader};
 pub use sampler::Sampling;

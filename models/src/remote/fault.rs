@@ -15,7 +15,7 @@ pub enum Phase {
     FirstToken,
     /// From a token to the next.
     BetweenTokens,
-    /// The whole answer, with all attempts.
+    /// The whole answer, its wait and all attempts included.
     Total,
 }
 

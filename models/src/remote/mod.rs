@@ -19,6 +19,7 @@ mod tier;
 mod wire;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -65,7 +66,7 @@ pub struct RemoteConfig {
     pub first_token_ms_max: u64,
     /// Longest time from a token to the next.
     pub between_tokens_ms_max: u64,
-    /// Longest time for an answer, with all attempts.
+    /// Longest time for an answer, its wait in line and all attempts included.
     pub total_ms_max: u64,
     /// How often a request is repeated.
     pub retries_max: u32,
@@ -148,6 +149,10 @@ impl RemoteConfig {
             }
         }
         self.key().map(drop)
+    }
+
+    const fn total(&self) -> Duration {
+        Duration::from_millis(self.total_ms_max)
     }
 
     /// The key, where one is configured.

@@ -4,31 +4,28 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, unbounded};
-use turnflow_state::{Answer, Tier, Usage};
+use turnflow_state::{Answer, ArticleId, Chunk, ChunkId, ContentHash, ScoredChunk, Source, TenantId, Tier, Usage};
 
 use super::server::{Exchange, ScriptedServer, Step, delta, ending};
 use super::*;
 use crate::cancel::Cancel;
-use crate::checkpoint::ChatMessage;
-use crate::error::chain;
+use crate::error::{ModelError, chain};
+use crate::generation::PromptConfig;
 use crate::queue::{Lane, Rejected};
 use crate::tier::{TierHandle, TierJob, TierRequest};
 
-/// Asks the question as it is.
-struct Plain;
-
-impl Prompting for Plain {
-    fn messages(&self, request: &TierRequest) -> Vec<ChatMessage> {
-        vec![ChatMessage { role: "user".to_owned(), content: request.question.clone() }]
+fn prompt() -> PromptConfig {
+    PromptConfig {
+        prompt_tokens_max: 1000,
+        history_tokens_max: 100,
+        answer_tokens_max: 64,
+        instructions: "Answer from the articles.".to_owned(),
+        unknown_text: "I don't know.".to_owned(),
     }
+}
 
-    fn answer(&self, _: &TierRequest, text: String, usage: Usage) -> Answer {
-        Answer { text, tier: Tier::Openai, sources: Vec::new(), usage, grounded: true }
-    }
-
-    fn identity(&self) -> String {
-        "plain".to_owned()
-    }
+fn start(config: RemoteConfig) -> Result<RemoteTier, ModelError> {
+    RemoteTier::start(config, prompt(), "You are Ada.", "en")
 }
 
 /// A tier in front of a script.
@@ -49,12 +46,31 @@ fn bed(steps: Vec<Step>, settings: impl FnOnce(&mut RemoteConfig)) -> Bed {
     let mut config = RemoteConfig::new(server.url(), "some-model");
     patient(&mut config);
     settings(&mut config);
-    let tier = RemoteTier::start(config, Plain).expect("a tier");
+    let tier = start(config).expect("a tier");
     Bed { server, health: tier.health(), tier: TierHandle::new(tier) }
 }
 
+/// The one chunk that answers rest on.
+fn found() -> ScoredChunk {
+    let (title, text) = ("Returns", "You have 30 days.");
+    let chunk = Chunk {
+        id: ChunkId {
+            tenant: TenantId::new("shop").expect("valid"),
+            article: ArticleId::new("returns").expect("valid"),
+            ordinal: 0,
+        },
+        version: 7,
+        title: title.to_owned(),
+        text: text.to_owned(),
+        hash: ContentHash::of(title, text),
+        vector: [1.0].into(),
+        since: 1,
+    };
+    ScoredChunk { chunk: chunk.into(), score: 0.5 }
+}
+
 fn request(question: &str) -> TierRequest {
-    TierRequest::new(question, Arc::from([1.0]), Vec::new())
+    TierRequest::new(question, Arc::from([1.0]), vec![found()])
 }
 
 /// What a job tells: pieces, then the end.
@@ -118,17 +134,24 @@ fn an_answer_streams() {
     let bed = bed(steps, |config| config.temperature = Some(0.0));
     let usage = Usage { input_tokens: 11, output_tokens: 7 };
     let text = "Within 30 days.".to_owned();
-    let whole = Answer { text, tier: Tier::Openai, sources: vec![], usage, grounded: true };
+    let whole = Answer { text, tier: Tier::Openai, sources: vec![Source::of(&found().chunk)], usage, grounded: true };
     let piece = |text: &str| Heard::Piece(text.to_owned());
     assert_eq!(bed.hear("How long?"), [piece("Within "), piece("30"), piece(" days."), Heard::Done(whole)]);
     assert_eq!(bed.outcome("And now?").as_deref(), Ok("Again."));
     let asked = bed.server.requests();
     assert!(asked[0].head.starts_with("POST /v1/chat/completions HTTP/1.1\r\n"), "{}", asked[0].head);
     assert!(!asked[0].head.to_ascii_lowercase().contains("authorization"), "there is no key");
-    assert_eq!(
-        asked[0].body,
-        r#"{"model":"some-model","messages":[{"role":"user","content":"How long?"}],"stream":true,"stream_options":{"include_usage":true},"max_tokens":512,"temperature":0.0}"#
-    );
+    let body: serde_json::Value = serde_json::from_str(&asked[0].body).expect("JSON");
+    let system = "You are Ada.\n\nAnswer from the articles.\n\n[1] Returns (returns)\nYou have 30 days.";
+    let expected = serde_json::json!({
+        "model": "some-model",
+        "messages": [{"role": "system", "content": system}, {"role": "user", "content": "How long?"}],
+        "stream": true,
+        "stream_options": {"include_usage": true},
+        "max_tokens": 64,
+        "temperature": 0.0,
+    });
+    assert_eq!(body, expected);
     assert_eq!([asked[0].connection, asked[1].connection], [0, 0], "the connection is used again");
     let stats = bed.health.stats();
     assert_eq!((stats.ended.answered, stats.in_flight, stats.retries, stats.usage_estimated), (2, 0, 0, 0));
@@ -293,9 +316,9 @@ fn every_wait_ends() {
         (silent(), first, "no first token within 60 ms"),
         (chatty(), first, "no first token within 60 ms"),
         (stuck(), between, "no further token within 60 ms"),
-        (silent(), total, "no complete answer within 60 ms"),
-        (stuck(), total, "no complete answer within 60 ms"),
-        (endless(), total, "no complete answer within 60 ms"),
+        (silent(), total, "the answer was not complete within 60 ms"),
+        (stuck(), total, "the answer was not complete within 60 ms"),
+        (endless(), total, "the answer was not complete within 60 ms"),
         (slow_error(), first, "HTTP status 400: half"),
     ];
     for (script, settings, expected) in cases {
@@ -313,7 +336,7 @@ fn a_connection_that_does_not_come_about() {
     let mut config = RemoteConfig::new(format!("https://{address}/v1"), "m");
     patient(&mut config);
     config.connect_ms_max = 60;
-    let tier = RemoteTier::start(config.clone(), Plain).expect("a tier");
+    let tier = start(config.clone()).expect("a tier");
     let health = tier.health();
     let tier = TierHandle::new(tier);
     let end = submit(&tier, Lane::Turn, request("?")).expect("a place").iter().last();
@@ -323,7 +346,7 @@ fn a_connection_that_does_not_come_about() {
     // And nobody at all.
     drop(listener);
     config.base_url = format!("http://{address}/v1");
-    let tier = TierHandle::new(RemoteTier::start(config, Plain).expect("a tier"));
+    let tier = TierHandle::new(start(config).expect("a tier"));
     let Some(Heard::Failed(error)) = submit(&tier, Lane::Turn, request("?")).expect("a place").iter().last() else {
         panic!("an answer from nobody");
     };
@@ -400,6 +423,17 @@ fn rubbish_and_lies() {
 }
 
 #[test]
+fn citations_become_sources_and_are_not_shown() {
+    let bed = bed(vec![step(|exchange| exchange.answer(&["30 days ", "[", "1", "]."]))], |_| {});
+    let heard = bed.hear("?");
+    let Some(Heard::Done(answer)) = heard.last() else { panic!("no answer: {heard:?}") };
+    assert_eq!((answer.text.as_str(), answer.sources.len()), ("30 days.", 1));
+    let shown: String =
+        heard.iter().filter_map(|heard| if let Heard::Piece(piece) = heard { Some(&**piece) } else { None }).collect();
+    assert_eq!(shown, answer.text);
+}
+
+#[test]
 fn a_refusal_is_not_grounded() {
     let refusal = step(|exchange: &mut Exchange| {
         exchange.begin();
@@ -431,10 +465,10 @@ fn who_cancels_closes_the_connection() {
     assert_eq!((bed.tier.queued(), bed.health.stats().in_flight), (1, 1));
     let next = bed.ask("next");
     cancel.cancel();
-    let cancelled = Heard::Failed(crate::ModelError::Cancelled.to_string());
+    let cancelled = Heard::Failed(ModelError::Cancelled.to_string());
     assert_eq!(first.recv(), Ok(cancelled));
     was_closed.recv().expect("the connection is closed");
-    assert_eq!(bed.outcome_of(&waiting), Err(crate::ModelError::Cancelled.to_string()));
+    assert_eq!(bed.outcome_of(&waiting), Err(ModelError::Cancelled.to_string()));
     assert_eq!(bed.outcome_of(&next).as_deref(), Ok("Yes."), "the slot is free again");
     assert_eq!(bed.server.requests().len(), 2, "the one that waited was never sent");
     let stats = bed.health.stats();
@@ -493,7 +527,12 @@ fn so_many_at_once_and_turns_first() {
     }
     drop(release);
     heard.iter().for_each(|heard| assert_eq!(bed.outcome_of(heard).as_deref(), Ok("Yes.")));
-    let order: Vec<_> = order.iter().map(|asked| asked.body.split('"').nth(13).expect("a question")).collect();
+    let order: Vec<_> = order
+        .iter()
+        .map(|asked| {
+            asked.body.rsplit("\"content\":\"").next().and_then(|rest| rest.split('"').next()).expect("a question")
+        })
+        .collect();
     assert_eq!(order[2..], ["3", "4", "5", "6"]);
 }
 
@@ -529,7 +568,7 @@ fn a_panic_ends_one_job() {
     let bed = bed(vec![answer("Boo."), answer("Yes.")], |config| config.in_flight_max = 1);
     let (told, end) = bounded(1);
     let on_delta = Box::new(|_| panic!("as asked"));
-    let done = Box::new(move |result: Result<Answer, crate::ModelError>| {
+    let done = Box::new(move |result: Result<Answer, ModelError>| {
         told.send(result.map_err(|error| error.to_string())).expect("the test listens");
     });
     bed.tier.submit(Lane::Turn, request("?"), on_delta, done).expect("a place");
@@ -557,7 +596,7 @@ fn settings_are_checked_before_anything_starts() {
         change(&mut config);
         let told = config.check().map_err(|error| chain(&error));
         assert_eq!(told, Err(expected.to_owned()));
-        assert_eq!(RemoteTier::start(config, Plain).expect_err(expected).to_string(), told.expect_err(expected));
+        assert_eq!(start(config).expect_err(expected).to_string(), told.expect_err(expected));
     };
     RemoteConfig::new("http://127.0.0.1:1/v1/", "m").check().expect("sound");
     let prefix = "cannot use the remote server: ";

@@ -294,22 +294,20 @@ impl Shared {
         deadline: Option<Instant>,
         on_delta: &mut OnDelta,
     ) -> Result<Answer, ModelError> {
-        let deadline = deadline.map(|deadline| Limit::until(deadline, request.time_max.unwrap_or_default()));
+        let total = match deadline {
+            Some(deadline) => Limit::until(deadline, request.time_max.unwrap_or_default()),
+            None => Limit::after(self.config.total(), Phase::Total),
+        };
         let _slot = match entry {
             Entry::Now(slot) => slot,
             Entry::Later(slot) => {
-                let slot = match deadline {
-                    Some(deadline) => deadline.bound(slot).await.map_err(|fault| self.failed(fault))?,
-                    None => slot.await,
-                };
+                let slot = total.bound(slot).await.map_err(|fault| self.failed(fault))?;
                 slot.map_err(|_| ModelError::Stopped { what: ENGINE })?
             }
         };
         let _in_flight = InFlight::new(&self.counters.in_flight);
         let prompt = self.author.prompt(request, &Estimate, usize::MAX)?;
         let question = self.question(request, &prompt)?;
-        let total = Limit::after(Duration::from_millis(self.config.total_ms_max), Phase::Total);
-        let total = deadline.map_or(total, |deadline| total.sooner(deadline));
         let mut reader = Reader::new(Arc::clone(&self.author), prompt.shown);
         let read = &mut |piece: String| {
             if let Some(piece) = reader.push(&piece) {

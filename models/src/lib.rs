@@ -54,6 +54,7 @@ pub use engine::{
 };
 pub use error::ModelError;
 pub use extractive::{Extractive, ExtractiveConfig, SENTENCES_READ_MAX, Written};
+pub use generation::{BurnConfig, BurnTier, GenerationLimits, GenerationStats, PromptConfig, Sampling};
 pub use hub::{Hub, Installed, InstalledFile, install, installed};
 pub use pull::{Progress, WeightSource};
 pub use queue::{Lane, Rejected};

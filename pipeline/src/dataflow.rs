@@ -96,7 +96,7 @@ impl Blueprint {
             knowledge: self.parts.knowledge.clone(),
             background: self.background[index].clone(),
             refresh: self.refresh_limits(worker.peers()),
-            audit: self.audit_limits(worker.peers()).map(|limits| (limits, self.config.prices.extractive)),
+            audit: self.audit_limits(worker.peers()).map(|limits| (limits, self.price())),
             exact: self.config.cache.validity == Validity::Exact,
             #[cfg(test)]
             fault: self.fault,
@@ -119,6 +119,11 @@ impl Blueprint {
         driver.finish(worker);
     }
 
+    /// What the tier's tokens cost.
+    fn price(&self) -> Price {
+        self.config.prices.of(self.parts.tier.tier())
+    }
+
     fn shard_limits(&self, workers: usize) -> ShardLimits {
         let cache = &self.config.cache;
         ShardLimits {
@@ -137,7 +142,7 @@ impl Blueprint {
             in_flight_max: refresh.in_flight_max,
             tries_max: refresh.tries_max,
         };
-        refresh.enabled.then_some((limits, self.config.prices.extractive))
+        refresh.enabled.then_some((limits, self.price()))
     }
 
     fn audit_limits(&self, workers: usize) -> Option<AuditLimits> {
@@ -246,7 +251,7 @@ impl Blueprint {
             let (pieces, closing): (Turns<'_, Notice>, Turns<'_, Closing>) =
                 stage(ending, by_owner, "commit", clock, |wake| {
                     let numbers = EntryNumbers::new(self.last_entry, index, peers);
-                    Commit::new(journal.clone(), config.prices.extractive, numbers, wake)
+                    Commit::new(journal.clone(), self.price(), numbers, wake)
                 })
                 .ok_err(|committed| match committed {
                     Committed::Piece(notice) => Ok(notice),

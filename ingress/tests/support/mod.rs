@@ -144,7 +144,7 @@ fn start_pipeline(config: &Config, gate: Arc<Gate>) -> Pipeline {
     let (encoder, axes, store) = (shop().encoder.clone(), shop().axes.clone(), stocked());
     let knowledge = Arc::new(KnowledgeBase::load(store.clone(), config.knowledge.cache_bytes).expect("loaded"));
     let extractive = Extractive::new(encoder.clone(), config.extractive.clone());
-    let tier = TierEngine::start(Arc::new(Gated::new(extractive, gate)), config.tier).expect("a thread");
+    let tier = TierEngine::start(Arc::new(Gated::new(extractive, gate)), config.tier.engine()).expect("a thread");
     let policy = Arc::new(turnflow_pipeline::policy(config).expect("the verifier that ships"));
     Pipeline::start(config, &Parts { store, knowledge, encoder, tier, policy, axes }).expect("started")
 }

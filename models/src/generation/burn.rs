@@ -32,6 +32,8 @@ pub struct BurnConfig {
     pub model: PathBuf,
     /// Where it runs.
     pub device: DeviceChoice,
+    /// Threads of the decoder on the CPU.
+    pub threads: usize,
     /// Memory for keys and values, in bytes: it is allocated when the tier starts.
     pub kv_bytes_max: u64,
     /// Tokens of one block of that memory.

@@ -416,14 +416,32 @@ pub struct KbWatchArgs {
 /// Work on the models' weights.
 #[derive(Debug, Subcommand)]
 pub enum ModelsCommand {
-    /// Get the weights that are missing or damaged
-    Pull {
-        /// Take them from this folder or zip file instead of the network
-        #[arg(long, value_name = "PATH")]
-        from: Option<PathBuf>,
-    },
+    /// Get the encoder's weights, if they are missing or damaged, or a decoder from the Hugging Face hub
+    Pull(PullArgs),
     /// Show what is installed, and whether it is intact
     List,
+    /// Tell what a decoder's checkpoint is, whether it will load, and how much memory it needs
+    Verify {
+        /// Its folder, or the name of one that was pulled
+        #[arg(value_name = "PATH|ORG/NAME")]
+        checkpoint: String,
+    },
+}
+
+/// Arguments of `models pull`.
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// A decoder on the hub; HF_TOKEN and HF_ENDPOINT are honoured [default: the sentence encoder]
+    #[arg(value_name = "ORG/NAME")]
+    pub model: Option<String>,
+
+    /// Its branch, tag or commit
+    #[arg(long, value_name = "REVISION", default_value = "main", requires = "model")]
+    pub revision: String,
+
+    /// Take the encoder's weights from this folder or zip file instead of the network
+    #[arg(long, value_name = "PATH", conflicts_with = "model")]
+    pub from: Option<PathBuf>,
 }
 
 /// What to ask the caches.

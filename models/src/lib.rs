@@ -24,10 +24,13 @@ mod engine;
 mod error;
 mod extractive;
 mod generation;
+mod hub;
 mod kernels;
 mod memo;
 mod pull;
 mod queue;
+mod remote;
+mod secret;
 mod select;
 mod tier;
 mod tokenizer;
@@ -41,8 +44,8 @@ pub use batch::{BatchBudget, plan_batches};
 pub use bert::BertConfig;
 pub use cancel::Cancel;
 pub use checkpoint::{
-    ChatMessage, ChatTemplate, Checkpoint, DecoderConfig, EMBEDDING, FINAL_NORM, Family, GenerationConfig, HEAD, Memory,
-    Numbers, Precision, RopeScaling, TensorSpec, Weights, layer_tensor,
+    ChatMessage, ChatTemplate, Checkpoint, DecoderConfig, EMBEDDING, FINAL_NORM, Family, GenerationConfig, HEAD,
+    Memory, Numbers, Precision, RopeScaling, TensorSpec, Weights, layer_tensor,
 };
 pub use contrast::{ContrastOptions, train_map};
 pub use cut::sentences;
@@ -58,9 +61,12 @@ pub use generation::{
     BurnConfig, BurnTier, GenerationBench, GenerationLimits, GenerationLoad, GenerationRun, GenerationStats, PromptConfig,
     Sampling,
 };
+pub use hub::{Hub, Installed, InstalledFile, install, installed};
 pub use kernels::Instructions;
 pub use pull::{Progress, WeightSource};
 pub use queue::{Lane, Rejected};
+pub use remote::{BreakerState, LimitField, Phase, RemoteConfig, RemoteFault, RemoteHealth, RemoteStats, RemoteTier};
+pub use secret::Secret;
 pub use tier::{
     AnswerDone, Answerer, OnDelta, TierBackend, TierEngine, TierEngineConfig, TierHandle, TierJob, TierRequest,
     TierStats,

@@ -91,9 +91,10 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Cache(CacheCommand::Explain(args)) => policy::run_explain(&context, &args),
         Command::Policy(PolicyCommand::Fit(args)) => policy::run_fit(&context, &args),
         Command::Policy(PolicyCommand::Eval(args)) => policy::run_eval(&context, &args),
-        Command::Models(ModelsCommand::Pull { from }) => models::pull(&context, from),
+        Command::Models(ModelsCommand::Pull(args)) => models::pull(&context, args),
         Command::Models(ModelsCommand::List) => models::list(&context),
         Command::Bench(BenchCommand::Generate(args)) => bench::generate(&context, &args),
+        Command::Models(ModelsCommand::Verify { checkpoint }) => models::verify(&context, &checkpoint),
         Command::Chat(args) => {
             let endpoint = args.endpoint.unwrap_or_else(|| context.config.server.listen.to_string());
             Ok(open::runtime()?.block_on(chat::chat(endpoint, args.conversation))?)

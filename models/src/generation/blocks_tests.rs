@@ -156,7 +156,9 @@ fn a_prefix_is_found_until_its_place_is_needed() {
     model.apply(Step::Read(0, 5));
     model.apply(Step::End(0));
     assert_eq!((model.blocks.available(), model.blocks.kept()), (BLOCKS, 2), "the half block is not kept");
-    for (tokens, found) in [(vec![1, 2, 3, 4, 9], 4), (vec![1, 2, 3, 4], 2), (vec![1, 2, 9, 4, 5], 2), (vec![2, 1, 3], 0)] {
+    for (tokens, found) in
+        [(vec![1, 2, 3, 4, 9], 4), (vec![1, 2, 3, 4], 2), (vec![1, 2, 9, 4, 5], 2), (vec![2, 1, 3], 0)]
+    {
         model.apply(Step::Begin(tokens));
         assert_eq!(model.sequences[0].read, found);
         model.apply(Step::End(0));

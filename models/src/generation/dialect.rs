@@ -106,7 +106,8 @@ impl Dialect {
                 template.render(&messages.iter().enumerate().map(blank).collect::<Vec<_>>(), true, now)
             }
             None => {
-                let section = |(place, message): (usize, &ChatMessage)| format!("{}:\n{}\n\n", message.role, placeholder(place));
+                let section =
+                    |(place, message): (usize, &ChatMessage)| format!("{}:\n{}\n\n", message.role, placeholder(place));
                 Ok(messages.iter().enumerate().map(section).chain(["assistant:\n".to_owned()]).collect())
             }
         }

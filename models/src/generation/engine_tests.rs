@@ -12,8 +12,13 @@ use super::*;
 use crate::cancel::Cancel;
 
 const VOCABULARY: usize = 50;
-const LIMITS: GenerationLimits =
-    GenerationLimits { queue_max: 64, sequences_max: 8, step_tokens_max: 16, step_ms_max: 60_000, share_prefixes: true };
+const LIMITS: GenerationLimits = GenerationLimits {
+    queue_max: 64,
+    sequences_max: 8,
+    step_tokens_max: 16,
+    step_ms_max: 60_000,
+    share_prefixes: true,
+};
 
 /// A job as a test sees it.
 struct Job {
@@ -118,9 +123,13 @@ fn what_is_written_does_not_depend_on_the_others() {
         })
         .collect();
     assert!(alone.iter().any(|tokens| tokens.len() > 10) && alone.iter().any(|tokens| tokens.len() < 5));
-    for (blocks, share_prefixes, step_tokens_max, preempts) in
-        [(400, false, 16, false), (400, true, 16, false), (16, false, 9, true), (16, true, 16, true), (18, true, 64, true)]
-    {
+    for (blocks, share_prefixes, step_tokens_max, preempts) in [
+        (400, false, 16, false),
+        (400, true, 16, false),
+        (16, false, 9, true),
+        (16, true, 16, true),
+        (18, true, 64, true),
+    ] {
         let limits = GenerationLimits { share_prefixes, step_tokens_max, ..LIMITS };
         let engine = engine(blocks, limits, None);
         let lanes = [Lane::Turn, Lane::Background];
@@ -184,7 +193,11 @@ fn a_gone_clients_blocks_are_free_before_the_next_step() {
     leave.send(()).expect("running");
     steps.recv().expect("a step");
     let stats = engine.stats();
-    assert_eq!((stats.cancelled, stats.blocks_held, stats.blocks_kept), (2, 1, 1), "its first block may be found again");
+    assert_eq!(
+        (stats.cancelled, stats.blocks_held, stats.blocks_kept),
+        (2, 1, 1),
+        "its first block may be found again"
+    );
     drop(leave);
     assert_eq!(end(&stays).expect("written").len(), 30);
 }
@@ -238,10 +251,10 @@ fn turns_go_before_the_background_and_take_its_place() {
 
 #[test]
 fn a_fault_ends_those_in_the_step_and_nobody_else() {
-    let faults: [(&str, fn() -> Result<(), ModelError>); 2] =
-        [("panic in a decoder: as asked", || panic!("as asked")), ("cannot take a step: as asked", || {
-            Err(ModelError::Step { reason: "as asked".to_owned() })
-        })];
+    let faults: [(&str, fn() -> Result<(), ModelError>); 2] = [
+        ("panic in a decoder: as asked", || panic!("as asked")),
+        ("cannot take a step: as asked", || Err(ModelError::Step { reason: "as asked".to_owned() })),
+    ];
     for (message, fault) in faults {
         let count = AtomicU64::new(0);
         let hook = move |slices: &[Slice<'_>]| {
@@ -253,7 +266,10 @@ fn a_fault_ends_those_in_the_step_and_nobody_else() {
         let ends: Vec<_> = heard.iter().map(end).collect();
         let failed: Vec<_> = ends.iter().filter_map(|end| end.as_ref().err()).map(ToString::to_string).collect();
         assert!((1..=2).contains(&failed.len()) && failed.iter().all(|found| found == message), "{failed:?}");
-        assert!(ends[1].is_err() && ends[2..].iter().all(Result::is_ok), "those that waited go on, and so does the model");
+        assert!(
+            ends[1].is_err() && ends[2..].iter().all(Result::is_ok),
+            "those that waited go on, and so does the model"
+        );
         let stats = settled(&engine);
         assert_eq!((stats.steps_failed, stats.blocks_held), (1, 0));
     }

@@ -23,4 +23,5 @@ pub use burn::{BurnConfig, BurnTier};
 pub use engine::{GenerationLimits, GenerationStats};
 pub use measure::{GenerationBench, GenerationLoad, GenerationRun};
 pub use prompt::PromptConfig;
+pub(crate) use prompt::{Author, Measure, Prompt, Reader};
 pub use sampler::Sampling;

@@ -105,7 +105,8 @@ impl Author {
         let mut history_left = self.config.history_tokens_max.min(left);
         let mut first = request.history.len();
         for exchange in request.history.iter().rev() {
-            let (question, answer) = (measure.tokens(exchange.question.trim())?, measure.tokens(exchange.answer.trim())?);
+            let (question, answer) =
+                (measure.tokens(exchange.question.trim())?, measure.tokens(exchange.answer.trim())?);
             let tokens = question + answer + measure.around_exchange();
             let Some(rest) = history_left.checked_sub(tokens) else { break };
             (history_left, left, first) = (rest, left - tokens, first - 1);

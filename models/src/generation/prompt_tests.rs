@@ -87,7 +87,8 @@ fn the_oldest_turns_and_the_worst_articles_are_left_out_and_never_the_question()
     let articles = || vec![found("a", "", "one two"), found("b", "", "one two three four"), found("c", "", "one")];
     let history = [("q q", "a a"), ("q", "a"), ("q", "a")];
     let check = |history_max: usize, prompt_max: usize, turns: usize, shown: &[&str]| {
-        let prompt = author(history_max, prompt_max).prompt(&request(articles(), &history), &Words, 1_000).expect("fits");
+        let prompt =
+            author(history_max, prompt_max).prompt(&request(articles(), &history), &Words, 1_000).expect("fits");
         let names: Vec<_> = prompt.shown.iter().map(|found| found.chunk.id.article.as_str()).collect();
         assert_eq!(((prompt.messages.len() - 2) / 2, names.as_slice()), (turns, shown), "{history_max} {prompt_max}");
         assert_eq!(prompt.messages.last().map(|last| last.content.as_str()), Some("And for a week?"));

@@ -209,7 +209,11 @@ impl<W: Work> Schedule<W> {
             let plan = work.begin()?;
             let tokens = plan.prompt.len();
             // One token has to fit behind it.
-            if (1..limit).contains(&tokens) { Ok(plan) } else { Err(ModelError::PromptTooLong { tokens, limit: limit - 1 }) }
+            if (1..limit).contains(&tokens) {
+                Ok(plan)
+            } else {
+                Err(ModelError::PromptTooLong { tokens, limit: limit - 1 })
+            }
         })?;
         let plan = match plan {
             Ok(plan) => plan,

@@ -189,7 +189,11 @@ impl<W: Work> Watch<W> {
             if told != step.number {
                 told = step.number;
                 let limit_ms = self.step_max.as_millis();
-                tracing::error!(turns = batch.len(), limit_ms, "a step of a model is stuck; nothing is generated until it returns");
+                tracing::error!(
+                    turns = batch.len(),
+                    limit_ms,
+                    "a step of a model is stuck; nothing is generated until it returns"
+                );
             }
             let open: Vec<_> = state.open.values().cloned().collect();
             drop(state);

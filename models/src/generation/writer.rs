@@ -45,7 +45,11 @@ struct Generating {
 ///
 /// # Errors
 /// [`ModelError::Thread`] when there is none for it.
-pub(crate) fn start(model: Box<dyn StepModel>, voice: Voice, limits: GenerationLimits) -> Result<TierHandle, ModelError> {
+pub(crate) fn start(
+    model: Box<dyn StepModel>,
+    voice: Voice,
+    limits: GenerationLimits,
+) -> Result<TierHandle, ModelError> {
     let shape = model.shape();
     let context_max = shape.context_max.min(shape.blocks * shape.block_tokens);
     let (engine, counters) = (GenerationEngine::start(model, limits)?, Arc::default());
@@ -66,10 +70,9 @@ impl TierBackend for Generating {
         let (voice, counters) = (Arc::clone(&self.voice), Arc::clone(&self.counters));
         let job = job.within(voice.time_max);
         let work = Writing { job, voice, counters, context_max: self.context_max, page: None };
-        self.engine.submit(lane, work).map_err(|rejected| Rejected {
-            job: Box::new(rejected.job.job),
-            error: rejected.error,
-        })
+        self.engine
+            .submit(lane, work)
+            .map_err(|rejected| Rejected { job: Box::new(rejected.job.job), error: rejected.error })
     }
 
     fn stats(&self) -> TierStats {

@@ -118,10 +118,8 @@ fn no_text_becomes_a_control_token() {
     let tokens = |texts: [&str; 3]| {
         let [article, question, answer] = texts;
         let history = vec![Exchange { question: question.to_owned(), answer: answer.to_owned() }];
-        let request = TierRequest {
-            history,
-            ..TierRequest::new(question, [1.0].into(), vec![found("a", article, article)])
-        };
+        let request =
+            TierRequest { history, ..TierRequest::new(question, [1.0].into(), vec![found("a", article, article)]) };
         let roomy = PromptConfig { prompt_tokens_max: 4_000, history_tokens_max: 2_000, ..config() };
         let author = Author::new(roomy, "", "en");
         let prompt = author.prompt(&request, &dialect, 4_000).expect("fits");

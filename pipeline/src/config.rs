@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use turnflow_models::{BurnConfig, EncoderEngineConfig, ExtractiveConfig, PromptConfig, Sampling, TierEngineConfig};
+use turnflow_models::{
+    BurnConfig, EncoderEngineConfig, ExtractiveConfig, PromptConfig, RemoteConfig, Sampling, TierEngineConfig,
+};
 use turnflow_operators::bound::BoundLimits;
 use turnflow_operators::commit::Price;
 use turnflow_operators::smalltalk::SmallTalk;
@@ -290,6 +292,8 @@ section!(
         sampling: Sampling,
         /// A language model in this process.
         burn: BurnConfig,
+        /// A language model behind another server.
+        openai: RemoteConfig,
     }
 );
 section!(
@@ -312,6 +316,8 @@ pub enum TierKind {
     Extractive,
     /// A language model in this process.
     Burn,
+    /// A language model behind another server.
+    Openai,
 }
 
 impl TierConfig {
@@ -353,7 +359,7 @@ impl Config {
         let retrieval = format!("{} of {} tokens", self.knowledge.chunks_retrieved, self.knowledge.chunk_tokens_max);
         let answers = match self.tier.kind {
             TierKind::Extractive => ("extractive", format!("{:?}", self.extractive)),
-            TierKind::Burn => ("tier", tier.to_owned()),
+            TierKind::Burn | TierKind::Openai => ("tier", tier.to_owned()),
         };
         let settings = [
             ("language", self.scope.language.as_str()),
@@ -501,6 +507,11 @@ impl Config {
         }
         if self.tier.kind == TierKind::Burn && model.as_os_str().is_empty() {
             return wrong("tier.burn.model", &"\"\"", "must name the folder of a checkpoint, because tier.kind is \"burn\"");
+        }
+        if self.tier.kind == TierKind::Openai
+            && let Err(error) = self.tier.openai.check()
+        {
+            return wrong("tier.openai.base-url", &self.tier.openai.base_url, &error.to_string());
         }
         Ok(())
     }

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use turnflow_models::{
-    AXES, BurnTier, Encoder, EncoderEngine, EncoderHandle, Extractive, MODEL_NAME, ModelFiles, TierEngine, TierHandle,
-    Verifier, default_home, principal_axes,
+    AXES, BurnTier, Encoder, EncoderEngine, EncoderHandle, Extractive, MODEL_NAME, ModelFiles, ModelHome, RemoteTier,
+    TierEngine, TierHandle, Verifier, default_home, principal_axes,
 };
 use turnflow_operators::policy::{Clarity, Policy};
 use turnflow_operators::validity::Axes;
@@ -66,7 +66,11 @@ pub fn tier(config: &Config, encoder: &EncoderHandle) -> Result<TierHandle, Pipe
         }
         TierKind::Burn => {
             let scope = (config.scope.system_prompt.as_str(), config.scope.language.as_str());
-            BurnTier::open(&settings.burn, &settings.prompt, settings.sampling, scope, &default_home()?)?
+            BurnTier::open(&settings.burn, &settings.prompt, settings.sampling, scope, &ModelHome::new(default_home()?))?
+        }
+        TierKind::Openai => {
+            let (settings, prompt) = (settings.openai.clone(), settings.prompt.clone());
+            TierHandle::new(RemoteTier::start(settings, prompt, &config.scope.system_prompt, &config.scope.language)?)
         }
     })
 }

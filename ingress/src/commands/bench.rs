@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use serde::Serialize;
-use turnflow_models::{GenerationBench, GenerationLoad, GenerationRun, default_home};
+use turnflow_models::{GenerationBench, GenerationLoad, GenerationRun};
 
 use super::Context;
 use crate::cli::BenchGenerateArgs;
@@ -39,7 +39,7 @@ pub(super) fn generate(context: &Context, args: &BenchGenerateArgs) -> Result<()
         return Err(Failure::usage(missing).with_hint("name a folder with --model"));
     }
     let resident_bytes_before = resident_bytes();
-    let bench = GenerationBench::open(&config, &default_home()?)
+    let bench = GenerationBench::open(&config, &context.home()?)
         .with_context(|| format!("cannot open the checkpoint {}", config.model.display()))?;
     let range = |most: usize| (most.div_ceil(8), most);
     let (prompt_tokens, answer_tokens) = (range(args.prompt_tokens_max), range(args.answer_tokens_max));

@@ -14,26 +14,58 @@ use super::prompt::{Author, PromptConfig};
 use super::sampler::Sampling;
 use super::writer::{Voice, start};
 use crate::checkpoint::{Checkpoint, Memory, Precision};
-use crate::decoder::{PlainDecoder, Slice, StepModel};
+use crate::decoder::{FusedDecoder, FusedOptions, PlainDecoder, Slice, StepModel};
 use crate::device::DeviceChoice;
 use crate::error::ModelError;
+use crate::kernels::Instructions;
 use crate::tier::TierHandle;
+use crate::weights::ModelHome;
 
 /// Of each end of a weights file, so many bytes tell it from others.
 const IDENTITY_BYTES: u64 = 1 << 20;
 /// Tokens of the first prompt, which nobody waits for: kernels are compiled and memory is touched.
 const WARM_UP_TOKENS: usize = 16;
 
+/// How exact a decoder's numbers are kept. It computes in single precision on the CPU whatever they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeptPrecision {
+    /// Weights as they are in the checkpoint, so that nothing is lost; keys and values in single precision.
+    #[default]
+    Stored,
+    /// Single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of a single.
+    Bf16,
+}
+
+impl KeptPrecision {
+    fn of(self, stored: Precision) -> Precision {
+        match self {
+            Self::Stored => stored,
+            Self::F32 => Precision::F32,
+            Self::F16 => Precision::F16,
+            Self::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
 /// Which checkpoint answers, and with what.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct BurnConfig {
-    /// The checkpoint's folder.
+    /// The checkpoint's folder, or the name under which it was pulled, `ORG/NAME`.
     pub model: PathBuf,
     /// Where it runs.
     pub device: DeviceChoice,
     /// Threads of the decoder on the CPU.
     pub threads: usize,
+    /// How exact weights are kept on the CPU.
+    pub weights: KeptPrecision,
+    /// How exact keys and values are kept on the CPU.
+    pub kv: KeptPrecision,
     /// Memory for keys and values, in bytes: it is allocated when the tier starts.
     pub kv_bytes_max: u64,
     /// Tokens of one block of that memory.
@@ -46,6 +78,15 @@ pub struct BurnConfig {
     pub engine: GenerationLimits,
 }
 
+impl BurnConfig {
+    /// The checkpoint's folder.
+    #[must_use]
+    pub fn folder(&self, home: &ModelHome) -> PathBuf {
+        let pulled = || self.model.to_str().and_then(|name| home.checkpoint_dir(name).ok()).filter(|dir| dir.is_dir());
+        if self.model.is_dir() { self.model.clone() } else { pulled().unwrap_or_else(|| self.model.clone()) }
+    }
+}
+
 /// Opens tiers of this kind.
 #[derive(Debug)]
 pub struct BurnTier;
@@ -53,22 +94,37 @@ pub struct BurnTier;
 impl BurnTier {
     /// Opens the checkpoint, loads it, lets it read a first prompt, and starts its engine. Takes seconds.
     ///
-    /// `home` is where a GPU's tuning is kept; `system_prompt` are the operator's own words to the model, and `language` is
-    /// that of the answers.
+    /// `home` is where checkpoints are that were pulled, and where a GPU's tuning is kept; `scope` is the operator's own words
+    /// to the model, and the language of the answers.
     ///
     /// # Errors
-    /// When the checkpoint cannot be used, its memory does not hold a prompt and its answer, or there is no thread.
+    /// When the checkpoint cannot be used, the memory for keys and values is too small, or there is no thread.
     pub fn open(
         config: &BurnConfig,
         prompt: &PromptConfig,
         sampling: Sampling,
         scope: (&str, &str),
-        home: &Path,
+        home: &ModelHome,
     ) -> Result<TierHandle, ModelError> {
-        let mut checkpoint = Checkpoint::open(&config.model)?;
-        let dialect = Dialect::of(&mut checkpoint)?;
-        let mut model = load(&checkpoint, config, home)?.model;
+        let checkpoint = Checkpoint::open(&config.folder(home))?;
+        let Loaded { mut model, kind, .. } = load(&checkpoint, config, home)?;
         warm_up(model.as_mut())?;
+        Self::with_decoder((checkpoint, model, &kind), config, prompt, sampling, scope)
+    }
+
+    /// The same with a decoder of a checkpoint that is loaded already; its third part says what about it may change an answer.
+    ///
+    /// # Errors
+    /// When the checkpoint's chat template cannot be used, or there is no thread.
+    pub fn with_decoder(
+        loaded: (Checkpoint, Box<dyn StepModel>, &str),
+        config: &BurnConfig,
+        prompt: &PromptConfig,
+        sampling: Sampling,
+        scope: (&str, &str),
+    ) -> Result<TierHandle, ModelError> {
+        let (mut checkpoint, model, kind) = loaded;
+        let dialect = Dialect::of(&mut checkpoint)?;
         let (system_prompt, language) = scope;
         let voice = Voice {
             author: Arc::new(Author::new(prompt.clone(), system_prompt, language)),
@@ -77,7 +133,7 @@ impl BurnTier {
             stop_tokens: checkpoint.eos().into(),
             stop_strings: config.stop_strings.clone().into(),
             time_max: Duration::from_millis(config.answer_ms_max),
-            model: identity(&config.model)?,
+            model: format!("{} {kind}", identity(&checkpoint.folder)?),
         };
         start(model, voice, config.engine)
     }
@@ -87,30 +143,51 @@ impl BurnTier {
 pub(super) struct Loaded {
     pub(super) model: Box<dyn StepModel>,
     pub(super) memory: Memory,
+    /// How exact it computes.
+    kind: String,
 }
 
 /// Loads a checkpoint's decoder for the device of a configuration.
 ///
 /// # Errors
 /// When the weights cannot be used, or the memory for keys and values holds too little.
-pub(super) fn load(checkpoint: &Checkpoint, config: &BurnConfig, home: &Path) -> Result<Loaded, ModelError> {
-    let tried = config.device.resolve(home)?;
-    let precision = if tried.half { Precision::F16 } else { Precision::F32 };
-    let memory = checkpoint.config.memory(precision, precision);
-    let token_bytes = memory.kv_bytes_per_token;
-    let blocks = config.kv_bytes_max / (token_bytes * config.block_tokens as u64).max(1);
-    let blocks = usize::try_from(blocks).unwrap_or(usize::MAX);
-    if blocks < 2 {
+pub(super) fn load(checkpoint: &Checkpoint, config: &BurnConfig, home: &ModelHome) -> Result<Loaded, ModelError> {
+    let tried = config.device.resolve(home.root())?;
+    let (sizes, weights) = (&checkpoint.config, &checkpoint.weights);
+    let (weights_kept, kv_kept) = if tried.wgpu {
+        let precision = if tried.half { Precision::F16 } else { Precision::F32 };
+        (precision, precision)
+    } else {
+        // Where the checkpoint mixes them, nothing is lost in single precision.
+        let stored = if let [one] = weights.precisions()[..] { one } else { Precision::F32 };
+        (config.weights.of(stored), config.kv.of(Precision::F32))
+    };
+    let memory = sizes.memory(weights_kept, kv_kept);
+    let blocks = blocks(config, memory.kv_bytes_per_token)?;
+    let model: Box<dyn StepModel> = if tried.wgpu {
+        let decoder = PlainDecoder::load(sizes, weights, &tried.device, weights_kept, blocks, config.block_tokens)?;
+        Box::new(decoder)
+    } else {
+        let (threads, instructions) = (config.threads, Instructions::detect());
+        let options = FusedOptions { weights: weights_kept, kv: kv_kept, threads, instructions };
+        Box::new(FusedDecoder::load(sizes, weights, options, blocks, config.block_tokens)?)
+    };
+    let kind = format!("weights {weights_kept}, keys and values {kv_kept}");
+    tracing::info!(device = tried.name, kind, blocks, "a checkpoint is loaded");
+    Ok(Loaded { model, memory, kind })
+}
+
+/// Blocks of the memory for keys and values.
+fn blocks(config: &BurnConfig, token_bytes: u64) -> Result<usize, ModelError> {
+    let BurnConfig { kv_bytes_max, block_tokens, .. } = *config;
+    let blocks = kv_bytes_max / (token_bytes * block_tokens as u64).max(1);
+    if blocks == 0 {
         let reason = format!(
-            "{} bytes for keys and values hold {blocks} blocks of {} tokens, at {token_bytes} bytes a token",
-            config.kv_bytes_max, config.block_tokens
+            "{kv_bytes_max} bytes for keys and values hold no block of {block_tokens} tokens, at {token_bytes} bytes a token"
         );
         return Err(ModelError::Step { reason });
     }
-    let (model, weights) = (&checkpoint.config, &checkpoint.weights);
-    let decoder = PlainDecoder::load(model, weights, &tried.device, precision, blocks, config.block_tokens)?;
-    tracing::info!(device = tried.name, %precision, blocks, "a checkpoint is loaded");
-    Ok(Loaded { model: Box::new(decoder), memory })
+    Ok(usize::try_from(blocks).unwrap_or(usize::MAX))
 }
 
 fn warm_up(model: &mut dyn StepModel) -> Result<(), ModelError> {
@@ -152,3 +229,7 @@ fn identity(folder: &Path) -> Result<String, ModelError> {
     }
     Ok(format!("burn {}", hasher.finalize().to_hex()))
 }
+
+#[cfg(test)]
+#[path = "burn_tests.rs"]
+mod tests;

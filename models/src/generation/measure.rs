@@ -5,7 +5,6 @@
 //! so that no run finds what another left.
 
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -21,6 +20,7 @@ use crate::checkpoint::Checkpoint;
 use crate::decoder::{Slice, StepModel, StepShape};
 use crate::error::ModelError;
 use crate::queue::Lane;
+use crate::weights::ModelHome;
 
 /// Requests of mixed length, all handed in at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -77,8 +77,8 @@ impl GenerationBench {
     ///
     /// # Errors
     /// When it cannot be used.
-    pub fn open(config: &BurnConfig, home: &Path) -> Result<Self, ModelError> {
-        let checkpoint = Checkpoint::open(&config.model)?;
+    pub fn open(config: &BurnConfig, home: &ModelHome) -> Result<Self, ModelError> {
+        let checkpoint = Checkpoint::open(&config.folder(home))?;
         let loaded = load(&checkpoint, config, home)?;
         let shape = loaded.model.shape();
         let kv_bytes = loaded.memory.kv_bytes_per_token * (shape.blocks * shape.block_tokens) as u64;

@@ -53,12 +53,46 @@ pub enum Command {
     /// Get and inspect the models' weights
     #[command(subcommand)]
     Models(ModelsCommand),
+    /// Measure what this machine can do
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Talk to a running server
     Chat(ChatArgs),
     /// Tell a running server whether the answer to a turn was right
     Feedback(FeedbackArgs),
     /// Print the effective settings and whether folder, weights and port are usable
     Check(StoreArgs),
+}
+
+/// What is measured.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// How fast the configured language model writes: many requests together, one at a time, and with a shared beginning
+    Generate(BenchGenerateArgs),
+}
+
+/// Arguments of `bench generate`.
+#[derive(Debug, Args)]
+pub struct BenchGenerateArgs {
+    /// The checkpoint's folder [default: tier.burn.model]
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+
+    /// Requests that come together
+    #[arg(long, default_value_t = 32)]
+    pub requests: usize,
+
+    /// Longest prompt, in tokens; the shortest has an eighth of it
+    #[arg(long, default_value_t = 256)]
+    pub prompt_tokens_max: usize,
+
+    /// Longest answer, in tokens; the shortest has an eighth of it
+    #[arg(long, default_value_t = 128)]
+    pub answer_tokens_max: usize,
+
+    /// Tokens that prompts begin with alike, for the time to the first token
+    #[arg(long, default_value_t = 1000)]
+    pub prefix_tokens: usize,
 }
 
 /// Where the store is.
@@ -382,14 +416,32 @@ pub struct KbWatchArgs {
 /// Work on the models' weights.
 #[derive(Debug, Subcommand)]
 pub enum ModelsCommand {
-    /// Get the weights that are missing or damaged
-    Pull {
-        /// Take them from this folder or zip file instead of the network
-        #[arg(long, value_name = "PATH")]
-        from: Option<PathBuf>,
-    },
+    /// Get the encoder's weights, if they are missing or damaged, or a decoder from the Hugging Face hub
+    Pull(PullArgs),
     /// Show what is installed, and whether it is intact
     List,
+    /// Tell what a decoder's checkpoint is, whether it will load, and how much memory it needs
+    Verify {
+        /// Its folder, or the name of one that was pulled
+        #[arg(value_name = "PATH|ORG/NAME")]
+        checkpoint: String,
+    },
+}
+
+/// Arguments of `models pull`.
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// A decoder on the hub; HF_TOKEN and HF_ENDPOINT are honoured [default: the sentence encoder]
+    #[arg(value_name = "ORG/NAME")]
+    pub model: Option<String>,
+
+    /// Its branch, tag or commit
+    #[arg(long, value_name = "REVISION", default_value = "main", requires = "model")]
+    pub revision: String,
+
+    /// Take the encoder's weights from this folder or zip file instead of the network
+    #[arg(long, value_name = "PATH", conflicts_with = "model")]
+    pub from: Option<PathBuf>,
 }
 
 /// What to ask the caches.

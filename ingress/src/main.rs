@@ -8,6 +8,10 @@ use turnflow::failure::{EXIT_USAGE, Failure};
 use turnflow::{commands, telemetry};
 
 fn main() -> ExitCode {
+    // A child of this program that tries a GPU out.
+    if let Some(code) = turnflow_models::probe_main() {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

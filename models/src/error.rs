@@ -3,6 +3,8 @@
 use std::fmt::{self, Write as _};
 use std::path::PathBuf;
 
+use crate::remote::RemoteFault;
+
 /// The error of a library that this crate uses, in its own words.
 pub(crate) type Cause = Box<dyn std::error::Error + Send + Sync>;
 
@@ -41,10 +43,12 @@ pub enum ModelError {
         found: u64,
     },
     /// A file of the right size with other bytes.
-    #[error("{path} has SHA-256 {found}, expected {expected}", path = path.display())]
+    #[error("{path} has {hash} {found}, expected {expected}", path = path.display())]
     WrongChecksum {
         /// The file.
         path: PathBuf,
+        /// The kind of hash.
+        hash: &'static str,
         /// Hash in the manifest, in hexadecimal.
         expected: String,
         /// Hash of the file, in hexadecimal.
@@ -58,6 +62,34 @@ pub enum ModelError {
         /// What the HTTP client said.
         #[source]
         source: Cause,
+    },
+    /// The hub, or where it redirects to, answered with a status that is no success.
+    #[error("{url}: HTTP status {status}: {message}")]
+    Hub {
+        /// What was asked for.
+        url: String,
+        /// The status.
+        status: u16,
+        /// The hub's words, shortened.
+        message: String,
+    },
+    /// A name that cannot be one on the hub.
+    #[error("{name:?} is no name of a {what} on the hub, expected {expected}")]
+    HubName {
+        /// Of what.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// What is understood.
+        expected: &'static str,
+    },
+    /// A repository that cannot be pulled as it is.
+    #[error("cannot pull {repository}: {reason}")]
+    HubContent {
+        /// The repository.
+        repository: String,
+        /// Why.
+        reason: String,
     },
     /// A zip file could not be read.
     #[error("cannot read the archive {path}", path = path.display())]
@@ -154,12 +186,44 @@ pub enum ModelError {
         #[source]
         source: Cause,
     },
+    /// Tokens could not be turned into text.
+    #[error("cannot turn {tokens} tokens into text")]
+    Detokenise {
+        /// Their number.
+        tokens: usize,
+        /// What the tokenizer said.
+        #[source]
+        source: Cause,
+    },
     /// The model computed something that is not a vector.
     #[error("the encoder's output for a batch of {texts} texts is unusable: {reason}")]
     Output {
         /// Size of the batch.
         texts: usize,
         /// What is wrong with it.
+        reason: String,
+    },
+    /// A decoder could not advance its sequences.
+    #[error("cannot take a step: {reason}")]
+    Step {
+        /// Why.
+        reason: String,
+    },
+    /// A checkpoint's chat template is wrong, or refuses the conversation.
+    #[error("cannot render the chat template of {path}", path = path.display())]
+    Template {
+        /// The file that holds it.
+        path: PathBuf,
+        /// What the template engine, or the template itself, said.
+        #[source]
+        source: Cause,
+    },
+    /// A device that cannot be used.
+    #[error("cannot use the device {device}: {reason}")]
+    Device {
+        /// What was asked for.
+        device: String,
+        /// Why not.
         reason: String,
     },
     /// A vector that another encoder made.
@@ -184,6 +248,58 @@ pub enum ModelError {
         what: &'static str,
         /// The panic's message.
         message: String,
+    },
+    /// A key or token is not where it should be, or is none.
+    #[error("no key in {place}: {reason}")]
+    Secret {
+        /// Where it should be.
+        place: String,
+        /// What is wrong there.
+        reason: &'static str,
+    },
+    /// The settings of a remote tier cannot be used.
+    #[error("cannot use the remote server: {reason}")]
+    Endpoint {
+        /// Why.
+        reason: String,
+    },
+    /// A remote server did not answer.
+    #[error("{server} gave no answer")]
+    Remote {
+        /// Its base address.
+        server: String,
+        /// What went wrong.
+        #[source]
+        source: RemoteFault,
+    },
+    /// A model's logits give no next token.
+    #[error("the model's logits are unusable: {reason}")]
+    Logits {
+        /// What is wrong with them.
+        reason: &'static str,
+    },
+    /// A step of a model did not come back in time.
+    #[error("a step of the model took longer than {limit_ms} ms")]
+    Stuck {
+        /// The time that it had, in milliseconds.
+        limit_ms: u64,
+    },
+    /// A prompt that does not fit, even without history and articles.
+    #[error("a prompt of {tokens} tokens, at most {limit} fit")]
+    PromptTooLong {
+        /// Its length.
+        tokens: usize,
+        /// The bound.
+        limit: usize,
+    },
+    /// Nobody waits for the answer any more.
+    #[error("cancelled: nobody waits for the answer")]
+    Cancelled,
+    /// An answer was not complete in time.
+    #[error("the answer was not complete within {limit_ms} ms")]
+    Late {
+        /// The time that it had, in milliseconds.
+        limit_ms: u128,
     },
     /// An engine's queue has no free place.
     #[error("the queue of {what} is full: {limit} jobs wait")]

@@ -3,6 +3,8 @@
 //! *Weights*: [`ensure`] pulls and verifies files. *Encoder*: [`Encoder`] makes vectors, [`TextTokenizer`] counts and
 //! cuts. *Engines*: [`EncoderEngine`] batches what waits, [`TierEngine`] answers; both are bounded, own their
 //! threads, and answer by callback. *Tiers*: [`Extractive`] answers with the knowledge base's own sentences.
+//! *Decoders*: [`Checkpoint`] reads a model in the Hugging Face layout, [`PlainDecoder`] runs it on the device that a
+//! [`DeviceChoice`] resolves to.
 //!
 //! This is the only crate that knows Burn. It knows no dataflow, no store and no protocol: chunks and vectors come
 //! in as data.
@@ -11,15 +13,24 @@ mod adapter;
 mod axes;
 mod batch;
 mod bert;
+mod cancel;
+mod checkpoint;
 mod contrast;
 mod cut;
+mod decoder;
+mod device;
 mod encoder;
 mod engine;
 mod error;
 mod extractive;
+mod generation;
+mod hub;
+mod kernels;
 mod memo;
 mod pull;
 mod queue;
+mod remote;
+mod secret;
 mod select;
 mod tier;
 mod tokenizer;
@@ -31,18 +42,34 @@ pub use adapter::{Adapter, AdapterChoice};
 pub use axes::{AXES, principal_axes};
 pub use batch::{BatchBudget, plan_batches};
 pub use bert::BertConfig;
+pub use cancel::Cancel;
+pub use checkpoint::{
+    ChatMessage, ChatTemplate, Checkpoint, DecoderConfig, EMBEDDING, FINAL_NORM, Family, GenerationConfig, HEAD,
+    Memory, Numbers, Precision, RopeScaling, TensorSpec, Weights, layer_tensor,
+};
 pub use contrast::{ContrastOptions, train_map};
 pub use cut::sentences;
+pub use decoder::{FusedDecoder, FusedOptions, PlainDecoder, Slice, StepModel, StepShape};
+pub use device::{DeviceChoice, TriedDevice, probe_main};
 pub use encoder::Encoder;
 pub use engine::{
     EncodeDone, EncodeJob, EncoderEngine, EncoderEngineConfig, EncoderHandle, EncoderStats, JOB_TEXTS_MAX,
 };
 pub use error::ModelError;
 pub use extractive::{Extractive, ExtractiveConfig, SENTENCES_READ_MAX, Written};
+pub use generation::{
+    BurnConfig, BurnTier, GenerationBench, GenerationLimits, GenerationLoad, GenerationRun, GenerationStats, KeptPrecision,
+    PromptConfig, Sampling,
+};
+pub use hub::{Hub, Installed, InstalledFile, install, installed};
+pub use kernels::Instructions;
 pub use pull::{Progress, WeightSource};
 pub use queue::{Lane, Rejected};
+pub use remote::{BreakerState, LimitField, Phase, RemoteConfig, RemoteFault, RemoteHealth, RemoteStats, RemoteTier};
+pub use secret::Secret;
 pub use tier::{
-    AnswerDone, Answerer, OnDelta, TierEngine, TierEngineConfig, TierHandle, TierJob, TierRequest, TierStats,
+    AnswerDone, Answerer, OnDelta, TierBackend, TierEngine, TierEngineConfig, TierHandle, TierJob, TierRequest,
+    TierStats,
 };
 pub use tokenizer::{TOKENS_MAX, TextTokenizer};
 pub use vector::{dot, to_unit};

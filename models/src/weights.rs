@@ -255,9 +255,10 @@ fn verify_dir(dir: &Path, manifest: &Manifest, progress: &dyn Fn(Progress<'_>)) 
         let path = dir.join(file.name);
         match &file.check {
             Check::Exact { sha256, .. } => {
-                let found = sha256_of(&path)?;
+                let found = digest(Sha256::new(), &path)?;
                 if found != *sha256 {
-                    return Err(ModelError::WrongChecksum { path, expected: (*sha256).to_owned(), found });
+                    let expected = (*sha256).to_owned();
+                    return Err(ModelError::WrongChecksum { path, hash: "SHA-256", expected, found });
                 }
             }
             Check::Architecture(expected) => BertConfig::read(&path)?.must_equal(expected, &path)?,
@@ -266,14 +267,14 @@ fn verify_dir(dir: &Path, manifest: &Manifest, progress: &dyn Fn(Progress<'_>)) 
     Ok(())
 }
 
-fn sha256_of(path: &Path) -> Result<String, ModelError> {
+/// Hash of what the hasher has taken already and of a file's content, in hexadecimal.
+pub(crate) fn digest<D: Digest>(mut hasher: D, path: &Path) -> Result<String, ModelError> {
     let mut file = File::open(path).map_err(ModelError::io("open", path))?;
-    let mut hasher = Sha256::new();
     let mut buffer = vec![0; READ_BUFFER_BYTES];
     loop {
         let read = file.read(&mut buffer).map_err(ModelError::io("read", path))?;
         if read == 0 {
-            return Ok(format!("{:x}", hasher.finalize()));
+            return Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
         }
         hasher.update(&buffer[..read]);
     }

@@ -270,7 +270,8 @@ fn the_hub_is_a_source() {
             bytes.borrow_mut().push((file.to_owned(), done, total));
         }
     };
-    pull::from_hub(&hub.endpoint, &TINY, into.path(), &progress).expect("downloaded");
+    pull::from_hub(&crate::hub::Hub::impatient(&hub.endpoint, None), &TINY, into.path(), &progress)
+        .expect("downloaded");
     verify_dir(into.path(), &TINY, &silent).expect("intact");
     assert_eq!(bytes.into_inner()[..2], [(WEIGHTS.to_owned(), 8, 8), (TOKENIZER.to_owned(), 2, 2)]);
 }
@@ -279,13 +280,13 @@ fn the_hub_is_a_source() {
 fn an_interrupted_download_is_an_error() {
     let check = |hub: &Hub, expected: &str| {
         let into = temporary();
-        let error = pull::from_hub(&hub.endpoint, &TINY, into.path(), &silent)
+        let error = pull::from_hub(&crate::hub::Hub::impatient(&hub.endpoint, None), &TINY, into.path(), &silent)
             .and_then(|()| verify_dir(into.path(), &TINY, &silent))
             .expect_err(expected);
         assert!(chain(&error).contains(expected), "{} should contain {expected:?}", chain(&error));
     };
     check(&Hub::start(INTACT.to_vec(), 3), "cannot download http://127.0.0.1");
-    check(&Hub::start(INTACT[..1].to_vec(), 0), "tokenizer.json: http status: 404");
+    check(&Hub::start(INTACT[..1].to_vec(), 0), "tokenizer.json: HTTP status 404");
     // A server that sends too much is cut off.
     check(&Hub::start(with(WEIGHTS, "weights! and no end"), 0), "model.safetensors has 9 bytes, expected 8");
 }

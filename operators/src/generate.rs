@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use turnflow_models::{Lane, ModelError, TierHandle, TierRequest};
+use turnflow_models::{Cancel, Lane, ModelError, TierHandle, TierRequest};
 use turnflow_state::{
     Answer, CacheEntry, CacheLevel, EntryId, Stage as StageName, Support, Tier, TurnError, TurnErrorKind, TurnEvent,
     Verdict,
@@ -14,7 +14,7 @@ use turnflow_state::{
 
 use crate::audience::Audiences;
 use crate::jobs::{Came, Jobs, Report};
-use crate::message::{Ask, Basis, Ending, Notice, Outcome, Served, ToCommit};
+use crate::message::{Ask, Basis, Ending, Notice, Outcome, RequestId, Served, ToCommit};
 use crate::prioritise::Queue;
 use crate::shell::{Stage, Wake};
 
@@ -38,10 +38,27 @@ impl Generator for TierHandle {
     }
 }
 
+/// Knows who still waits.
+pub trait Clients: 'static {
+    /// What tells that nobody waits for a turn's answer any more.
+    fn cancel(&self, request: RequestId) -> Cancel;
+}
+
+/// Everybody waits to the end.
+#[derive(Clone, Copy, Debug)]
+pub struct Patient;
+
+impl Clients for Patient {
+    fn cancel(&self, _: RequestId) -> Cancel {
+        Cancel::new()
+    }
+}
+
 /// The core.
 #[derive(Debug)]
-pub struct Generate<G> {
+pub struct Generate<G, C = Patient> {
     generator: G,
+    clients: C,
     chunks_wanted: usize,
     jobs: Jobs<Box<Ask>, String, Generated>,
     queue: Queue,
@@ -56,19 +73,27 @@ impl<G: Generator> Generate<G> {
     pub fn new(generator: G, chunks_wanted: usize, audiences: Audiences, wake: &Wake) -> Self {
         audiences.joined.deliver_to(wake.clone());
         let (jobs, queue) = (Jobs::new(wake), Queue::default());
-        Self { generator, chunks_wanted, jobs, queue, audiences, under_way: Default::default() }
+        Self { generator, clients: Patient, chunks_wanted, jobs, queue, audiences, under_way: Default::default() }
     }
 
+    /// The same for clients that may leave: a tier need not finish what it writes for them.
+    pub fn for_clients<C: Clients>(self, clients: C) -> Generate<G, C> {
+        let Self { generator, chunks_wanted, jobs, queue, audiences, under_way, .. } = self;
+        Generate { generator, clients, chunks_wanted, jobs, queue, audiences, under_way }
+    }
+}
+
+impl<G: Generator, C: Clients> Generate<G, C> {
     fn start_waiting(&mut self, lane: Lane, now_us: u64, out: &mut Vec<ToCommit>) {
         while let Some(mut ask) = self.queue.pop(lane) {
-            let generator = &self.generator;
+            let (generator, clients) = (&self.generator, &self.clients);
             let waited_since = ask.entered_us;
             ask.left(StageName::Prioritise, now_us);
             ask.entered_us = now_us;
             if std::mem::take(&mut ask.void) {
                 out.push(piece_of(&ask, TurnEvent::Restart));
             }
-            let started = self.jobs.start(ask, |ask, report| generator.generate(lane, request(ask), report));
+            let started = self.jobs.start(ask, |ask, report| generator.generate(lane, request(ask, clients), report));
             if let Err(mut ask) = started {
                 // Its wait goes on: what was booked above is booked again, in full, when it starts.
                 ask.latency.clear(StageName::Prioritise);
@@ -81,15 +106,15 @@ impl<G: Generator> Generate<G> {
     }
 }
 
-fn request(ask: &Ask) -> TierRequest {
-    TierRequest {
-        question: ask.question_in_context(),
-        vector: ask.vector.clone().unwrap_or_default(),
-        retrieved: ask.retrieved.clone(),
-    }
+fn request(ask: &Ask, clients: &impl Clients) -> TierRequest {
+    let (question, vector) = (ask.turn.text.clone(), ask.vector.clone().unwrap_or_default());
+    let history = if ask.leans { ask.history.clone() } else { Vec::new() };
+    // What is asked in the background, nobody waits for anyway.
+    let cancel = if ask.purpose.is_background() { Cancel::new() } else { clients.cancel(ask.request) };
+    TierRequest { history, cancel, ..TierRequest::new(question, vector, ask.retrieved.clone()) }
 }
 
-impl<G: Generator> Stage for Generate<G> {
+impl<G: Generator, C: Clients> Stage for Generate<G, C> {
     type Input = Box<Ask>;
     type Output = ToCommit;
 
@@ -135,16 +160,20 @@ fn piece_of(ask: &Ask, event: TurnEvent) -> ToCommit {
 fn ended(ask: Box<Ask>, result: Option<Generated>, chunks_wanted: usize) -> Outcome {
     match result {
         Some(Ok(answer)) => served(ask, answer, chunks_wanted, true),
+        Some(Err(ModelError::Cancelled)) => ungenerated(ask, TurnErrorKind::Internal, "nobody waits for the answer"),
+        Some(Err(ModelError::Late { .. })) => {
+            ungenerated(ask, TurnErrorKind::Overloaded, "no answer could be written in time")
+        }
         Some(Err(error)) => {
             tracing::error!(error = &error as &dyn std::error::Error, "a tier failed to answer");
-            ungenerated(ask)
+            ungenerated(ask, TurnErrorKind::Internal, "no answer could be written")
         }
-        None => ungenerated(ask),
+        None => ungenerated(ask, TurnErrorKind::Internal, "no answer could be written"),
     }
 }
 
-fn ungenerated(ask: Box<Ask>) -> Outcome {
-    Outcome::failed(ask, TurnError::new(TurnErrorKind::Internal, "no answer could be written"))
+fn ungenerated(ask: Box<Ask>, kind: TurnErrorKind, message: &str) -> Outcome {
+    Outcome::failed(ask, TurnError::new(kind, message))
 }
 
 /// The end of a turn that was answered afresh, with what its answer rests on: the chunks that were retrieved, of

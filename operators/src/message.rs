@@ -16,6 +16,8 @@ use crate::audit::Record;
 use crate::bound::Strictness;
 use crate::policy::Prepared;
 
+pub use turnflow_state::Exchange;
+
 /// A stable hash, for deciding which worker owns something: equal in every process of one build.
 #[must_use]
 pub fn owner_hash(value: &impl Hash) -> u64 {
@@ -55,15 +57,6 @@ impl QuestionKey {
     pub fn owner(&self) -> u64 {
         owner_hash(self)
     }
-}
-
-/// One earlier turn of the conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Exchange {
-    /// What the customer said.
-    pub question: String,
-    /// What was answered.
-    pub answer: String,
 }
 
 /// On whose behalf a question is asked.
@@ -189,10 +182,7 @@ impl Ask {
     /// The question as encoder and tier are to understand it: with what it leans on, if it leans on anything.
     #[must_use]
     pub fn question_in_context(&self) -> String {
-        match self.history.last() {
-            Some(before) if self.leans => format!("{}\n{}", before.question, self.turn.text),
-            _ => self.turn.text.clone(),
-        }
+        Exchange::question_in_context(if self.leans { &self.history } else { &[] }, &self.turn.text)
     }
 
     /// Closes the time spent in a stage.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use turnflow_models::Cancel;
 use turnflow_state::TurnEvent;
 
 /// Why a turn was not admitted.
@@ -34,15 +35,23 @@ pub enum SubmitError {
 #[derive(Debug)]
 pub struct TurnStream {
     events: mpsc::UnboundedReceiver<TurnEvent>,
+    cancel: Cancel,
 }
 
 impl TurnStream {
     /// The next event; None after the terminal one.
     ///
-    /// Cancel-safe. Dropping the stream does not cancel the turn: it is answered and written all the same, so that
-    /// the same turn id finds its answer.
+    /// Cancel-safe. Dropping the stream before its end says that nobody waits. A tier that writes token by token stops then:
+    /// the turn fails and is not written, and the same turn id is answered anew. Any other tier answers all the same, and the
+    /// same turn id finds its answer.
     pub async fn next(&mut self) -> Option<TurnEvent> {
         self.events.recv().await
+    }
+}
+
+impl Drop for TurnStream {
+    fn drop(&mut self) {
+        self.cancel.cancel();
     }
 }
 
@@ -51,6 +60,8 @@ struct Waiting {
     events: mpsc::UnboundedSender<TurnEvent>,
     /// The knowledge base's epoch that was acknowledged when it was admitted: it reads nothing older.
     epoch: u64,
+    /// Cancelled when the client has left.
+    cancel: Cancel,
     _place: OwnedSemaphorePermit,
 }
 
@@ -74,8 +85,10 @@ impl Streams {
         let (sender, events) = mpsc::unbounded_channel();
         // The receiver is right here.
         let _ = sender.send(TurnEvent::Accepted);
-        self.shard(number).insert(number, Waiting { events: sender, epoch, _place: place });
-        (number, TurnStream { events })
+        let cancel = Cancel::new();
+        let waiting = Waiting { events: sender, epoch, cancel: cancel.clone(), _place: place };
+        self.shard(number).insert(number, waiting);
+        (number, TurnStream { events, cancel })
     }
 
     /// Delivers an event; the terminal one closes the stream and frees the place.
@@ -90,6 +103,11 @@ impl Streams {
         } else if let Some(waiting) = shard.get(&number) {
             let _ = waiting.events.send(event);
         }
+    }
+
+    /// What tells that the client of a turn has left. A turn that nobody waits for is never cancelled.
+    pub(crate) fn cancel(&self, number: u64) -> Cancel {
+        self.shard(number).get(&number).map(|waiting| waiting.cancel.clone()).unwrap_or_default()
     }
 
     /// Forgets a stream whose turn never got in.

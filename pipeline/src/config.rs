@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use turnflow_models::{EncoderEngineConfig, ExtractiveConfig, TierEngineConfig};
+use turnflow_models::{
+    BurnConfig, EncoderEngineConfig, ExtractiveConfig, PromptConfig, RemoteConfig, Sampling, TierEngineConfig,
+};
 use turnflow_operators::bound::BoundLimits;
 use turnflow_operators::commit::Price;
 use turnflow_operators::smalltalk::SmallTalk;
-use turnflow_state::{Limits, ScopeId, TenantId};
+use turnflow_state::{Limits, ScopeId, TenantId, Tier};
 
 /// Most threads of a kind.
 const THREADS_MAX: usize = 256;
@@ -94,8 +96,8 @@ pub struct Config {
     pub conversation: ConversationConfig,
     /// The encoder engine.
     pub encoder: EncoderEngineConfig,
-    /// The tier engine.
-    pub tier: TierEngineConfig,
+    /// Who answers what no cache does.
+    pub tier: TierConfig,
     /// The extractive tier.
     pub extractive: ExtractiveConfig,
     /// What tokens cost.
@@ -276,12 +278,68 @@ section!(
     }
 );
 section!(
+    /// Who answers what no cache does.
+    TierConfig {
+        /// What kind of tier.
+        kind: TierKind,
+        /// Questions that may wait for the extractive tier, in each lane.
+        queue_max: usize,
+        /// Threads of the extractive tier.
+        threads: usize,
+        /// How a language model is asked.
+        prompt: PromptConfig,
+        /// How it chooses its words.
+        sampling: Sampling,
+        /// A language model in this process.
+        burn: BurnConfig,
+        /// A language model behind another server.
+        openai: RemoteConfig,
+    }
+);
+section!(
     /// What tokens cost, by tier.
     PriceConfig {
         /// Of the extractive tier.
         extractive: Price,
+        /// Of a language model in this process.
+        burn: Price,
+        /// Of a language model behind another server.
+        openai: Price,
     }
 );
+
+/// A kind of tier that may be configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TierKind {
+    /// The knowledge base's own sentences.
+    Extractive,
+    /// A language model in this process.
+    Burn,
+    /// A language model behind another server.
+    Openai,
+}
+
+impl TierConfig {
+    /// Bounds of the extractive tier's engine.
+    #[must_use]
+    pub const fn engine(&self) -> TierEngineConfig {
+        TierEngineConfig { queue_max: self.queue_max, threads: self.threads }
+    }
+}
+
+impl PriceConfig {
+    /// The price of a tier. What is scripted has none.
+    #[must_use]
+    pub fn of(&self, tier: Tier) -> Price {
+        match tier {
+            Tier::Extractive => self.extractive,
+            Tier::Burn => self.burn,
+            Tier::Openai => self.openai,
+            Tier::Scripted => Price::default(),
+        }
+    }
+}
 
 impl Config {
     /// The embedded defaults.
@@ -294,17 +352,22 @@ impl Config {
         Self::from_text("", "embedded defaults").expect("the embedded defaults are valid")
     }
 
-    /// The partition of everything cached for a tenant: every setting that may change an answer is part of it.
+    /// The partition of everything cached for a tenant: every setting that may change an answer is part of it. `tier` is what
+    /// a tier says of [itself](turnflow_models::TierHandle::identity): a model is more than its settings.
     #[must_use]
-    pub fn scope_of(&self, tenant: &TenantId) -> ScopeId {
+    pub fn scope_of(&self, tenant: &TenantId, tier: &str) -> ScopeId {
         let retrieval = format!("{} of {} tokens", self.knowledge.chunks_retrieved, self.knowledge.chunk_tokens_max);
+        let answers = match self.tier.kind {
+            TierKind::Extractive => ("extractive", format!("{:?}", self.extractive)),
+            TierKind::Burn | TierKind::Openai => ("tier", tier.to_owned()),
+        };
         let settings = [
             ("language", self.scope.language.as_str()),
             ("system-prompt", &self.scope.system_prompt),
             ("encoder", turnflow_models::MODEL_NAME),
             ("adapter", &self.encoder.adapter.to_string()),
             ("retrieval", &retrieval),
-            ("extractive", &format!("{:?}", self.extractive)),
+            (answers.0, &answers.1),
             ("small-talk", &format!("{:?}", self.small_talk)),
         ];
         ScopeId::derive(tenant, &settings)
@@ -360,7 +423,7 @@ impl Config {
             // Queues of this length are allocated when they are made, and every thread has a stack.
             let most = match key.rsplit_once('.').map_or(key, |(_, leaf)| leaf) {
                 "threads" | "search-threads" => THREADS_MAX,
-                "bytes-max" | "tenant-bytes-max" => usize::MAX,
+                "bytes-max" | "tenant-bytes-max" | "kv-bytes-max" => usize::MAX,
                 "commit-queue-max"
                 | "turns-in-flight-max"
                 | "queue-max"
@@ -414,21 +477,50 @@ impl Config {
             let least = format!("must be at least limits.text-bytes-max, {}", self.limits.text_bytes_max);
             return wrong("limits.message-bytes-max", &self.limits.message_bytes_max, &least);
         }
-        let price = self.prices.extractive;
+        let PriceConfig { extractive, burn, openai } = self.prices;
         for (key, value) in [
-            ("prices.extractive.input-per-million", price.input_per_million),
-            ("prices.extractive.output-per-million", price.output_per_million),
+            ("prices.extractive.input-per-million", extractive.input_per_million),
+            ("prices.extractive.output-per-million", extractive.output_per_million),
+            ("prices.burn.input-per-million", burn.input_per_million),
+            ("prices.burn.output-per-million", burn.output_per_million),
+            ("prices.openai.input-per-million", openai.input_per_million),
+            ("prices.openai.output-per-million", openai.output_per_million),
         ] {
             if !value.is_finite() || value < 0.0 {
                 return wrong(key, &value, "must be a finite number, not negative");
             }
         }
+        let Sampling { temperature, top_p, repetition_penalty, .. } = self.tier.sampling;
+        if !(temperature.is_finite() && temperature >= 0.0) {
+            return wrong("tier.sampling.temperature", &temperature, "must be a finite number, not negative");
+        }
+        if !(top_p > 0.0 && top_p <= 1.0) {
+            return wrong("tier.sampling.top-p", &top_p, "must be above 0 and at most 1");
+        }
+        if !(repetition_penalty.is_finite() && repetition_penalty > 0.0) {
+            return wrong("tier.sampling.repetition-penalty", &repetition_penalty, "must be a finite number above 0");
+        }
+        let BurnConfig { model, engine, .. } = &self.tier.burn;
+        if engine.step_tokens_max < engine.sequences_max {
+            let least = format!("must be at least tier.burn.engine.sequences-max, {}", engine.sequences_max);
+            return wrong("tier.burn.engine.step-tokens-max", &engine.step_tokens_max, &least);
+        }
+        if self.tier.kind == TierKind::Burn && model.as_os_str().is_empty() {
+            return wrong("tier.burn.model", &"\"\"", "must name the folder of a checkpoint, because tier.kind is \"burn\"");
+        }
+        if self.tier.kind == TierKind::Openai
+            && let Err(error) = self.tier.openai.check()
+        {
+            return wrong("tier.openai.base-url", &self.tier.openai.base_url, &error.to_string());
+        }
         Ok(())
     }
 
     /// Settings of which there must be at least one.
-    fn counts(&self) -> [(&'static str, usize); 31] {
-        let limits = &self.limits;
+    fn counts(&self) -> [(&'static str, usize); 41] {
+        let (limits, prompt, burn) = (&self.limits, &self.tier.prompt, &self.tier.burn);
+        // What is counted in 64 bits is bounded all the same.
+        let count = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
         [
             ("storage.commit-queue-max", self.storage.commit_queue_max),
             ("workers.threads", self.workers.threads),
@@ -458,6 +550,16 @@ impl Config {
             ("encoder.batch-texts-max", self.encoder.batch_texts_max),
             ("tier.queue-max", self.tier.queue_max),
             ("tier.threads", self.tier.threads),
+            ("tier.prompt.prompt-tokens-max", prompt.prompt_tokens_max),
+            ("tier.prompt.answer-tokens-max", prompt.answer_tokens_max),
+            ("tier.burn.kv-bytes-max", count(burn.kv_bytes_max)),
+            ("tier.burn.block-tokens", burn.block_tokens),
+            ("tier.burn.answer-ms-max", count(burn.answer_ms_max)),
+            ("tier.burn.threads", burn.threads),
+            ("tier.burn.engine.queue-max", burn.engine.queue_max),
+            ("tier.burn.engine.sequences-max", burn.engine.sequences_max),
+            ("tier.burn.engine.step-tokens-max", burn.engine.step_tokens_max),
+            ("tier.burn.engine.step-ms-max", count(burn.engine.step_ms_max)),
             ("extractive.passages-max", self.extractive.passages_max),
             ("extractive.articles-max", self.extractive.articles_max),
             ("server.header-bytes-max", self.server.header_bytes_max as usize),

@@ -19,7 +19,7 @@ use turnflow_operators::commit::{Commit, Committed, EntryNumbers, GroupedJournal
 use turnflow_operators::dedupe::{Boxes, Dedupe, Settle};
 use turnflow_operators::embed::Embed;
 use turnflow_operators::flights::{Announce, Flights, Landed, ToFlights};
-use turnflow_operators::generate::Generate;
+use turnflow_operators::generate::{Clients, Generate};
 use turnflow_operators::lookup::{Gather, Lookup, Search, ToGather};
 use turnflow_operators::message::{Ask, Ended, Found, Notice, RequestId, Settlement, Step, ToCommit};
 use turnflow_operators::recall::{Recall, RecallLimits};
@@ -31,7 +31,7 @@ use turnflow_operators::shard::{Shard, ShardLimits};
 use turnflow_operators::shell::{Mailbox, Turns, stage};
 use turnflow_operators::validity::TopK;
 use turnflow_operators::{Clock, pool::Pool};
-use turnflow_state::{Committer, EntryId, Tier, TurnEvent};
+use turnflow_state::{Committer, EntryId, TurnEvent};
 
 use crate::admission::Streams;
 use crate::bridge::Port;
@@ -75,6 +75,12 @@ impl Deliver for ToStreams {
     }
 }
 
+impl Clients for ToStreams {
+    fn cancel(&self, request: RequestId) -> turnflow_models::Cancel {
+        self.0.cancel(request.number)
+    }
+}
+
 impl Blueprint {
     /// Puts up both dataflows and works until the entrances are closed and everything inside has ended.
     pub(crate) fn work(&self, worker: &mut Worker) {
@@ -90,7 +96,7 @@ impl Blueprint {
             knowledge: self.parts.knowledge.clone(),
             background: self.background[index].clone(),
             refresh: self.refresh_limits(worker.peers()),
-            audit: self.audit_limits(worker.peers()).map(|limits| (limits, self.config.prices.extractive)),
+            audit: self.audit_limits(worker.peers()).map(|limits| (limits, self.price())),
             exact: self.config.cache.validity == Validity::Exact,
             #[cfg(test)]
             fault: self.fault,
@@ -113,6 +119,11 @@ impl Blueprint {
         driver.finish(worker);
     }
 
+    /// What the tier's tokens cost.
+    fn price(&self) -> Price {
+        self.config.prices.of(self.parts.tier.tier())
+    }
+
     fn shard_limits(&self, workers: usize) -> ShardLimits {
         let cache = &self.config.cache;
         ShardLimits {
@@ -131,7 +142,7 @@ impl Blueprint {
             in_flight_max: refresh.in_flight_max,
             tries_max: refresh.tries_max,
         };
-        refresh.enabled.then_some((limits, self.config.prices.extractive))
+        refresh.enabled.then_some((limits, self.price()))
     }
 
     fn audit_limits(&self, workers: usize) -> Option<AuditLimits> {
@@ -215,7 +226,7 @@ impl Blueprint {
             })
             .ok_err(|step| step);
 
-            let route = Route { tier: Tier::Extractive, small_talk: config.small_talk.clone() };
+            let route = Route { tier: parts.tier.tier(), small_talk: config.small_talk.clone() };
             let (routed, scripted) = stage(missed, Local, "route", clock, |_| route).ok_err(|step| step);
 
             // In the order of their arrival at one worker, so that of two similar ones the second sees the first.
@@ -230,6 +241,7 @@ impl Blueprint {
             .ok_err(|step| step);
             let generated = stage(alone, Local, "generate", clock, |wake| {
                 Generate::new(parts.tier.clone(), config.knowledge.chunks_retrieved, audiences, wake)
+                    .for_clients(ToStreams(self.streams.clone()))
             });
 
             let ended = scope
@@ -240,7 +252,7 @@ impl Blueprint {
             let (pieces, closing): (Turns<'_, Notice>, Turns<'_, Closing>) =
                 stage(ending, by_owner, "commit", clock, |wake| {
                     let numbers = EntryNumbers::new(self.last_entry, index, peers);
-                    Commit::new(journal.clone(), config.prices.extractive, numbers, wake)
+                    Commit::new(journal.clone(), self.price(), numbers, wake)
                 })
                 .ok_err(|committed| match committed {
                     Committed::Piece(notice) => Ok(notice),

@@ -26,13 +26,13 @@ pub use admission::{SubmitError, TurnStream};
 pub use auditing::Feedback;
 pub use config::{
     AuditConfig, CacheConfig, Config, ConfigError, KnowledgeConfig, PriceConfig, RefreshConfig, ScopeConfig,
-    ServerConfig, StorageConfig, Validity, WorkersConfig,
+    ServerConfig, StorageConfig, TierConfig, TierKind, Validity, WorkersConfig,
 };
 pub use error::PipelineError;
 pub use knowledge::{
     ArticleChanged, ArticleDraft, ChangeEvent, DraftContent, DraftError, Knowledge, Prepared, Receipt,
 };
-pub use parts::{Parts, fitted_with, policy, verifier};
+pub use parts::{Parts, fitted_with, policy, tier, verifier};
 pub use pipeline::{Pipeline, PipelineStats};
 pub use shared::{Forecast, ValidityStats};
 pub use turnflow_operators::audit::AuditStats;

@@ -4,14 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use turnflow_models::{
-    AXES, Encoder, EncoderEngine, EncoderHandle, Extractive, FittedWith, MODEL_NAME, ModelFiles, TierEngine,
-    TierHandle, Verifier, principal_axes,
+    AXES, BurnTier, Encoder, EncoderEngine, EncoderHandle, Extractive, FittedWith, MODEL_NAME, ModelFiles, ModelHome,
+    RemoteTier, TierEngine, TierHandle, Verifier, default_home, principal_axes,
 };
 use turnflow_operators::policy::{Clarity, Policy};
 use turnflow_operators::validity::Axes;
 use turnflow_state::{KnowledgeBase, Store};
 
-use crate::config::PolicyConfig;
+use crate::config::{PolicyConfig, TierKind};
 use crate::{Config, PipelineError};
 
 /// Everything a pipeline works with. Made once, by the composition root; clones share it.
@@ -47,11 +47,32 @@ impl Parts {
     pub fn with_encoder(config: &Config, store: Store, encoder: EncoderHandle) -> Result<Self, PipelineError> {
         store.bind_encoder(&encoder_name(config))?;
         let knowledge = Arc::new(KnowledgeBase::load(store.clone(), config.knowledge.cache_bytes)?);
-        let extractive = Extractive::new(encoder.clone(), config.extractive.clone());
-        let tier = TierEngine::start(Arc::new(extractive), config.tier)?;
+        let tier = tier(config, &encoder)?;
         let (policy, axes) = (Arc::new(policy(config)?), axes());
         Ok(Self { store, knowledge, encoder, tier, policy, axes })
     }
+}
+
+/// The tier of a configuration. Loads its model, if it has one, which takes a while.
+///
+/// # Errors
+/// [`PipelineError`] when the model cannot be used or a thread cannot be started.
+pub fn tier(config: &Config, encoder: &EncoderHandle) -> Result<TierHandle, PipelineError> {
+    let settings = &config.tier;
+    Ok(match settings.kind {
+        TierKind::Extractive => {
+            let extractive = Extractive::new(encoder.clone(), config.extractive.clone());
+            TierEngine::start(Arc::new(extractive), settings.engine())?
+        }
+        TierKind::Burn => {
+            let scope = (config.scope.system_prompt.as_str(), config.scope.language.as_str());
+            BurnTier::open(&settings.burn, &settings.prompt, settings.sampling, scope, &ModelHome::new(default_home()?))?
+        }
+        TierKind::Openai => {
+            let (settings, prompt) = (settings.openai.clone(), settings.prompt.clone());
+            TierHandle::new(RemoteTier::start(settings, prompt, &config.scope.system_prompt, &config.scope.language)?)
+        }
+    })
 }
 
 /// The hit policy of a configuration.

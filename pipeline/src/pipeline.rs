@@ -38,6 +38,8 @@ pub struct Pipeline(pub(crate) Arc<Running>);
 pub(crate) struct Running {
     pub(crate) config: Config,
     pub(crate) parts: Parts,
+    /// What the tier says of itself.
+    tier: String,
     pub(crate) validity: Arc<Shared>,
     /// Held for reading by every write of the knowledge base; shutting down waits for it.
     pub(crate) writes: Arc<RwLock<()>>,
@@ -150,6 +152,7 @@ impl Pipeline {
         Ok(Self(Arc::new(Running {
             config: config.clone(),
             parts: parts.clone(),
+            tier: parts.tier.identity(),
             validity,
             writes: Arc::default(),
             clock,
@@ -243,7 +246,7 @@ impl Pipeline {
     fn admit(&self, turn: Turn, place: OwnedSemaphorePermit) -> Result<TurnStream, SubmitError> {
         let acknowledged = self.0.validity.acknowledged();
         let (number, stream) = self.0.streams.open(place, acknowledged);
-        let scope = self.0.config.scope_of(&turn.tenant);
+        let scope = self.0.config.scope_of(&turn.tenant, &self.0.tier);
         let worker = conversation_owner(&turn) % self.0.ports.len() as u64;
         #[expect(clippy::cast_possible_truncation, reason = "a count of threads")]
         let (index, worker) = (worker as usize, worker as u32);

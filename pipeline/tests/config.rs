@@ -40,6 +40,12 @@ fn errors_name_place_and_key() {
     );
     check("[refresh]\nqueue-max = 0\n", "t.toml:2: refresh.queue-max = 0: must be at least 1");
     check("[refresh]\nin-flight-max = 999999\n", "t.toml:2: refresh.in-flight-max = 999999: must be at most");
+    check("[tier]\nkind = \"magic\"\n", "t.toml:2: tier.kind: unknown variant `magic`");
+    check("[tier]\nkind = \"burn\"\n", "t.toml: tier.burn.model = \"\": must name the folder");
+    check("[tier]\nkind = \"openai\"\n", "t.toml: tier.openai.base-url = : ");
+    check("[tier.burn.engine]\nsequences-max = 999\n", "t.toml: tier.burn.engine.step-tokens-max = 256: must be at least");
+    check("[tier.sampling]\ntop-p = 0.0\n", "t.toml:2: tier.sampling.top-p = 0: must be above 0");
+    check("[tier.burn]\nkv-bytes-max = 0\n", "t.toml:2: tier.burn.kv-bytes-max = 0: must be at least 1");
     check("[cache\n", "t.toml:1: ");
 }
 
@@ -47,14 +53,15 @@ fn errors_name_place_and_key() {
 fn the_models_own_defaults_are_the_same() {
     let config = Config::defaults();
     assert_eq!(config.encoder, turnflow_models::EncoderEngineConfig::default());
-    assert_eq!(config.tier, turnflow_models::TierEngineConfig::default());
+    assert_eq!(config.tier.engine(), turnflow_models::TierEngineConfig::default());
+    assert_eq!(config.tier.openai, turnflow_models::RemoteConfig::new("", ""));
     assert_eq!(config.extractive, turnflow_models::ExtractiveConfig::default());
 }
 
 #[test]
 fn every_setting_that_changes_answers_changes_the_scope() {
     let tenant = turnflow_state::TenantId::new("shop").unwrap();
-    let scope = |text: &str| Config::from_text(text, "t.toml").unwrap().scope_of(&tenant);
+    let scope = |text: &str| Config::from_text(text, "t.toml").unwrap().scope_of(&tenant, "a model");
     let defaults = scope("");
     for text in [
         "[scope]\nlanguage = \"de\"",
@@ -66,5 +73,8 @@ fn every_setting_that_changes_answers_changes_the_scope() {
     ] {
         assert_ne!(scope(text), defaults, "{text}");
     }
+    let burn = Config::from_text("[tier]\nkind = \"burn\"\n[tier.burn]\nmodel = \"m\"\n", "t.toml").unwrap();
+    assert_ne!(burn.scope_of(&tenant, "a model"), defaults);
+    assert_ne!(burn.scope_of(&tenant, "a model"), burn.scope_of(&tenant, "another"));
     assert_eq!(scope("[workers]\nthreads = 2\n[cache]\nsimilarity-min = 0.9"), defaults);
 }

@@ -37,6 +37,26 @@ impl Turn {
     }
 }
 
+/// One earlier turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exchange {
+    /// What the customer said.
+    pub question: String,
+    /// What was answered.
+    pub answer: String,
+}
+
+impl Exchange {
+    /// A question together with the one before it, if there is one, for those who read a single text.
+    #[must_use]
+    pub fn question_in_context(history: &[Self], question: &str) -> String {
+        match history.last() {
+            Some(before) => format!("{}\n{question}", before.question),
+            None => question.to_owned(),
+        }
+    }
+}
+
 /// An enum whose values have one fixed name each, in protocols, logs and configuration alike.
 macro_rules! named_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
@@ -136,6 +156,10 @@ named_enum!(
         Extractive = "extractive",
         /// A fixed reply to small talk.
         Scripted = "scripted",
+        /// A language model in this process, run by Burn.
+        Burn = "burn",
+        /// A language model behind a server that speaks OpenAI's protocol.
+        Openai = "openai",
     }
 );
 

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use serde::Serialize;
-use turnflow_models::verify;
-use turnflow_pipeline::{Config, verifier};
+use turnflow_models::{Checkpoint, verify};
+use turnflow_pipeline::{Config, TierKind, verifier};
 use turnflow_state::Store;
 
 use super::Context;
@@ -33,12 +33,16 @@ struct Findings<'a> {
 pub(super) fn run(context: &Context, args: &StoreArgs) -> Result<(), Failure> {
     let config = &context.config;
     let (data, home) = (context.data_dir(args.data.as_ref())?, context.home()?);
-    let findings = [
+    let mut findings = vec![
         finding("data folder", &data.display(), check_data(&data)),
         finding("weights", &home.model_dir().display(), check_weights(&home)),
         finding("verifier", &config.policy.verifier, check_verifier(config)),
         finding("port", &config.server.listen, check_port(config)),
     ];
+    if config.tier.kind == TierKind::Burn {
+        let folder = config.tier.burn.folder(&home);
+        findings.push(finding("model", &folder.display(), check_model(config, &folder)));
+    }
     let usable = findings.iter().all(|finding| finding.usable);
     let mut text = toml::to_string(config).context("cannot print the settings as TOML")?;
     text += "\n";
@@ -79,6 +83,14 @@ fn check_weights(home: &turnflow_models::ModelHome) -> anyhow::Result<String> {
 
 fn check_verifier(config: &Config) -> anyhow::Result<String> {
     Ok(if verifier(config)?.is_some() { "fits the settings" } else { "a plain rule stands in for it" }.to_owned())
+}
+
+fn check_model(config: &Config, folder: &Path) -> anyhow::Result<String> {
+    let checkpoint = Checkpoint::open(folder)?;
+    let sizes = &checkpoint.config;
+    let kv = config.tier.burn.kv_bytes_max as f64 / 1e6;
+    let weights = checkpoint.weights.bytes() as f64 / 1e6;
+    Ok(format!("{}, {weights:.0} MB of weights, {kv:.0} MB for keys and values", sizes.family.name()))
 }
 
 fn check_port(config: &Config) -> anyhow::Result<String> {

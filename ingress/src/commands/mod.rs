@@ -1,5 +1,6 @@
 //! What each command does. A command gets checked arguments and settings, and prints its result to stdout.
 
+mod bench;
 mod check;
 mod demo;
 mod feedback;
@@ -19,7 +20,7 @@ use turnflow_models::{ModelHome, default_home};
 use turnflow_pipeline::Config;
 
 use crate::chat;
-use crate::cli::{CacheCommand, Cli, Command, ModelsCommand, PolicyCommand};
+use crate::cli::{BenchCommand, CacheCommand, Cli, Command, ModelsCommand, PolicyCommand};
 use crate::failure::Failure;
 
 /// What every command has in hand.
@@ -90,8 +91,10 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Cache(CacheCommand::Explain(args)) => policy::run_explain(&context, &args),
         Command::Policy(PolicyCommand::Fit(args)) => policy::run_fit(&context, &args),
         Command::Policy(PolicyCommand::Eval(args)) => policy::run_eval(&context, &args),
-        Command::Models(ModelsCommand::Pull { from }) => models::pull(&context, from),
+        Command::Models(ModelsCommand::Pull(args)) => models::pull(&context, args),
         Command::Models(ModelsCommand::List) => models::list(&context),
+        Command::Bench(BenchCommand::Generate(args)) => bench::generate(&context, &args),
+        Command::Models(ModelsCommand::Verify { checkpoint }) => models::verify(&context, &checkpoint),
         Command::Chat(args) => {
             let endpoint = args.endpoint.unwrap_or_else(|| context.config.server.listen.to_string());
             Ok(open::runtime()?.block_on(chat::chat(endpoint, args.conversation))?)

@@ -1,16 +1,22 @@
-//! `models pull` and `models list`.
+//! `models pull`, `models list` and `models verify`.
 
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
-use turnflow_models::{MODEL_NAME, WeightSource, verify};
+use serde_json::{Value, json};
+use turnflow_models::{
+    Checkpoint, DecoderConfig, Hub, Installed, MODEL_NAME, ModelError, Precision, WeightSource, install, installed,
+};
 
 use super::{Context, open};
+use crate::cli::PullArgs;
 use crate::failure::Failure;
 
-pub(super) fn pull(context: &Context, from: Option<PathBuf>) -> Result<(), Failure> {
+pub(super) fn pull(context: &Context, args: PullArgs) -> Result<(), Failure> {
+    if let Some(model) = args.model {
+        return pull_checkpoint(context, &model, &args.revision);
+    }
     // A path that was named is the only source: falling back to the network would hide that it is wrong.
-    let sources = match from {
+    let sources = match args.from {
         Some(path) => vec![WeightSource::Path(path)],
         None => WeightSource::defaults(None),
     };
@@ -18,28 +24,154 @@ pub(super) fn pull(context: &Context, from: Option<PathBuf>) -> Result<(), Failu
     list(context)
 }
 
+fn pull_checkpoint(context: &Context, model: &str, revision: &str) -> Result<(), Failure> {
+    let hub = Hub::from_env().map_err(Failure::usage)?;
+    let installed = install(&hub, &context.home()?, model, revision, &open::show_pull()).map_err(|error| {
+        let hint = match &error {
+            ModelError::HubName { .. } => return Failure::usage(error),
+            ModelError::Hub { status: 401 | 403 | 404, .. } => {
+                "is the name right? A private or gated model needs a token in HF_TOKEN of somebody who may read it"
+            }
+            ModelError::Download { .. } | ModelError::Hub { .. } => {
+                "what has come is kept: the same command goes on from there. HF_ENDPOINT names another hub"
+            }
+            _ => return Failure::from(error),
+        };
+        Failure::from(error).with_hint(hint)
+    })?;
+    // Pulled is not usable: say at once what will not load.
+    verify_folder(context, &installed.folder)
+}
+
 pub(super) fn list(context: &Context) -> Result<(), Failure> {
+    let home = context.home()?;
+    let (mut models, mut text) = encoder(context)?;
+    for checkpoint in installed(&home)? {
+        let Installed { repository, revision, commit, folder, .. } = &checkpoint;
+        let sizes = checkpoint.check_sizes();
+        let state = match &sizes {
+            Ok(()) => "complete, sizes checked".to_owned(),
+            Err(error) => format!("damaged: {error}"),
+        };
+        let megabytes = megabytes(checkpoint.bytes());
+        text += &format!("{repository}  {megabytes}  {revision}, commit {commit}  {state}\n  {}\n", folder.display());
+        models.push(json!({
+            "model": repository,
+            "path": folder,
+            "bytes": checkpoint.bytes(),
+            "intact": sizes.is_ok(),
+            "state": state,
+            "revision": revision,
+            "commit": commit,
+        }));
+    }
+    context.print(&models, text)
+}
+
+/// The sentence encoder, whose every byte is checked.
+fn encoder(context: &Context) -> Result<(Vec<Value>, String), Failure> {
     let home = context.home()?;
     let dir = home.model_dir();
     let bytes = folder_bytes(&dir);
-    let checked = verify(&home);
+    let checked = turnflow_models::verify(&home);
     let state = match &checked {
         Ok(_) => "intact, every byte checked".to_owned(),
         Err(_) if bytes == 0 => "not installed".to_owned(),
         Err(error) => format!("damaged: {:#}", anyhow::anyhow!("{error}")),
     };
-    let json = json!([{
+    let json = json!({
         "model": MODEL_NAME,
         "path": dir,
         "bytes": bytes,
         "intact": checked.is_ok(),
         "state": state,
-    }]);
-    let mut text = format!("{MODEL_NAME}  {:.1} MB  {state}\n  {}\n", bytes as f64 / 1e6, dir.display());
+    });
+    let mut text = format!("{MODEL_NAME}  {}  {state}\n  {}\n", megabytes(bytes), dir.display());
     if checked.is_err() {
         text += "  get it with: turnflow models pull\n";
     }
+    Ok((vec![json], text))
+}
+
+pub(super) fn verify(context: &Context, checkpoint: &str) -> Result<(), Failure> {
+    let path = PathBuf::from(checkpoint);
+    if path.is_dir() {
+        return verify_folder(context, &path);
+    }
+    match context.home()?.checkpoint_dir(checkpoint) {
+        Ok(folder) if folder.is_dir() => verify_folder(context, &folder),
+        Ok(_) => Err(Failure::from(ModelError::MissingFile { path })
+            .with_hint(format!("get it from the hub with: turnflow models pull {checkpoint}"))),
+        Err(_) => Err(ModelError::MissingFile { path }.into()),
+    }
+}
+
+/// Opens a checkpoint as a tier would, and checks every byte of one that was pulled.
+fn verify_folder(context: &Context, folder: &Path) -> Result<(), Failure> {
+    let pulled = Installed::read(folder)?;
+    if let Some(pulled) = &pulled {
+        pulled.verify(&open::show_pull()).map_err(|error| {
+            Failure::from(error).with_hint(format!("mend it with: turnflow models pull {}", pulled.repository))
+        })?;
+    }
+    let checkpoint = Checkpoint::open(folder)?;
+    let (json, text) = description(&checkpoint, pulled.as_ref());
     context.print(&json, text)
+}
+
+fn description(checkpoint: &Checkpoint, pulled: Option<&Installed>) -> (Value, String) {
+    let DecoderConfig { family, layers, hidden, heads, kv_heads, vocabulary, context_max, .. } = &checkpoint.config;
+    let memory = |precision| checkpoint.config.memory(precision, precision);
+    let (full, half) = (memory(Precision::F32), memory(Precision::F16));
+    let parameters = full.weight_bytes / Precision::F32.bytes();
+    let stored: Vec<String> = checkpoint.weights.precisions().iter().map(ToString::to_string).collect();
+    let origin = pulled.map_or_else(
+        || "not pulled by Turnflow: bytes are not checked".to_owned(),
+        |pulled| format!("{} {}, commit {}: every byte checked", pulled.repository, pulled.revision, pulled.commit),
+    );
+    let has_chat = checkpoint.chat.is_some();
+    let json = json!({
+        "path": checkpoint.folder,
+        "loads": true,
+        "family": family.name(),
+        "parameters": parameters,
+        "layers": layers,
+        "hidden": hidden,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "vocabulary": vocabulary,
+        "context_max": context_max,
+        "stored_as": stored,
+        "stored_bytes": checkpoint.weights.bytes(),
+        "weight_bytes": {"f32": full.weight_bytes, "f16": half.weight_bytes},
+        "kv_bytes_per_token": {"f32": full.kv_bytes_per_token, "f16": half.kv_bytes_per_token},
+        "chat_template": has_chat,
+        "eos": checkpoint.eos(),
+        "repository": pulled.map(|pulled| &pulled.repository),
+        "commit": pulled.map(|pulled| &pulled.commit),
+    });
+    let context_bytes = |memory: turnflow_models::Memory| megabytes(memory.kv_bytes_per_token * *context_max as u64);
+    let text = format!(
+        "{path}\n  what      {family}, {millions:.1} million parameters: {layers} layers, hidden {hidden}, {heads} heads \
+         ({kv_heads} for keys and values), vocabulary {vocabulary}\n  weights   {stored} on disk ({disk}); in memory {full} as \
+         f32, {half} as f16 or bf16\n  context   {context_max} tokens at most; keys and values of so many take {kv_full} as f32, \
+         {kv_half} as f16\n  chat      {chat}\n  origin    {origin}\n  it will load\n",
+        path = checkpoint.folder.display(),
+        family = family.name(),
+        millions = parameters as f64 / 1e6,
+        stored = stored.join(" and "),
+        disk = megabytes(checkpoint.weights.bytes()),
+        full = megabytes(full.weight_bytes),
+        half = megabytes(half.weight_bytes),
+        kv_full = context_bytes(full),
+        kv_half = context_bytes(half),
+        chat = if has_chat { "has a template" } else { "has no template: it was not trained on conversations" },
+    );
+    (json, text)
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
 /// Bytes of the files in a folder; 0 when there is none.

@@ -24,8 +24,17 @@ pub(super) fn runtime() -> Result<Runtime, Failure> {
 
 /// The weights, pulled when they are missing or damaged.
 pub(super) fn weights(context: &Context, sources: &[WeightSource]) -> Result<ModelFiles, Failure> {
+    ensure(&context.home()?, sources, &show_pull()).map_err(|error| {
+        Failure::from(error).with_hint(
+            "on a machine without network, fetch the files elsewhere and run: turnflow models pull --from FOLDER",
+        )
+    })
+}
+
+/// Shows how a pull comes along.
+pub(super) fn show_pull() -> impl Fn(Progress<'_>) {
     let meter: RefCell<Option<(String, Meter)>> = RefCell::new(None);
-    let show = |progress: Progress<'_>| match progress {
+    move |progress| match progress {
         Progress::Bytes { file, done, total } => {
             let mut meter = meter.borrow_mut();
             let fresh = || (file.to_owned(), Meter::new(file, Unit::Bytes, Some(total)));
@@ -44,12 +53,7 @@ pub(super) fn weights(context: &Context, sources: &[WeightSource]) -> Result<Mod
             eprintln!("the {source} does not have them");
         }
         _ => drop(meter.take()),
-    };
-    ensure(&context.home()?, sources, &show).map_err(|error| {
-        Failure::from(error).with_hint(
-            "on a machine without network, fetch the files elsewhere and run: turnflow models pull --from FOLDER",
-        )
-    })
+    }
 }
 
 /// The store in a folder, which is made when it is not there.

@@ -143,6 +143,8 @@ fn tier(tier: Tier) -> proto::Tier {
     match tier {
         Tier::Extractive => proto::Tier::Extractive,
         Tier::Scripted => proto::Tier::Scripted,
+        Tier::Burn => proto::Tier::Burn,
+        Tier::Openai => proto::Tier::Openai,
     }
 }
 

@@ -87,6 +87,14 @@ pub struct TestServer {
 impl TestServer {
     /// Starts a server with empty caches; `adjust` changes its configuration.
     pub async fn start(adjust: impl FnOnce(&mut Config)) -> Self {
+        Self::start_with(adjust, |_, _| {}).await
+    }
+
+    /// The same with other parts: `replace` changes what the pipeline works with.
+    pub async fn start_with(
+        adjust: impl FnOnce(&mut Config),
+        replace: impl FnOnce(&Config, &mut Parts) + Send + 'static,
+    ) -> Self {
         let mut config = Config::defaults();
         // Nothing is asked but what the tests ask.
         config.refresh.enabled = false;
@@ -96,7 +104,7 @@ impl TestServer {
         let opener = Opener(gate.clone());
         let (set_up, at_gate) = (config.clone(), gate.clone());
         // Loading and importing block.
-        let pipeline = tokio::task::spawn_blocking(move || start_pipeline(&set_up, at_gate)).await.expect("started");
+        let pipeline = tokio::task::spawn_blocking(move || start_pipeline(&set_up, at_gate, replace)).await.expect("started");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let address = listener.local_addr().expect("bound");
         let (stop, stopped) = oneshot::channel();
@@ -140,13 +148,15 @@ impl TestServer {
     }
 }
 
-fn start_pipeline(config: &Config, gate: Arc<Gate>) -> Pipeline {
+fn start_pipeline(config: &Config, gate: Arc<Gate>, replace: impl FnOnce(&Config, &mut Parts)) -> Pipeline {
     let (encoder, axes, store) = (shop().encoder.clone(), shop().axes.clone(), stocked());
     let knowledge = Arc::new(KnowledgeBase::load(store.clone(), config.knowledge.cache_bytes).expect("loaded"));
     let extractive = Extractive::new(encoder.clone(), config.extractive.clone());
-    let tier = TierEngine::start(Arc::new(Gated::new(extractive, gate)), config.tier).expect("a thread");
+    let tier = TierEngine::start(Arc::new(Gated::new(extractive, gate)), config.tier.engine()).expect("a thread");
     let policy = Arc::new(turnflow_pipeline::policy(config).expect("the verifier that ships"));
-    Pipeline::start(config, &Parts { store, knowledge, encoder, tier, policy, axes }).expect("started")
+    let mut parts = Parts { store, knowledge, encoder, tier, policy, axes };
+    replace(config, &mut parts);
+    Pipeline::start(config, &parts).expect("started")
 }
 
 /// A valid turn.

@@ -1,0 +1,52 @@
+//! Decoders: language models that advance sequences token by token.
+//!
+//! *Contract*: a [`StepModel`] keeps keys and values in blocks of a fixed number of tokens, in memory of a fixed size. Who
+//! drives it says which blocks a sequence may use; the model reads and writes only those. Sequences that share a prefix may
+//! share the whole blocks of it. What a step gives for one sequence does not depend on which others are in it.
+
+use crate::error::ModelError;
+
+mod fused;
+mod pass;
+mod plain;
+
+pub use fused::{FusedDecoder, FusedOptions};
+pub use plain::PlainDecoder;
+
+/// The memory for keys and values, and what a step gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepShape {
+    /// Blocks that there are.
+    pub blocks: usize,
+    /// Tokens that a block holds.
+    pub block_tokens: usize,
+    /// Longest sequence, in tokens.
+    pub context_max: usize,
+    /// Numbers of one row of logits.
+    pub vocabulary: usize,
+}
+
+/// The next tokens of one sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct Slice<'a> {
+    /// The tokens, at least one.
+    pub tokens: &'a [u32],
+    /// Place of the first of them in its sequence, from 0. All before it are in the blocks already.
+    pub position: usize,
+    /// The sequence's blocks in order: enough for all its tokens up to the last of these.
+    pub blocks: &'a [u32],
+    /// Whether the logits after the last token are wanted.
+    pub wants_logits: bool,
+}
+
+/// A decoder with its memory for keys and values.
+pub trait StepModel: Send {
+    /// Its sizes.
+    fn shape(&self) -> StepShape;
+
+    /// Reads the slices in one pass, and appends a row of logits, `[vocabulary]`, for each that wants them, in order.
+    ///
+    /// # Errors
+    /// [`ModelError`] when the pass fails; the blocks that the slices would have written are undefined then.
+    fn step(&mut self, slices: &[Slice<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError>;
+}

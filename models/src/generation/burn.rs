@@ -1,0 +1,235 @@
+//! The tier `burn`: a checkpoint in a folder, opened and run in this process.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::dialect::Dialect;
+use super::engine::GenerationLimits;
+use super::prompt::{Author, PromptConfig};
+use super::sampler::Sampling;
+use super::writer::{Voice, start};
+use crate::checkpoint::{Checkpoint, Memory, Precision};
+use crate::decoder::{FusedDecoder, FusedOptions, PlainDecoder, Slice, StepModel};
+use crate::device::DeviceChoice;
+use crate::error::ModelError;
+use crate::kernels::Instructions;
+use crate::tier::TierHandle;
+use crate::weights::ModelHome;
+
+/// Of each end of a weights file, so many bytes tell it from others.
+const IDENTITY_BYTES: u64 = 1 << 20;
+/// Tokens of the first prompt, which nobody waits for: kernels are compiled and memory is touched.
+const WARM_UP_TOKENS: usize = 16;
+
+/// How exact a decoder's numbers are kept. It computes in single precision on the CPU whatever they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeptPrecision {
+    /// Weights as they are in the checkpoint, so that nothing is lost; keys and values in single precision.
+    #[default]
+    Stored,
+    /// Single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of a single.
+    Bf16,
+}
+
+impl KeptPrecision {
+    fn of(self, stored: Precision) -> Precision {
+        match self {
+            Self::Stored => stored,
+            Self::F32 => Precision::F32,
+            Self::F16 => Precision::F16,
+            Self::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
+/// Which checkpoint answers, and with what.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct BurnConfig {
+    /// The checkpoint's folder, or the name under which it was pulled, `ORG/NAME`.
+    pub model: PathBuf,
+    /// Where it runs.
+    pub device: DeviceChoice,
+    /// Threads of the decoder on the CPU.
+    pub threads: usize,
+    /// How exact weights are kept on the CPU.
+    pub weights: KeptPrecision,
+    /// How exact keys and values are kept on the CPU.
+    pub kv: KeptPrecision,
+    /// Memory for keys and values, in bytes: it is allocated when the tier starts.
+    pub kv_bytes_max: u64,
+    /// Tokens of one block of that memory.
+    pub block_tokens: usize,
+    /// Longest time for an answer, its wait included, in milliseconds.
+    pub answer_ms_max: u64,
+    /// Texts that end an answer, besides the model's own tokens for that.
+    pub stop_strings: Vec<String>,
+    /// The engine.
+    pub engine: GenerationLimits,
+}
+
+impl BurnConfig {
+    /// The checkpoint's folder.
+    #[must_use]
+    pub fn folder(&self, home: &ModelHome) -> PathBuf {
+        let pulled = || self.model.to_str().and_then(|name| home.checkpoint_dir(name).ok()).filter(|dir| dir.is_dir());
+        if self.model.is_dir() { self.model.clone() } else { pulled().unwrap_or_else(|| self.model.clone()) }
+    }
+}
+
+/// Opens tiers of this kind.
+#[derive(Debug)]
+pub struct BurnTier;
+
+impl BurnTier {
+    /// Opens the checkpoint, loads it, lets it read a first prompt, and starts its engine. Takes seconds.
+    ///
+    /// `home` is where checkpoints are that were pulled, and where a GPU's tuning is kept; `scope` is the operator's own words
+    /// to the model, and the language of the answers.
+    ///
+    /// # Errors
+    /// When the checkpoint cannot be used, the memory for keys and values is too small, or there is no thread.
+    pub fn open(
+        config: &BurnConfig,
+        prompt: &PromptConfig,
+        sampling: Sampling,
+        scope: (&str, &str),
+        home: &ModelHome,
+    ) -> Result<TierHandle, ModelError> {
+        let checkpoint = Checkpoint::open(&config.folder(home))?;
+        let Loaded { mut model, kind, .. } = load(&checkpoint, config, home)?;
+        warm_up(model.as_mut())?;
+        Self::with_decoder((checkpoint, model, &kind), config, prompt, sampling, scope)
+    }
+
+    /// The same with a decoder of a checkpoint that is loaded already; its third part says what about it may change an answer.
+    ///
+    /// # Errors
+    /// When the checkpoint's chat template cannot be used, or there is no thread.
+    pub fn with_decoder(
+        loaded: (Checkpoint, Box<dyn StepModel>, &str),
+        config: &BurnConfig,
+        prompt: &PromptConfig,
+        sampling: Sampling,
+        scope: (&str, &str),
+    ) -> Result<TierHandle, ModelError> {
+        let (mut checkpoint, model, kind) = loaded;
+        let dialect = Dialect::of(&mut checkpoint)?;
+        let (system_prompt, language) = scope;
+        let voice = Voice {
+            author: Arc::new(Author::new(prompt.clone(), system_prompt, language)),
+            dialect,
+            sampling,
+            stop_tokens: checkpoint.eos().into(),
+            stop_strings: config.stop_strings.clone().into(),
+            time_max: Duration::from_millis(config.answer_ms_max),
+            model: format!("{} {kind}", identity(&checkpoint.folder)?),
+        };
+        start(model, voice, config.engine)
+    }
+}
+
+/// A decoder, and what it takes.
+pub(super) struct Loaded {
+    pub(super) model: Box<dyn StepModel>,
+    pub(super) memory: Memory,
+    /// How exact it computes.
+    kind: String,
+}
+
+/// Loads a checkpoint's decoder for the device of a configuration.
+///
+/// # Errors
+/// When the weights cannot be used, or the memory for keys and values holds too little.
+pub(super) fn load(checkpoint: &Checkpoint, config: &BurnConfig, home: &ModelHome) -> Result<Loaded, ModelError> {
+    let tried = config.device.resolve(home.root())?;
+    let (sizes, weights) = (&checkpoint.config, &checkpoint.weights);
+    let (weights_kept, kv_kept) = if tried.wgpu {
+        let precision = if tried.half { Precision::F16 } else { Precision::F32 };
+        (precision, precision)
+    } else {
+        // Where the checkpoint mixes them, nothing is lost in single precision.
+        let stored = if let [one] = weights.precisions()[..] { one } else { Precision::F32 };
+        (config.weights.of(stored), config.kv.of(Precision::F32))
+    };
+    let memory = sizes.memory(weights_kept, kv_kept);
+    let blocks = blocks(config, memory.kv_bytes_per_token)?;
+    let model: Box<dyn StepModel> = if tried.wgpu {
+        let decoder = PlainDecoder::load(sizes, weights, &tried.device, weights_kept, blocks, config.block_tokens)?;
+        Box::new(decoder)
+    } else {
+        let (threads, instructions) = (config.threads, Instructions::detect());
+        let options = FusedOptions { weights: weights_kept, kv: kv_kept, threads, instructions };
+        Box::new(FusedDecoder::load(sizes, weights, options, blocks, config.block_tokens)?)
+    };
+    let kind = format!("weights {weights_kept}, keys and values {kv_kept}");
+    tracing::info!(device = tried.name, kind, blocks, "a checkpoint is loaded");
+    Ok(Loaded { model, memory, kind })
+}
+
+/// Blocks of the memory for keys and values.
+fn blocks(config: &BurnConfig, token_bytes: u64) -> Result<usize, ModelError> {
+    let BurnConfig { kv_bytes_max, block_tokens, .. } = *config;
+    let blocks = kv_bytes_max / (token_bytes * block_tokens as u64).max(1);
+    if blocks == 0 {
+        let reason = format!(
+            "{kv_bytes_max} bytes for keys and values hold no block of {block_tokens} tokens, at {token_bytes} bytes a token"
+        );
+        return Err(ModelError::Step { reason });
+    }
+    Ok(usize::try_from(blocks).unwrap_or(usize::MAX))
+}
+
+fn warm_up(model: &mut dyn StepModel) -> Result<(), ModelError> {
+    let shape = model.shape();
+    let count = WARM_UP_TOKENS.min(shape.context_max).min(shape.block_tokens);
+    let tokens = vec![0; count];
+    let mut logits = Vec::new();
+    for (position, tokens) in [(0, &tokens[..count - 1]), (count - 1, &tokens[count - 1..])] {
+        if !tokens.is_empty() {
+            model.step(&[Slice { tokens, position, blocks: &[0], wants_logits: true }], &mut logits)?;
+        }
+    }
+    Ok(())
+}
+
+/// A digest of a checkpoint: of its settings and vocabulary in full, of its weights the sizes and both ends of each file.
+fn identity(folder: &Path) -> Result<String, ModelError> {
+    let mut hasher = blake3::Hasher::new();
+    let entries = std::fs::read_dir(folder).map_err(ModelError::io("list", folder))?;
+    let mut files: Vec<PathBuf> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
+    files.retain(|file| {
+        let is_weights = file.extension().is_some_and(|end| end == "safetensors");
+        is_weights || file.extension().is_some_and(|end| end == "json" || end == "jinja")
+    });
+    files.sort();
+    for path in files {
+        let failed = |source| ModelError::Io { action: "read", path: path.clone(), source };
+        let mut file = File::open(&path).map_err(failed)?;
+        let bytes = file.metadata().map_err(failed)?.len();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        hasher.update(format!("{name} {bytes}\n").as_bytes());
+        let is_weights = path.extension().is_some_and(|end| end == "safetensors");
+        let ends = if is_weights && bytes > 2 * IDENTITY_BYTES { vec![0, bytes - IDENTITY_BYTES] } else { vec![0] };
+        let most = if ends.len() > 1 { IDENTITY_BYTES } else { u64::MAX };
+        for from in ends {
+            file.seek(SeekFrom::Start(from)).map_err(failed)?;
+            hasher.update_reader(Read::by_ref(&mut file).take(most)).map_err(failed)?;
+        }
+    }
+    Ok(format!("burn {}", hasher.finalize().to_hex()))
+}
+
+#[cfg(test)]
+#[path = "burn_tests.rs"]
+mod tests;

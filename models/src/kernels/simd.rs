@@ -277,7 +277,7 @@ mod x86 {
     //! AVX2, FMA and F16C: Intel since 2013, AMD since 2015.
 
     use std::arch::x86_64::{
-        __m256, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm_storeu_si128, _mm256_add_epi32,
+        __m256, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm_storeu_si128, _mm256_add_epi32,
         _mm256_add_ps, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
         _mm256_cvtps_ph, _mm256_div_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps,
         _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_ps,
@@ -391,7 +391,7 @@ mod x86 {
         #[inline(always)]
         fn prefetch<T>(self, from: &T) {
             // SAFETY: a prefetch reads nothing that the program sees; any address will do.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(from).cast()) }
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(from).cast()) }
         }
     }
 }

@@ -43,7 +43,10 @@ fn a_child_that_dies_says_why() {
     check("echo first >&2; echo 'no such thing' >&2; exit 3", &format!("{ended} exit status: 3: no such thing"));
     let panic = "thread 'x' panicked at wgpu.rs:1:2:\\nNo adapter\\nnote: run with RUST_BACKTRACE=1";
     check(&format!("printf \"{panic}\" >&2; exit 101"), &format!("{ended} exit status: 101: No adapter"));
-    check("kill -SEGV $$", &format!("{ended} signal: 11 (SIGSEGV) (core dumped)").replace(" (core dumped)", core_note()));
+    check(
+        "kill -SEGV $$",
+        &format!("{ended} signal: 11 (SIGSEGV) (core dumped)").replace(" (core dumped)", core_note()),
+    );
 }
 
 /// Whether this machine keeps the memory of processes that crash is not the driver's affair.

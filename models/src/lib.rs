@@ -3,6 +3,8 @@
 //! *Weights*: [`ensure`] pulls and verifies files. *Encoder*: [`Encoder`] makes vectors, [`TextTokenizer`] counts and
 //! cuts. *Engines*: [`EncoderEngine`] batches what waits, [`TierEngine`] answers; both are bounded, own their
 //! threads, and answer by callback. *Tiers*: [`Extractive`] answers with the knowledge base's own sentences.
+//! *Decoders*: [`Checkpoint`] reads a model in the Hugging Face layout, [`PlainDecoder`] runs it on the device that a
+//! [`DeviceChoice`] resolves to.
 //!
 //! This is the only crate that knows Burn. It knows no dataflow, no store and no protocol: chunks and vectors come
 //! in as data.

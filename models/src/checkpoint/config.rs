@@ -215,42 +215,16 @@ impl RopeScaling {
 
 impl File {
     fn checked(self, family: Family, path: &Path) -> Result<DecoderConfig, ModelError> {
-        let refuse = |field, found: &dyn ToString, expected: &str| refuse(path, field, found, expected.to_owned());
-        debug_assert_eq!(self.model_type, family.name());
-        let activation = self.hidden_act.as_deref().unwrap_or("silu");
-        if activation != "silu" {
-            return Err(refuse("hidden_act", &activation, "silu"));
-        }
-        if let Some(quantised) = &self.quantization_config {
-            let method = quantised.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
-            return Err(refuse("quantization_config", &method, "weights in f32, f16 or bf16"));
-        }
-        // Qwen 2 has its three biases without saying so; no other is computed.
-        if self.attention_bias && family != Family::Qwen2 {
-            return Err(refuse("attention_bias", &true, "false"));
-        }
-        if self.mlp_bias {
-            return Err(refuse("mlp_bias", &true, "false"));
-        }
-        let sizes = [
-            ("hidden_size", self.hidden_size),
-            ("num_hidden_layers", self.num_hidden_layers),
-            ("num_attention_heads", self.num_attention_heads),
-            ("intermediate_size", self.intermediate_size),
-            ("vocab_size", self.vocab_size),
-            ("max_position_embeddings", self.max_position_embeddings),
-        ];
-        if let Some((field, size)) = sizes.into_iter().find(|(_, size)| !(1..=SIZE_MAX).contains(size)) {
-            return Err(refuse(field, &size, &format!("1 to {SIZE_MAX}")));
-        }
+        self.check(family, path)?;
         let heads = self.num_attention_heads;
         let kv_heads = self.num_key_value_heads.unwrap_or(heads);
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-            return Err(refuse("num_key_value_heads", &kv_heads, &format!("a divisor of num_attention_heads {heads}")));
+            let expected = format!("a divisor of num_attention_heads {heads}");
+            return Err(refuse(path, "num_key_value_heads", kv_heads, expected));
         }
         let head_size = self.head_dim.unwrap_or(self.hidden_size / heads);
         if head_size == 0 || head_size > SIZE_MAX || !head_size.is_multiple_of(2) {
-            return Err(refuse("head_dim", &head_size, "an even number"));
+            return Err(refuse(path, "head_dim", head_size, "an even number".to_owned()));
         }
         let default_theta = if family == Family::SmolLm3 { 2_000_000.0 } else { 10_000.0 };
         let (rope_theta, rope_scaling) = self.rope(default_theta, path)?;
@@ -275,6 +249,39 @@ impl File {
             bos: self.bos_token_id.and_then(|ids| if let Ids::One(id) = ids { Some(id) } else { None }),
             eos: self.eos_token_id.map(Vec::from).unwrap_or_default(),
         })
+    }
+
+    /// Refuses what is not computed, and sizes that make no sense.
+    fn check(&self, family: Family, path: &Path) -> Result<(), ModelError> {
+        let refuse = |field, found: String, expected: &str| refuse(path, field, found, expected.to_owned());
+        debug_assert_eq!(self.model_type, family.name());
+        let activation = self.hidden_act.as_deref().unwrap_or("silu");
+        if activation != "silu" {
+            return Err(refuse("hidden_act", activation.to_owned(), "silu"));
+        }
+        if let Some(quantised) = &self.quantization_config {
+            let method = quantised.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
+            return Err(refuse("quantization_config", method.to_owned(), "weights in f32, f16 or bf16"));
+        }
+        // Qwen 2 has its three biases without saying so; no other is computed.
+        if self.attention_bias && family != Family::Qwen2 {
+            return Err(refuse("attention_bias", true.to_string(), "false"));
+        }
+        if self.mlp_bias {
+            return Err(refuse("mlp_bias", true.to_string(), "false"));
+        }
+        let sizes = [
+            ("hidden_size", self.hidden_size, SIZE_MAX),
+            ("num_hidden_layers", self.num_hidden_layers, LAYERS_MAX),
+            ("num_attention_heads", self.num_attention_heads, SIZE_MAX),
+            ("intermediate_size", self.intermediate_size, SIZE_MAX),
+            ("vocab_size", self.vocab_size, SIZE_MAX),
+            ("max_position_embeddings", self.max_position_embeddings, SIZE_MAX),
+        ];
+        match sizes.into_iter().find(|(_, size, most)| !(1..=*most).contains(size)) {
+            Some((field, size, most)) => Err(refuse(field, size.to_string(), &format!("1 to {most}"))),
+            None => Ok(()),
+        }
     }
 
     fn context_max(&self, family: Family) -> usize {
@@ -346,6 +353,8 @@ impl File {
 
 /// Sizes above this are mistakes, and products of those below it do not overflow.
 const SIZE_MAX: usize = 1 << 24;
+/// Most layers; the deepest models have some hundred.
+const LAYERS_MAX: usize = 1_000;
 
 #[expect(clippy::needless_pass_by_value, reason = "texts and numbers alike, made for this call")]
 fn refuse(path: &Path, field: &'static str, found: impl ToString, expected: String) -> ModelError {

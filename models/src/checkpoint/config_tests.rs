@@ -81,7 +81,7 @@ fn what_is_not_computed_is_refused_by_name() {
     check("attention_bias", json!(true), "attention_bias true, expected false");
     check("mlp_bias", json!(true), "mlp_bias true, expected false");
     check("num_key_value_heads", json!(3), "num_key_value_heads 3, expected a divisor of num_attention_heads 4");
-    check("num_hidden_layers", json!(0), "num_hidden_layers 0, expected 1 to 16777216");
+    check("num_hidden_layers", json!(0), "num_hidden_layers 0, expected 1 to 1000");
     check("head_dim", json!(7), "head_dim 7, expected an even number");
     check("partial_rotary_factor", json!(0.5), "partial_rotary_factor 0.5, expected 1");
     check(

@@ -15,12 +15,15 @@ use burn::nn::{Linear, RmsNorm};
 use burn::prelude::*;
 use burn::tensor::activation::{silu, softmax};
 use burn::tensor::{DType, IndexingUpdateOp};
-use half::f16;
 
 use super::pass::{Group, Pass};
 use super::{Slice, StepModel, StepShape};
-use crate::checkpoint::{DecoderConfig, EMBEDDING, FINAL_NORM, HEAD, Numbers, Precision, Weights, layer_tensor};
+use crate::checkpoint::{DecoderConfig, Precision, Weights};
 use crate::error::ModelError;
+
+mod load;
+
+use load::Loader;
 
 /// Added to the scores of places that a token must not see: after the softmax nothing is left of them.
 const MASKED: f32 = -1e9;
@@ -53,16 +56,15 @@ struct Layer {
     input_norm: RmsNorm,
     attention: Attention,
     post_norm: RmsNorm,
-    gate: Linear,
-    up: Linear,
+    /// Gate and up projection in one product.
+    gate_up: Linear,
     down: Linear,
 }
 
 #[derive(Module, Debug)]
 struct Attention {
-    query: Linear,
-    key: Linear,
-    value: Linear,
+    /// Queries, keys and values in one product.
+    projection: Linear,
     output: Linear,
     query_norm: Option<RmsNorm>,
     key_norm: Option<RmsNorm>,
@@ -252,7 +254,9 @@ impl Layer {
         let normed = narrowed(self.input_norm.forward(hidden.clone()), half);
         let hidden = hidden + self.attention.forward(normed, inputs, memory, half).cast(DType::F32);
         let normed = narrowed(self.post_norm.forward(hidden.clone()), half);
-        let wide = silu(self.gate.forward(normed.clone()).cast(DType::F32)) * self.up.forward(normed).cast(DType::F32);
+        let gate_up = self.gate_up.forward(normed).cast(DType::F32);
+        let width = gate_up.dims()[1] / 2;
+        let wide = silu(gate_up.clone().narrow(1, 0, width)) * gate_up.narrow(1, width, width);
         hidden + self.down.forward(narrowed(wide, half)).cast(DType::F32)
     }
 }
@@ -269,11 +273,16 @@ impl Attention {
         half: bool,
     ) -> Tensor<2> {
         let [rows, _] = normed.dims();
-        let query = self.placed(&self.query, self.query_norm.as_ref(), self.heads, &normed, inputs);
-        let key = self.placed(&self.key, self.key_norm.as_ref(), self.kv_heads, &normed, inputs);
-        let value = self.value.forward(normed);
+        let (queries, keys) = (self.heads * self.head_size, self.kv_heads * self.head_size);
+        let projected = self.projection.forward(normed);
+        let part = |start, count, heads| {
+            projected.clone().narrow(1, start, count).reshape([rows, heads, self.head_size]).cast(DType::F32)
+        };
+        let query = self.placed(part(0, queries, self.heads), self.query_norm.as_ref(), inputs);
+        let key = self.placed(part(queries, keys, self.kv_heads), self.key_norm.as_ref(), inputs);
+        let value = projected.narrow(1, queries + keys, keys);
         let query = narrowed(query.mul_scalar((self.head_size as f64).powf(-0.5)), half);
-        let key = narrowed(key, half).reshape([rows, self.kv_heads * self.head_size]);
+        let key = narrowed(key, half).reshape([rows, keys]);
         store(&mut memory.0, inputs, key);
         store(&mut memory.1, inputs, value);
         let mut start = 0;
@@ -286,31 +295,21 @@ impl Attention {
         self.output.forward(Tensor::cat(contexts, 0))
     }
 
-    /// Heads of queries or keys: projected, normalised and rotated.
+    /// Heads of queries or keys: normalised and rotated.
     ///
     /// # Shapes
-    /// - `normed`: `[rows, hidden]`
-    /// - output: `[rows, heads, head_size]` in f32
-    fn placed(
-        &self,
-        projection: &Linear,
-        norm: Option<&RmsNorm>,
-        heads: usize,
-        normed: &Tensor<2>,
-        inputs: &Inputs,
-    ) -> Tensor<3> {
-        let [rows, _] = normed.dims();
-        let projected = projection.forward(normed.clone()).reshape([rows, heads, self.head_size]).cast(DType::F32);
-        let projected = match norm {
-            Some(norm) => norm.forward(projected),
-            None => projected,
+    /// - `heads` and output: `[rows, heads, head_size]` in f32
+    fn placed(&self, heads: Tensor<3>, norm: Option<&RmsNorm>, inputs: &Inputs) -> Tensor<3> {
+        let heads = match norm {
+            Some(norm) => norm.forward(heads),
+            None => heads,
         };
         if !self.rotary {
-            return projected;
+            return heads;
         }
         let middle = self.head_size / 2;
-        let (first, second) = (projected.clone().narrow(2, 0, middle), projected.clone().narrow(2, middle, middle));
-        projected * inputs.cosines.clone() + Tensor::cat(vec![second, first], 2) * inputs.sines.clone()
+        let (first, second) = (heads.clone().narrow(2, 0, middle), heads.clone().narrow(2, middle, middle));
+        heads * inputs.cosines.clone() + Tensor::cat(vec![second, first], 2) * inputs.sines.clone()
     }
 
     /// What a group's queries find in their sequences.
@@ -357,86 +356,4 @@ fn store(memory: &mut Tensor<2>, inputs: &Inputs, rows: Tensor<2>) {
 
 fn narrowed<const D: usize>(tensor: Tensor<D>, half: bool) -> Tensor<D> {
     if half { tensor.cast(DType::F16) } else { tensor }
-}
-
-/// Makes the module from a checkpoint.
-struct Loader<'a> {
-    config: &'a DecoderConfig,
-    weights: &'a Weights,
-    device: &'a Device,
-    half: bool,
-}
-
-impl Loader<'_> {
-    fn llama(&self) -> Result<Llama, ModelError> {
-        let config = self.config;
-        Ok(Llama {
-            embedding: Param::from_tensor(self.matrix(EMBEDDING, config.vocabulary, config.hidden)?),
-            layers: (0..config.layers).map(|index| self.layer(index)).collect::<Result<_, _>>()?,
-            norm: self.norm(FINAL_NORM, config.hidden)?,
-            head: if config.tied { None } else { Some(self.linear(HEAD, None, config.vocabulary, config.hidden)?) },
-            half: self.half,
-        })
-    }
-
-    fn layer(&self, index: usize) -> Result<Layer, ModelError> {
-        let &DecoderConfig { hidden, intermediate, heads, kv_heads, head_size, .. } = self.config;
-        let name = |part: &str| layer_tensor(index, part);
-        let linear = |part: &str, outputs, inputs| self.linear(&name(&format!("{part}.weight")), None, outputs, inputs);
-        let projection = |part: &str, heads: usize| {
-            let bias = self.config.qkv_bias.then(|| name(&format!("self_attn.{part}_proj.bias")));
-            let weight = name(&format!("self_attn.{part}_proj.weight"));
-            self.linear(&weight, bias.as_deref(), heads * head_size, hidden)
-        };
-        let head_norm = |part: &str| self.config.qk_norm.then(|| self.norm(&name(part), head_size)).transpose();
-        Ok(Layer {
-            input_norm: self.norm(&name("input_layernorm.weight"), hidden)?,
-            attention: Attention {
-                query: projection("q", heads)?,
-                key: projection("k", kv_heads)?,
-                value: projection("v", kv_heads)?,
-                output: linear("self_attn.o_proj", hidden, heads * head_size)?,
-                query_norm: head_norm("self_attn.q_norm.weight")?,
-                key_norm: head_norm("self_attn.k_norm.weight")?,
-                rotary: self.config.rotary[index],
-                heads,
-                kv_heads,
-                head_size,
-            },
-            post_norm: self.norm(&name("post_attention_layernorm.weight"), hidden)?,
-            gate: linear("mlp.gate_proj", intermediate, hidden)?,
-            up: linear("mlp.up_proj", intermediate, hidden)?,
-            down: linear("mlp.down_proj", hidden, intermediate)?,
-        })
-    }
-
-    fn linear(&self, weight: &str, bias: Option<&str>, outputs: usize, inputs: usize) -> Result<Linear, ModelError> {
-        let weight = Param::from_tensor(self.matrix(weight, outputs, inputs)?.transpose());
-        let bias = bias.map(|name| self.vector(name, outputs, self.half)).transpose()?.map(Param::from_tensor);
-        Ok(Linear { weight, bias })
-    }
-
-    fn norm(&self, name: &str, size: usize) -> Result<RmsNorm, ModelError> {
-        let gamma = Param::from_tensor(self.vector(name, size, false)?);
-        Ok(RmsNorm { gamma, epsilon: self.config.norm_epsilon })
-    }
-
-    fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Result<Tensor<2>, ModelError> {
-        Ok(self.tensor(self.weights.read(name)?, [outputs, inputs], self.half))
-    }
-
-    fn vector(&self, name: &str, size: usize, half: bool) -> Result<Tensor<1>, ModelError> {
-        Ok(self.tensor(self.weights.read(name)?, [size], half))
-    }
-
-    fn tensor<const D: usize>(&self, numbers: Numbers, shape: [usize; D], half: bool) -> Tensor<D> {
-        if half {
-            let numbers = match numbers {
-                Numbers::F16(numbers) => numbers,
-                other => other.into_f32().into_iter().map(f16::from_f32).collect(),
-            };
-            return Tensor::from_data(TensorData::new(numbers, shape), (self.device, DType::F16));
-        }
-        Tensor::from_data(TensorData::new(numbers.into_f32(), shape), (self.device, DType::F32))
-    }
 }

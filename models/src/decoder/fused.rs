@@ -141,7 +141,8 @@ impl FusedDecoder {
     /// Memory of the matrices that a step reads, in bytes: with memory's bandwidth, the least time of a step.
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
-        let layers = self.model.layers.iter().flat_map(|layer| [&layer.qkv, &layer.output, &layer.gate_up, &layer.down]);
+        let layers =
+            self.model.layers.iter().flat_map(|layer| [&layer.qkv, &layer.output, &layer.gate_up, &layer.down]);
         layers.chain([self.model.head()]).map(Matrix::bytes).sum()
     }
 }

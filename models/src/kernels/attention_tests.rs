@@ -39,11 +39,12 @@ fn check(shape: HeadShape, block_tokens: usize, sequences: &[Sequence], precisio
         .collect();
     let tokens = vec![0; 100];
     let slices = |now_only: bool| -> Vec<Slice<'_>> {
-        let slice = |(&(past, now, wants_logits), blocks): (&Sequence, _)| {
+        let both = sequences.iter().zip(&blocks_of);
+        both.map(|(&(past, now, wants_logits), blocks)| {
             let (position, count) = if now_only { (past, now) } else { (0, past) };
             Slice { tokens: &tokens[..count], position, blocks, wants_logits }
-        };
-        sequences.iter().zip(&blocks_of).map(slice).collect()
+        })
+        .collect()
     };
     let rows = |now_only: bool| -> Vec<f32> {
         let part = |(rows, (past, ..)): (&Vec<Vec<f32>>, &Sequence)| {
@@ -60,7 +61,8 @@ fn check(shape: HeadShape, block_tokens: usize, sequences: &[Sequence], precisio
             memory.store(&mut pool, layer, &slices(true), &rows(true));
             for asking in [Asking::All, Asking::Wanted] {
                 let asked = asked(sequences, asking);
-                let queries: Vec<f32> = asked.iter().flat_map(|&(index, place)| rows_of[index][place].clone()).collect();
+                let queries: Vec<f32> =
+                    asked.iter().flat_map(|&(index, place)| rows_of[index][place].clone()).collect();
                 let mut found = vec![f32::NAN; asked.len() * shape.queries()];
                 memory.attend(&mut pool, set, layer, &slices(true), asking, &queries, &mut found);
                 for (&(index, place), found) in asked.iter().zip(found.chunks(shape.queries())) {

@@ -162,15 +162,7 @@ impl Matrix {
     }
 
     /// Shares the panels out.
-    fn spread(
-        &self,
-        pool: &mut Pool,
-        set: Instructions,
-        rows: &[f32],
-        start: Start<'_>,
-        width: usize,
-        to: &mut [f32],
-    ) {
+    fn spread(&self, pool: &mut Pool, set: Instructions, rows: &[f32], start: Start<'_>, width: usize, to: &mut [f32]) {
         let count = rows.len() / self.inputs;
         assert_eq!(rows.len(), count * self.inputs, "whole rows");
         assert_eq!(to.len(), count * width, "an output for each row");

@@ -25,6 +25,15 @@ impl Kernel for Softmax<'_> {
     }
 }
 
+#[test]
+fn what_is_no_number_stays_so() {
+    for set in sets() {
+        let mut found = [f32::NAN; LANES];
+        set.run(Exp(&mut found));
+        assert!(found.iter().all(|x| x.is_nan()), "{}: {found:?}", set.name());
+    }
+}
+
 proptest! {
     #[test]
     fn powers_of_e_are_those_of_the_library(x in -87.0_f32..88.0) {

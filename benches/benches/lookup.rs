@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo bench -p turnflow-benches --bench lookup [-- ENTRIES [VECTORS.bin]]
-//! python3 benches/peers/lookup.py VECTORS.bin         # in the same minute, on the same machine
+//! python3 benches/benches/lookup_peers.py VECTORS.bin     # in the same minute, on the same machine
 //! ```
 //!
 //! A shard is filled with so many entries, whose vectors lie around topics as questions do and whose words are those of the

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One look-up of a similar question in other caches, over the vectors that the bench `lookup` wrote.
 
-usage: lookup.py VECTORS.bin        (pip install numpy hnswlib gptcache faiss-cpu)
+usage: lookup_peers.py VECTORS.bin (pip install numpy hnswlib gptcache faiss-cpu)
 
 hnswlib: the index alone, with the settings of Turnflow's index, one thread. GPTCache: its `get` as shipped, with faiss and
 sqlite, an embedding function that looks the vector up, and the similarity that it evaluates by default.

@@ -42,7 +42,10 @@ fn errors_name_place_and_key() {
     check("[refresh]\nin-flight-max = 999999\n", "t.toml:2: refresh.in-flight-max = 999999: must be at most");
     check("[tier]\nkind = \"magic\"\n", "t.toml:2: tier.kind: unknown variant `magic`");
     check("[tier]\nkind = \"burn\"\n", "t.toml: tier.burn.model = \"\": must name the folder");
-    check("[tier.burn.engine]\nsequences-max = 999\n", "t.toml: tier.burn.engine.step-tokens-max = 256: must be at least");
+    check(
+        "[tier.burn.engine]\nsequences-max = 999\n",
+        "t.toml: tier.burn.engine.step-tokens-max = 256: must be at least",
+    );
     check("[tier.sampling]\ntop-p = 0.0\n", "t.toml:2: tier.sampling.top-p = 0: must be above 0");
     check("[tier.burn]\nkv-bytes-max = 0\n", "t.toml:2: tier.burn.kv-bytes-max = 0: must be at least 1");
     check("[cache\n", "t.toml:1: ");

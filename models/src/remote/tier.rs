@@ -4,7 +4,6 @@
 //! are done. A job's callbacks are called there.
 
 use std::future::{Future, pending, poll_fn};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
@@ -212,7 +211,9 @@ async fn serve(shared: &Arc<Shared>, jobs: &mut mpsc::UnboundedReceiver<Work>) {
 async fn run(shared: Arc<Shared>, work: Work) {
     let Work { mut job, entry } = work;
     let (cancel, cancelled) = oneshot::channel();
-    job.request.cancel.on_cancel(move || drop(cancel.send(())));
+    job.request.cancel.on_cancel(move || {
+        let _already_ended = cancel.send(());
+    });
     let result = {
         let cancelled = async {
             if cancelled.await.is_err() {
@@ -243,10 +244,10 @@ async fn run(shared: Arc<Shared>, work: Work) {
 }
 
 /// The future, whose panics are errors.
-fn without_panic<T>(
-    work: impl Future<Output = Result<T, ModelError>> + Send,
-) -> impl Future<Output = Result<T, ModelError>> + Send {
-    let mut work: Pin<Box<dyn Future<Output = Result<T, ModelError>> + Send>> = Box::pin(work);
+fn without_panic<'a, T: 'a>(
+    work: impl Future<Output = Result<T, ModelError>> + Send + 'a,
+) -> impl Future<Output = Result<T, ModelError>> + Send + 'a {
+    let mut work = Box::pin(work);
     poll_fn(move |context| match caught(ENGINE, || Ok(work.as_mut().poll(context))) {
         Ok(poll) => poll,
         Err(panicked) => Poll::Ready(Err(panicked)),

@@ -130,13 +130,13 @@ fn status(status: u16, headers: &'static str) -> Step {
 
 #[test]
 fn an_answer_streams() {
-    let steps = vec![step(|exchange| exchange.answer(&["Within ", "30", " days."])), answer("Again.")];
+    let steps = vec![step(|exchange| exchange.answer(&["Within", " 30", " days."])), answer("Again.")];
     let bed = bed(steps, |config| config.temperature = Some(0.0));
     let usage = Usage { input_tokens: 11, output_tokens: 7 };
     let text = "Within 30 days.".to_owned();
     let whole = Answer { text, tier: Tier::Openai, sources: vec![Source::of(&found().chunk)], usage, grounded: true };
     let piece = |text: &str| Heard::Piece(text.to_owned());
-    assert_eq!(bed.hear("How long?"), [piece("Within "), piece("30"), piece(" days."), Heard::Done(whole)]);
+    assert_eq!(bed.hear("How long?"), [piece("Within"), piece(" 30"), piece(" days."), Heard::Done(whole)]);
     assert_eq!(bed.outcome("And now?").as_deref(), Ok("Again."));
     let asked = bed.server.requests();
     assert!(asked[0].head.starts_with("POST /v1/chat/completions HTTP/1.1\r\n"), "{}", asked[0].head);
@@ -206,9 +206,9 @@ fn what_servers_leave_out() {
         exchange.cut();
     });
     let bed = bed(vec![without_mark, without_length], |_| {});
-    assert_eq!(bed.outcome("?").as_deref(), Ok("Yes, "));
+    assert_eq!(bed.outcome("?").as_deref(), Ok("Yes,"));
     assert_eq!(bed.health.stats().cut_off, 1);
-    assert_eq!(bed.outcome("?").as_deref(), Ok("Yes, "));
+    assert_eq!(bed.outcome("?").as_deref(), Ok("Yes,"));
     assert_eq!(bed.health.stats().usage_estimated, 2, "the estimate is marked");
 }
 
@@ -413,8 +413,8 @@ fn rubbish_and_lies() {
         ),
         (
             step(|exchange| {
-                let long = "x".repeat(100_000);
-                exchange.raw(format!("HTTP/1.1 200 OK\r\nX: {long}\r\n\r\n"));
+                exchange.raw("HTTP/1.1 200 OK\r\n");
+                while exchange.raw("X: no end of headers\r\n") {}
             }),
             "the answer broke off: ",
         ),
@@ -465,7 +465,7 @@ fn who_cancels_closes_the_connection() {
     let cancel = Cancel::new();
     let ask = |question: &str| TierRequest { cancel: cancel.clone(), ..request(question) };
     let first = submit(&bed.tier, Lane::Turn, ask("first")).expect("a place");
-    assert_eq!(first.recv(), Ok(Heard::Piece("Well, ".to_owned())));
+    assert_eq!(first.recv(), Ok(Heard::Piece("Well,".to_owned())));
     let waiting = submit(&bed.tier, Lane::Turn, ask("waiting")).expect("a place");
     assert_eq!((bed.tier.queued(), bed.health.stats().in_flight), (1, 1));
     let next = bed.ask("next");
@@ -492,12 +492,12 @@ fn a_deadline_is_kept_in_line_and_under_way() {
     });
     let bed = bed(vec![held, step(Exchange::wait_for_close)], |config| config.in_flight_max = 1);
     let first = bed.ask("first");
-    assert_eq!(first.recv(), Ok(Heard::Piece("Well, ".to_owned())));
+    assert_eq!(first.recv(), Ok(Heard::Piece("Well,".to_owned())));
     let hurried = || TierRequest { time_max: Some(Duration::from_millis(40)), ..request("hurried") };
     let late = Err("the answer was not complete within 40 ms".to_owned());
     assert_eq!(bed.outcome_of(&submit(&bed.tier, Lane::Turn, hurried()).expect("a place")), late);
     drop(release);
-    assert_eq!(bed.outcome_of(&first).as_deref(), Ok("Well, "));
+    assert_eq!(bed.outcome_of(&first).as_deref(), Ok("Well,"));
     assert_eq!(bed.outcome_of(&submit(&bed.tier, Lane::Turn, hurried()).expect("a place")), late);
 }
 

@@ -230,15 +230,6 @@ async fn run(shared: Arc<Shared>, work: Work) {
         }
         // Whatever was under way ends here: its connection is closed and its slot is free before anybody is told.
     };
-    let result = match result {
-        Err(ModelError::Remote { source: RemoteFault::Timeout { phase: Phase::Total, .. }, .. }) => {
-            match job.lapsed(Instant::now()) {
-                Some(error) => Err(error),
-                None => result,
-            }
-        }
-        result => result,
-    };
     shared.counters.ended.ended(&result);
     notify(ENGINE, || (job.done)(result));
 }
@@ -406,7 +397,10 @@ impl Shared {
         count(&self.counters.refused, reply.finish == Finish::Refused);
     }
 
-    fn failed(&self, source: RemoteFault) -> ModelError {
-        ModelError::Remote { server: self.config.base_url.clone(), source }
+    fn failed(&self, fault: RemoteFault) -> ModelError {
+        match fault {
+            RemoteFault::Timeout { phase: Phase::Total, limit_ms } => ModelError::Late { limit_ms: limit_ms.into() },
+            source => ModelError::Remote { server: self.config.base_url.clone(), source },
+        }
     }
 }

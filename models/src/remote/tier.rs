@@ -297,6 +297,10 @@ impl Shared {
                 slot.map_err(|_| ModelError::Stopped { what: ENGINE })?
             }
         };
+        // The slot may come from a job that the same customer gave up, before this one has heard of it.
+        if request.cancel.is_cancelled() {
+            return Err(ModelError::Cancelled);
+        }
         let _in_flight = InFlight::new(&self.counters.in_flight);
         let prompt = self.author.prompt(request, &Estimate, usize::MAX)?;
         let question = self.question(request, &prompt)?;

@@ -30,7 +30,7 @@ pub struct FusedDecoder {
 pub struct FusedOptions {
     /// Precision of the weights; sums are in f32 always.
     pub weights: Precision,
-    /// Precision of keys and values.
+    /// Precision of keys and values; both kinds of 16 bits are `f16` here.
     pub kv: Precision,
     /// Threads that compute, the caller's among them.
     pub threads: usize,
@@ -82,7 +82,6 @@ struct Rows {
     normed: Vec<f32>,
     qkv: Vec<f32>,
     context: Vec<f32>,
-    both: Vec<f32>,
     wide: Vec<f32>,
     cosines: Vec<f32>,
     sines: Vec<f32>,
@@ -142,7 +141,8 @@ impl FusedDecoder {
     /// Memory of the matrices that a step reads, in bytes: with memory's bandwidth, the least time of a step.
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
-        let layers = self.model.layers.iter().flat_map(|layer| [&layer.qkv, &layer.output, &layer.gate_up, &layer.down]);
+        let layers =
+            self.model.layers.iter().flat_map(|layer| [&layer.qkv, &layer.output, &layer.gate_up, &layer.down]);
         layers.chain([self.model.head()]).map(Matrix::bytes).sum()
     }
 }
@@ -246,9 +246,8 @@ impl Model {
         memory.attend(pool, self.set, number, slices, asking, &rows.qkv, &mut rows.context);
         layer.output.product(pool, self.set, &rows.context, Start::There, &mut rows.hidden);
         self.normalise(pool, rows, &layer.post_norm);
-        rows.both.resize(count * layer.gate_up.outputs(), 0.0);
         rows.wide.resize(count * self.intermediate, 0.0);
-        layer.gate_up.product_gated(pool, self.set, &rows.normed, &mut rows.both, &mut rows.wide);
+        layer.gate_up.product_gated(pool, self.set, &rows.normed, &mut rows.wide);
         layer.down.product(pool, self.set, &rows.wide, Start::There, &mut rows.hidden);
     }
 

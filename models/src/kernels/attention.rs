@@ -12,14 +12,14 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use half::{bf16, f16};
+use half::f16;
 
 use super::matrix::Aligned;
 use super::pool::Pool;
 use super::rows::exponentials;
 use super::shared::Shared;
 use super::simd::{Element, Instructions, Kernel, LANES, Simd};
-use super::tile::{Line, groups, tile};
+use super::tile::{Ahead, Line, groups, tile};
 use crate::checkpoint::Precision;
 use crate::decoder::Slice;
 
@@ -78,7 +78,6 @@ pub(crate) struct Memory {
 enum Layers {
     F32(Vec<Layer<f32>>),
     F16(Vec<Layer<f16>>),
-    Bf16(Vec<Layer<bf16>>),
 }
 
 /// For each key head a plane of blocks.
@@ -110,7 +109,8 @@ pub(crate) enum Asking {
 }
 
 impl Memory {
-    /// Allocates `layers` layers, of `blocks` blocks of `block_tokens` tokens.
+    /// Allocates `layers` layers, of `blocks` blocks of `block_tokens` tokens. In 16 bits, keys and values are `f16`: they need
+    /// its precision more than the other kind's range.
     pub(crate) fn new(
         precision: Precision,
         shape: HeadShape,
@@ -129,8 +129,7 @@ impl Memory {
         };
         memory.layers = match precision {
             Precision::F32 => Layers::F32(memory.empty(layers)),
-            Precision::F16 => Layers::F16(memory.empty(layers)),
-            Precision::Bf16 => Layers::Bf16(memory.empty(layers)),
+            Precision::F16 | Precision::Bf16 => Layers::F16(memory.empty(layers)),
         };
         memory
     }
@@ -164,7 +163,6 @@ impl Memory {
         match &mut self.layers {
             Layers::F32(layers) => place.all(pool, &mut layers[layer], key_plane, value_plane),
             Layers::F16(layers) => place.all(pool, &mut layers[layer], key_plane, value_plane),
-            Layers::Bf16(layers) => place.all(pool, &mut layers[layer], key_plane, value_plane),
         }
     }
 
@@ -197,7 +195,6 @@ impl Memory {
             match &self.layers {
                 Layers::F32(layers) => set.run(Typed { common, layer: &layers[layer], scores: &mut scores }),
                 Layers::F16(layers) => set.run(Typed { common, layer: &layers[layer], scores: &mut scores }),
-                Layers::Bf16(layers) => set.run(Typed { common, layer: &layers[layer], scores: &mut scores }),
             }
         });
     }
@@ -378,8 +375,7 @@ impl Attend<'_> {
                 if number * tokens + panel * WIDTH >= longest {
                     break;
                 }
-                let none: &[f32] = &[];
-                let sums = tile::<S, E, f32, M, VECTORS, U>(simd, queries, lines, none, [[simd.zero(); VECTORS]; M]);
+                let sums = tile::<S, E, M, VECTORS, U>(simd, queries, lines, Ahead::NONE, [[simd.zero(); VECTORS]; M]);
                 for m in 0..M {
                     let to = &mut scores[m * stride + number * tokens + panel * WIDTH..][..WIDTH];
                     for (vector, to) in sums[m].into_iter().zip(to.as_chunks_mut::<LANES>().0) {
@@ -408,8 +404,7 @@ impl Attend<'_> {
             for m in 0..M {
                 rows[m] = &shares[m][number * tokens..][..places];
             }
-            let none: &[f32] = &[];
-            sums = tile::<S, E, f32, M, VECTORS, U>(simd, rows, &lines[panel * tokens..][..places], none, sums);
+            sums = tile::<S, E, M, VECTORS, U>(simd, rows, &lines[panel * tokens..][..places], Ahead::NONE, sums);
         }
         sums
     }

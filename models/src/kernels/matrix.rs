@@ -1,11 +1,11 @@
 //! Weight matrices, packed for products with few rows and with many.
 //!
-//! Contract: a product reads every weight from memory once, however many rows there are; what it gives for a row does not
-//! depend on the others, but for rounding. Weights are kept as `f32`, `f16` or `bf16`; sums are always in `f32`.
+//! Contract: a product reads every weight from memory once, however many rows there are; what it gives for a row depends on
+//! the others by rounding alone. Weights are kept as `f32`, `f16` or `bf16`; sums are always in `f32`.
 //!
 //! Layout: panels of [`WIDTH`] outputs; in a panel, for each input one line of `WIDTH` weights. The last panel is filled up
-//! with zeros. A block of a panel that fits the first-level cache is multiplied with all rows before the next is read
-//! (Goto and van de Geijn 2008, <https://doi.org/10.1145/1356052.1356053>).
+//! with zeros. While a panel is multiplied with groups of rows, it comes from the caches, and the next is asked for.
+//! Converting 16-bit weights anew for each group costs nothing: it runs beside the sums.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ use half::{bf16, f16};
 use super::pool::Pool;
 use super::shared::Shared;
 use super::simd::{Element, Instructions, Kernel, LANES, Simd};
-use super::tile::{Line, groups, tile};
+use super::tile::{Ahead, Line, groups, tile};
 use crate::checkpoint::Precision;
 
 /// Vectors of a line.
@@ -23,10 +23,6 @@ const VECTORS: usize = 2;
 pub(crate) const WIDTH: usize = VECTORS * LANES;
 /// Most rows whose sums fit the registers.
 const ROWS: usize = 6;
-/// Most inputs of a block of a panel: 24 KiB in `f32`.
-const BLOCK: usize = 384;
-/// From so many rows on, a block is converted to `f32` once instead of once for each group of rows.
-const WIDEN_ROWS: usize = 24;
 /// Pieces of work for each thread: enough that one that is held up does not hold up all.
 const TASKS_OF_THREAD: usize = 4;
 
@@ -78,6 +74,8 @@ pub(crate) enum Start<'a> {
     Bias(&'a [f32]),
     /// What is there: the product is added.
     There,
+    /// Nothing, and each sum goes through the gate beside it.
+    Gated,
 }
 
 impl Matrix {
@@ -125,15 +123,6 @@ impl Matrix {
         }
     }
 
-    /// `to = start + rows · weightsᵀ`.
-    ///
-    /// # Shapes
-    /// - `rows`: `[rows, inputs]`
-    /// - `to`: `[rows, outputs]`
-    pub(crate) fn product(&self, pool: &mut Pool, set: Instructions, rows: &[f32], start: Start<'_>, to: &mut [f32]) {
-        self.spread(pool, set, rows, start, to, 1, &|_, _| {});
-    }
-
     /// Packs two matrices so that each panel of the one is followed by the same panel of the other.
     ///
     /// # Shapes
@@ -148,73 +137,46 @@ impl Matrix {
         })
     }
 
-    /// With a matrix of [`Matrix::pack_gated`]: `to = silu(rows · gateᵀ) · (rows · upᵀ)`.
+    /// `to = start + rows · weightsᵀ`.
     ///
     /// # Shapes
     /// - `rows`: `[rows, inputs]`
-    /// - `both`: `[rows, outputs]`, written in between
-    /// - `to`: `[rows, width]`
-    pub(crate) fn product_gated(
-        &self,
-        pool: &mut Pool,
-        set: Instructions,
-        rows: &[f32],
-        both: &mut [f32],
-        to: &mut [f32],
-    ) {
-        let count = rows.len() / self.inputs;
-        let width = to.len() / count;
-        let to = Shared::new(to);
-        self.spread(pool, set, rows, Start::Zero, both, 2, &|both, panels| {
-            let pairs = panels.start / 2..panels.end / 2;
-            for row in 0..count {
-                for pair in pairs.clone() {
-                    let columns = WIDTH.min(width - pair * WIDTH);
-                    // SAFETY: only the task of these panels touches their columns, and it is done with them.
-                    let (sums, gated) = unsafe {
-                        (
-                            both.slice_mut(row * self.outputs + pair * 2 * WIDTH, 2 * WIDTH),
-                            to.slice_mut(row * width + pair * WIDTH, columns),
-                        )
-                    };
-                    let (gate, up) = sums.split_at(WIDTH);
-                    set.run(Gate { gate, up, to: gated });
-                }
-            }
-        });
-    }
-
-    /// Shares the panels out as tasks of whole multiples of `unit` panels, each followed by `after`.
-    #[expect(clippy::too_many_arguments, reason = "what a product is made of")]
-    fn spread(
-        &self,
-        pool: &mut Pool,
-        set: Instructions,
-        rows: &[f32],
-        start: Start<'_>,
-        to: &mut [f32],
-        unit: usize,
-        after: &(dyn Fn(&Shared<'_, f32>, Range<usize>) + Sync),
-    ) {
-        let count = rows.len() / self.inputs;
-        assert_eq!(rows.len(), count * self.inputs, "whole rows");
-        assert_eq!(to.len(), count * self.outputs, "an output for each row");
+    /// - `to`: `[rows, outputs]`
+    pub(crate) fn product(&self, pool: &mut Pool, set: Instructions, rows: &[f32], start: Start<'_>, to: &mut [f32]) {
         if let Start::Bias(bias) = start {
             assert_eq!(bias.len(), self.outputs, "a bias for each output");
         }
-        let units = self.outputs.div_ceil(WIDTH * unit);
-        let of_task = units.div_ceil(pool.threads() * TASKS_OF_THREAD) * unit;
+        self.spread(pool, set, rows, start, self.outputs, to);
+    }
+
+    /// With a matrix of [`Matrix::pack_gated`]: `to = silu(rows · gateᵀ) · (rows · upᵀ)`, the SwiGLU of Shazeer 2020,
+    /// <https://arxiv.org/abs/2002.05202>.
+    ///
+    /// # Shapes
+    /// - `rows`: `[rows, inputs]`
+    /// - `to`: `[rows, width]`
+    pub(crate) fn product_gated(&self, pool: &mut Pool, set: Instructions, rows: &[f32], to: &mut [f32]) {
+        let width = to.len() / (rows.len() / self.inputs).max(1);
+        assert_eq!(self.outputs, 2 * width.next_multiple_of(WIDTH), "gated outputs");
+        self.spread(pool, set, rows, Start::Gated, width, to);
+    }
+
+    /// Shares the panels out.
+    fn spread(&self, pool: &mut Pool, set: Instructions, rows: &[f32], start: Start<'_>, width: usize, to: &mut [f32]) {
+        let count = rows.len() / self.inputs;
+        assert_eq!(rows.len(), count * self.inputs, "whole rows");
+        assert_eq!(to.len(), count * width, "an output for each row");
+        let panels = width.div_ceil(WIDTH);
+        let of_task = panels.div_ceil(pool.threads() * TASKS_OF_THREAD);
         let to = Shared::new(to);
-        let panels = self.outputs.div_ceil(WIDTH);
         pool.run(panels.div_ceil(of_task), &|task, _| {
             let panels = task * of_task..panels.min((task + 1) * of_task);
-            let common = Panels { rows, inputs: self.inputs, outputs: self.outputs, panels: panels.clone(), start, to };
+            let common = Product { rows, inputs: self.inputs, width, panels, start, to };
             match &self.weights {
                 Weights::F32(weights) => set.run(Typed { common, weights: weights.all() }),
                 Weights::F16(weights) => set.run(Typed { common, weights: weights.all() }),
                 Weights::Bf16(weights) => set.run(Typed { common, weights: weights.all() }),
             }
-            after(&to, panels);
         });
     }
 }
@@ -240,18 +202,19 @@ fn unpack<E: Element>(weights: &[E], inputs: usize, output: usize, to: &mut [f32
     }
 }
 
-/// A product with some of the panels.
-struct Panels<'a> {
+/// A product with some of the panels; of a gated one, with some of the pairs of panels.
+struct Product<'a> {
     rows: &'a [f32],
     inputs: usize,
-    outputs: usize,
+    /// Outputs of a row.
+    width: usize,
     panels: Range<usize>,
     start: Start<'a>,
     to: Shared<'a, f32>,
 }
 
 struct Typed<'a, E> {
-    common: Panels<'a>,
+    common: Product<'a>,
     weights: &'a [E],
 }
 
@@ -262,85 +225,78 @@ impl<E: Element> Kernel for Typed<'_, E> {
     fn run<S: Simd>(self, simd: S) {
         let Self { common, weights } = self;
         let lines: &[Line<E, VECTORS>] = weights.as_chunks::<LANES>().0.as_chunks::<VECTORS>().0;
-        let rows = common.rows.len() / common.inputs;
-        // Rows that are all in registers at once need no block to stay in the cache.
-        let block = if rows <= ROWS { common.inputs } else { BLOCK };
-        let mut wide = [[[0.0; LANES]; VECTORS]; BLOCK];
+        // Lines that belong together: those of a panel, or of a gate's panel and the one beside it.
+        let together = if matches!(common.start, Start::Gated) { 2 * common.inputs } else { common.inputs };
         for panel in common.panels.clone() {
-            for (first, inputs) in groups(common.inputs, block) {
-                let (block, ahead) = lines[panel * common.inputs + first..].split_at(inputs);
-                let place = Place { panel, first };
-                let ahead = &ahead[..inputs.min(ahead.len())];
-                if size_of::<E>() == size_of::<f32>() || rows < WIDEN_ROWS {
-                    common.block(simd, place, block, ahead);
-                    continue;
+            let (lines, ahead) = lines[panel * together..].split_at(together);
+            let ahead = &ahead[..together.min(ahead.len())];
+            let groups = groups(common.rows.len() / common.inputs, ROWS);
+            let passes = groups.len();
+            for (group, (first, count)) in groups.enumerate() {
+                let ahead = Ahead::share(ahead, group, passes);
+                match count {
+                    1 => common.group::<S, E, 1, 4>(simd, panel, first, lines, ahead),
+                    2 => common.group::<S, E, 2, 2>(simd, panel, first, lines, ahead),
+                    3 => common.group::<S, E, 3, 2>(simd, panel, first, lines, ahead),
+                    4 => common.group::<S, E, 4, 1>(simd, panel, first, lines, ahead),
+                    5 => common.group::<S, E, 5, 1>(simd, panel, first, lines, ahead),
+                    _ => common.group::<S, E, ROWS, 1>(simd, panel, first, lines, ahead),
                 }
-                for (wide, line) in wide.iter_mut().zip(block) {
-                    for n in 0..VECTORS {
-                        simd.store(E::load(simd, &line[n]), &mut wide[n]);
-                    }
-                }
-                common.block(simd, place, &wide[..inputs], ahead);
             }
         }
     }
 }
 
-/// Where a block is: its panel, and the first of its inputs.
-#[derive(Clone, Copy)]
-struct Place {
-    panel: usize,
-    first: usize,
-}
-
-impl Panels<'_> {
-    /// All rows, times one block.
+impl Product<'_> {
+    /// `M` rows, times the lines of a panel or of a pair.
     #[inline(always)]
-    fn block<S: Simd, E: Element, A>(&self, simd: S, place: Place, lines: &[Line<E, VECTORS>], ahead: &[A]) {
-        for (first, count) in groups(self.rows.len() / self.inputs, ROWS) {
-            let ahead = if first == 0 { ahead } else { &[] };
-            match count {
-                1 => self.group::<S, E, A, 1, 4>(simd, place, lines, ahead, first),
-                2 => self.group::<S, E, A, 2, 2>(simd, place, lines, ahead, first),
-                3 => self.group::<S, E, A, 3, 2>(simd, place, lines, ahead, first),
-                4 => self.group::<S, E, A, 4, 1>(simd, place, lines, ahead, first),
-                5 => self.group::<S, E, A, 5, 1>(simd, place, lines, ahead, first),
-                _ => self.group::<S, E, A, ROWS, 1>(simd, place, lines, ahead, first),
-            }
-        }
-    }
-
-    /// `M` rows, times one block.
-    #[inline(always)]
-    fn group<S: Simd, E: Element, A, const M: usize, const U: usize>(
+    fn group<S: Simd, E: Element, const M: usize, const U: usize>(
         &self,
         simd: S,
-        place: Place,
-        lines: &[Line<E, VECTORS>],
-        ahead: &[A],
+        panel: usize,
         first: usize,
+        lines: &[Line<E, VECTORS>],
+        ahead: Ahead<'_, E, VECTORS>,
     ) {
         let mut rows: [&[f32]; M] = [&[]; M];
         for m in 0..M {
-            rows[m] = &self.rows[(first + m) * self.inputs + place.first..][..lines.len()];
+            rows[m] = &self.rows[(first + m) * self.inputs..][..self.inputs];
         }
-        let columns = WIDTH.min(self.outputs - place.panel * WIDTH);
+        let columns = WIDTH.min(self.width - panel * WIDTH);
         // SAFETY: the columns of a panel are touched by the task that has it alone, and by that row by row.
-        let output = |m| unsafe { self.to.slice_mut((first + m) * self.outputs + place.panel * WIDTH, columns) };
+        let output = |m| unsafe { self.to.slice_mut((first + m) * self.width + panel * WIDTH, columns) };
         let mut sums = [[simd.zero(); VECTORS]; M];
         for m in 0..M {
             match self.start {
-                _ if place.first > 0 => sums[m] = read(simd, output(m)),
-                Start::Zero => {}
-                Start::Bias(bias) => sums[m] = read(simd, &bias[place.panel * WIDTH..][..columns]),
+                Start::Zero | Start::Gated => {}
+                Start::Bias(bias) => sums[m] = read(simd, &bias[panel * WIDTH..][..columns]),
                 Start::There => sums[m] = read(simd, output(m)),
             }
         }
-        let sums = tile::<S, E, A, M, VECTORS, U>(simd, rows, lines, ahead, sums);
+        let passes = lines.len() / self.inputs;
+        let mut up = [[simd.zero(); VECTORS]; M];
+        for (pass, lines) in lines.chunks_exact(self.inputs).enumerate() {
+            let ahead = Ahead { lines: Ahead::share(ahead.lines, pass, passes).lines, step: ahead.step };
+            let result = tile::<S, E, M, VECTORS, U>(simd, rows, lines, ahead, if pass == 0 { sums } else { up });
+            *(if pass == 0 { &mut sums } else { &mut up }) = result;
+        }
+        if passes > 1 {
+            for m in 0..M {
+                for n in 0..VECTORS {
+                    sums[m][n] = simd.mul(silu(simd, sums[m][n]), up[m][n]);
+                }
+            }
+        }
         for m in 0..M {
             write(simd, sums[m], output(m));
         }
     }
+}
+
+/// `x / (1 + e⁻ˣ)`.
+#[inline(always)]
+fn silu<S: Simd>(simd: S, x: S::V) -> S::V {
+    simd.div(x, simd.add(simd.splat(1.0), simd.exp(simd.sub(simd.zero(), x))))
 }
 
 /// Reads up to [`WIDTH`] numbers, and zeros for what is missing.
@@ -374,28 +330,6 @@ fn write<S: Simd>(simd: S, vectors: [S::V; VECTORS], to: &mut [f32]) {
         simd.store(vector, numbers);
     }
     to.copy_from_slice(&copy[..to.len()]);
-}
-
-/// `to = silu(gate) · up`, the part of SwiGLU after its products (Shazeer 2020, <https://arxiv.org/abs/2002.05202>).
-struct Gate<'a> {
-    gate: &'a [f32],
-    up: &'a [f32],
-    to: &'a mut [f32],
-}
-
-impl Kernel for Gate<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let (gate, up) = (read(simd, self.gate), read(simd, self.up));
-        let mut gated = gate;
-        for n in 0..VECTORS {
-            let below = simd.add(simd.splat(1.0), simd.exp(simd.sub(simd.zero(), gate[n])));
-            gated[n] = simd.mul(simd.div(gate[n], below), up[n]);
-        }
-        write(simd, gated, self.to);
-    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@
 #![expect(unsafe_code, reason = "vector instructions, and slices that threads share; each use says why it is sound")]
 
 mod attention;
+#[cfg(test)]
+mod fixtures;
 mod matrix;
 mod pool;
 mod rows;

@@ -221,3 +221,7 @@ impl Drop for Pool {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "pool_tests.rs"]
+mod tests;

@@ -27,7 +27,9 @@ pub(crate) trait Simd: Copy {
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The larger of each two numbers; `b` where one is no number.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller of each two numbers; `b` where one is no number.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
@@ -57,12 +59,12 @@ pub(crate) trait Simd: Copy {
         x[0].max(x[4]).max(x[1].max(x[5])).max(x[2].max(x[6]).max(x[3].max(x[7])))
     }
 
-    /// eˣ, for x in -87..=88 and clamped to that; within 2 units in the last place.
+    /// eˣ, for x in -87..=88 and clamped to that, to 3e-7 of itself; no number for what is none.
     ///
     /// Splits x into n·ln 2 + r and takes a polynomial of r (Cephes' `expf`).
     #[inline(always)]
     fn exp(self, x: Self::V) -> Self::V {
-        let x = self.min(self.max(x, self.splat(-87.0)), self.splat(88.0));
+        let x = self.min(self.splat(88.0), self.max(self.splat(-87.0), x));
         let rounded = self.mul_add(x, self.splat(std::f32::consts::LOG2_E), self.splat(ROUNDER));
         let n = self.sub(rounded, self.splat(ROUNDER));
         // ln 2 in two parts, the first exact in products with n.
@@ -277,10 +279,11 @@ mod x86 {
     //! AVX2, FMA and F16C: Intel since 2013, AMD since 2015.
 
     use std::arch::x86_64::{
-        __m256, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm_storeu_si128, _mm256_add_epi32,
-        _mm256_add_ps, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
-        _mm256_cvtps_ph, _mm256_div_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps,
-        _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_ps,
+        __m256, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm_storeu_si128,
+        _mm256_add_epi32, _mm256_add_ps, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cvtepu16_epi32,
+        _mm256_cvtph_ps, _mm256_cvtps_ph, _mm256_div_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps,
+        _mm256_min_ps, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps,
+        _mm256_sub_ps,
     };
 
     use half::{bf16, f16};
@@ -293,7 +296,8 @@ mod x86 {
 
     impl Avx2 {
         pub(super) fn detect() -> Option<Self> {
-            let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+            let has =
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
             has.then_some(Self(()))
         }
 
@@ -391,7 +395,7 @@ mod x86 {
         #[inline(always)]
         fn prefetch<T>(self, from: &T) {
             // SAFETY: a prefetch reads nothing that the program sees; any address will do.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(from).cast()) }
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(from).cast()) }
         }
     }
 }

@@ -506,7 +506,11 @@ impl Config {
             return wrong("tier.burn.engine.step-tokens-max", &engine.step_tokens_max, &least);
         }
         if self.tier.kind == TierKind::Burn && model.as_os_str().is_empty() {
-            return wrong("tier.burn.model", &"\"\"", "must name the folder of a checkpoint, because tier.kind is \"burn\"");
+            return wrong(
+                "tier.burn.model",
+                &"\"\"",
+                "must name the folder of a checkpoint, because tier.kind is \"burn\"",
+            );
         }
         if self.tier.kind == TierKind::Openai
             && let Err(error) = self.tier.openai.check()

@@ -252,14 +252,13 @@ impl Staging<'_> {
 
     /// Gives every file its final name. While that goes on the folder has no record.
     fn put_in_place(&self, record: &Record) -> Result<(), ModelError> {
-        let io = |action, path: &Path| ModelError::io(action, path);
         let before = Installed::read(self.folder).ok().flatten();
         let path = self.folder.join(RECORD);
         remove_if_there(&path)?;
         for file in &record.files {
             let (from, to) = (self.partial_of(file), self.folder.join(&file.name));
             if from.exists() {
-                fs::rename(&from, &to).map_err(io("write", &to))?;
+                fs::rename(&from, &to).map_err(ModelError::io("write", &to))?;
             }
         }
         let gone = before.iter().flat_map(|before| &before.files);
@@ -270,8 +269,8 @@ impl Staging<'_> {
         let json = serde_json::to_vec_pretty(record)
             .map_err(|error| ModelError::Parse { path: path.clone(), source: Box::new(error) })?;
         let written = self.partial.join(RECORD);
-        fs::write(&written, json).map_err(io("write", &written))?;
-        fs::rename(&written, &path).map_err(io("write", &path))
+        fs::write(&written, json).map_err(ModelError::io("write", &written))?;
+        fs::rename(&written, &path).map_err(ModelError::io("write", &path))
     }
 }
 

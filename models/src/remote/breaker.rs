@@ -157,12 +157,12 @@ impl Pass {
 
 impl Drop for Pass {
     fn drop(&mut self) {
+        if self.is_told {
+            return;
+        }
         let mut inner = self.breaker.lock();
-        if let State::HalfOpen { probing } = &mut inner.state
-            && !self.is_told
-            && inner.generation == self.generation
-        {
-            *probing = false;
+        if inner.generation == self.generation && matches!(inner.state, State::HalfOpen { .. }) {
+            inner.state = State::HalfOpen { probing: false };
         }
     }
 }

@@ -68,12 +68,7 @@ impl Server {
     pub(crate) fn new(config: &RemoteConfig) -> Result<Self, ModelError> {
         let uri = uri_of(&config.base_url)?;
         let key = config.key()?;
-        let authorization = key.as_ref().map(|key| {
-            let mut value =
-                HeaderValue::try_from(key.bearer()).map_err(|_| unusable("the key does not fit into a header"))?;
-            value.set_sensitive(true);
-            Ok(value)
-        });
+        let authorization = key.as_ref().map(header_of).transpose()?;
         let mut http = HttpConnector::new();
         http.enforce_http(false);
         http.set_nodelay(true);
@@ -95,7 +90,7 @@ impl Server {
             response_bytes: config.response_bytes_max,
             line_bytes: config.line_bytes_max,
         };
-        Ok(Self { client, uri, key, authorization: authorization.transpose()?, limits })
+        Ok(Self { client, uri, key, authorization, limits })
     }
 
     /// Sends a request and hands out the text of the answer piece by piece. Cancel-safe in that dropping it ends everything.
@@ -313,6 +308,13 @@ pub(super) fn uri_of(base: &str) -> Result<Uri, ModelError> {
     }
     let whole = format!("{}/chat/completions", base.trim_end_matches('/'));
     whole.parse().map_err(|_| refused("is not an address"))
+}
+
+/// The `Authorization` header with a key, marked so that the client does not print it either.
+fn header_of(key: &Secret) -> Result<HeaderValue, ModelError> {
+    let mut value = HeaderValue::try_from(key.bearer()).map_err(|_| unusable("the key does not fit into a header"))?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 fn unusable(reason: impl Into<String>) -> ModelError {

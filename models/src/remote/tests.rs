@@ -130,13 +130,13 @@ fn status(status: u16, headers: &'static str) -> Step {
 
 #[test]
 fn an_answer_streams() {
-    let steps = vec![step(|exchange| exchange.answer(&["Within ", "30", " days."])), answer("Again.")];
+    let steps = vec![step(|exchange| exchange.answer(&["Within", " 30", " days."])), answer("Again.")];
     let bed = bed(steps, |config| config.temperature = Some(0.0));
     let usage = Usage { input_tokens: 11, output_tokens: 7 };
     let text = "Within 30 days.".to_owned();
     let whole = Answer { text, tier: Tier::Openai, sources: vec![Source::of(&found().chunk)], usage, grounded: true };
     let piece = |text: &str| Heard::Piece(text.to_owned());
-    assert_eq!(bed.hear("How long?"), [piece("Within "), piece("30"), piece(" days."), Heard::Done(whole)]);
+    assert_eq!(bed.hear("How long?"), [piece("Within"), piece(" 30"), piece(" days."), Heard::Done(whole)]);
     assert_eq!(bed.outcome("And now?").as_deref(), Ok("Again."));
     let asked = bed.server.requests();
     assert!(asked[0].head.starts_with("POST /v1/chat/completions HTTP/1.1\r\n"), "{}", asked[0].head);
@@ -169,7 +169,7 @@ fn borders_comments_and_line_ends_do_not_matter() {
     let bytewise = |stream: String| {
         step(move |exchange| {
             exchange.begin();
-            stream.as_bytes().chunks(1).for_each(|byte| drop(exchange.piece(byte)));
+            stream.as_bytes().chunks(1).for_each(|byte| assert!(exchange.piece(byte), "the client listens"));
             exchange.end();
         })
     };
@@ -206,9 +206,9 @@ fn what_servers_leave_out() {
         exchange.cut();
     });
     let bed = bed(vec![without_mark, without_length], |_| {});
-    assert_eq!(bed.outcome("?").as_deref(), Ok("Yes, "));
+    assert_eq!(bed.outcome("?").as_deref(), Ok("Yes,"));
     assert_eq!(bed.health.stats().cut_off, 1);
-    assert_eq!(bed.outcome("?").as_deref(), Ok("Yes, "));
+    assert_eq!(bed.outcome("?").as_deref(), Ok("Yes,"));
     assert_eq!(bed.health.stats().usage_estimated, 2, "the estimate is marked");
 }
 
@@ -365,7 +365,12 @@ fn rubbish_and_lies() {
     let chunk = || format!("{}{}", delta("Yes."), ending(1, 1));
     let whole = chunk();
     for (script, expected) in [
-        (step(|exchange| drop(exchange.raw("220 smtp.example.org ESMTP\r\n"))), "the answer broke off: "),
+        (
+            step(|exchange| {
+                exchange.raw("220 smtp.example.org ESMTP\r\n");
+            }),
+            "the answer broke off: ",
+        ),
         (
             step(|exchange| exchange.reply(200, "Content-Type: text/html\r\n", "<html>")),
             "not the expected protocol: the content type is \"text/html\", expected text/event-stream",
@@ -408,8 +413,8 @@ fn rubbish_and_lies() {
         ),
         (
             step(|exchange| {
-                let long = "x".repeat(100_000);
-                exchange.raw(format!("HTTP/1.1 200 OK\r\nX: {long}\r\n\r\n"));
+                exchange.raw("HTTP/1.1 200 OK\r\n");
+                while exchange.raw("X: no end of headers\r\n") {}
             }),
             "the answer broke off: ",
         ),
@@ -460,7 +465,7 @@ fn who_cancels_closes_the_connection() {
     let cancel = Cancel::new();
     let ask = |question: &str| TierRequest { cancel: cancel.clone(), ..request(question) };
     let first = submit(&bed.tier, Lane::Turn, ask("first")).expect("a place");
-    assert_eq!(first.recv(), Ok(Heard::Piece("Well, ".to_owned())));
+    assert_eq!(first.recv(), Ok(Heard::Piece("Well,".to_owned())));
     let waiting = submit(&bed.tier, Lane::Turn, ask("waiting")).expect("a place");
     assert_eq!((bed.tier.queued(), bed.health.stats().in_flight), (1, 1));
     let next = bed.ask("next");
@@ -487,12 +492,12 @@ fn a_deadline_is_kept_in_line_and_under_way() {
     });
     let bed = bed(vec![held, step(Exchange::wait_for_close)], |config| config.in_flight_max = 1);
     let first = bed.ask("first");
-    assert_eq!(first.recv(), Ok(Heard::Piece("Well, ".to_owned())));
+    assert_eq!(first.recv(), Ok(Heard::Piece("Well,".to_owned())));
     let hurried = || TierRequest { time_max: Some(Duration::from_millis(40)), ..request("hurried") };
     let late = Err("the answer was not complete within 40 ms".to_owned());
     assert_eq!(bed.outcome_of(&submit(&bed.tier, Lane::Turn, hurried()).expect("a place")), late);
     drop(release);
-    assert_eq!(bed.outcome_of(&first).as_deref(), Ok("Well, "));
+    assert_eq!(bed.outcome_of(&first).as_deref(), Ok("Well,"));
     assert_eq!(bed.outcome_of(&submit(&bed.tier, Lane::Turn, hurried()).expect("a place")), late);
 }
 

@@ -4,7 +4,6 @@
 //! are done. A job's callbacks are called there.
 
 use std::future::{Future, pending, poll_fn};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
@@ -212,7 +211,9 @@ async fn serve(shared: &Arc<Shared>, jobs: &mut mpsc::UnboundedReceiver<Work>) {
 async fn run(shared: Arc<Shared>, work: Work) {
     let Work { mut job, entry } = work;
     let (cancel, cancelled) = oneshot::channel();
-    job.request.cancel.on_cancel(move || drop(cancel.send(())));
+    job.request.cancel.on_cancel(move || {
+        let _already_ended = cancel.send(());
+    });
     let result = {
         let cancelled = async {
             if cancelled.await.is_err() {
@@ -229,24 +230,15 @@ async fn run(shared: Arc<Shared>, work: Work) {
         }
         // Whatever was under way ends here: its connection is closed and its slot is free before anybody is told.
     };
-    let result = match result {
-        Err(ModelError::Remote { source: RemoteFault::Timeout { phase: Phase::Total, .. }, .. }) => {
-            match job.lapsed(Instant::now()) {
-                Some(error) => Err(error),
-                None => result,
-            }
-        }
-        result => result,
-    };
     shared.counters.ended.ended(&result);
     notify(ENGINE, || (job.done)(result));
 }
 
 /// The future, whose panics are errors.
-fn without_panic<T>(
-    work: impl Future<Output = Result<T, ModelError>> + Send,
-) -> impl Future<Output = Result<T, ModelError>> + Send {
-    let mut work: Pin<Box<dyn Future<Output = Result<T, ModelError>> + Send>> = Box::pin(work);
+fn without_panic<'a, T: 'a>(
+    work: impl Future<Output = Result<T, ModelError>> + Send + 'a,
+) -> impl Future<Output = Result<T, ModelError>> + Send + 'a {
+    let mut work = Box::pin(work);
     poll_fn(move |context| match caught(ENGINE, || Ok(work.as_mut().poll(context))) {
         Ok(poll) => poll,
         Err(panicked) => Poll::Ready(Err(panicked)),
@@ -305,6 +297,10 @@ impl Shared {
                 slot.map_err(|_| ModelError::Stopped { what: ENGINE })?
             }
         };
+        // The slot may come from a job that the same customer gave up, before this one has heard of it.
+        if request.cancel.is_cancelled() {
+            return Err(ModelError::Cancelled);
+        }
         let _in_flight = InFlight::new(&self.counters.in_flight);
         let prompt = self.author.prompt(request, &Estimate, usize::MAX)?;
         let question = self.question(request, &prompt)?;
@@ -405,7 +401,10 @@ impl Shared {
         count(&self.counters.refused, reply.finish == Finish::Refused);
     }
 
-    fn failed(&self, source: RemoteFault) -> ModelError {
-        ModelError::Remote { server: self.config.base_url.clone(), source }
+    fn failed(&self, fault: RemoteFault) -> ModelError {
+        match fault {
+            RemoteFault::Timeout { phase: Phase::Total, limit_ms } => ModelError::Late { limit_ms: limit_ms.into() },
+            source => ModelError::Remote { server: self.config.base_url.clone(), source },
+        }
     }
 }

@@ -37,8 +37,8 @@ pub use axes::{AXES, principal_axes};
 pub use batch::{BatchBudget, plan_batches};
 pub use bert::BertConfig;
 pub use checkpoint::{
-    ChatMessage, ChatTemplate, Checkpoint, DecoderConfig, EMBEDDING, FINAL_NORM, Family, GenerationConfig, HEAD, Memory,
-    Numbers, Precision, RopeScaling, TensorSpec, Weights, layer_tensor,
+    ChatMessage, ChatTemplate, Checkpoint, DecoderConfig, EMBEDDING, FINAL_NORM, Family, GenerationConfig, HEAD,
+    Memory, Numbers, Precision, RopeScaling, TensorSpec, Weights, layer_tensor,
 };
 pub use contrast::{ContrastOptions, train_map};
 pub use cut::sentences;

@@ -58,8 +58,8 @@ pub use engine::{
 pub use error::ModelError;
 pub use extractive::{Extractive, ExtractiveConfig, SENTENCES_READ_MAX, Written};
 pub use generation::{
-    BurnConfig, BurnTier, GenerationBench, GenerationLimits, GenerationLoad, GenerationRun, GenerationStats, KeptPrecision,
-    PromptConfig, Sampling,
+    BurnConfig, BurnTier, GenerationBench, GenerationLimits, GenerationLoad, GenerationRun, GenerationStats,
+    KeptPrecision, PromptConfig, Sampling,
 };
 pub use hub::{Hub, Installed, InstalledFile, install, installed};
 pub use kernels::Instructions;

@@ -66,7 +66,13 @@ pub fn tier(config: &Config, encoder: &EncoderHandle) -> Result<TierHandle, Pipe
         }
         TierKind::Burn => {
             let scope = (config.scope.system_prompt.as_str(), config.scope.language.as_str());
-            BurnTier::open(&settings.burn, &settings.prompt, settings.sampling, scope, &ModelHome::new(default_home()?))?
+            BurnTier::open(
+                &settings.burn,
+                &settings.prompt,
+                settings.sampling,
+                scope,
+                &ModelHome::new(default_home()?),
+            )?
         }
         TierKind::Openai => {
             let (settings, prompt) = (settings.openai.clone(), settings.prompt.clone());

@@ -72,7 +72,9 @@ fn written(report: &Report, batch: usize) -> String {
         load.requests, load.prompt_tokens.0, load.prompt_tokens.1, load.answer_tokens.0, load.answer_tokens.1
     );
     let batches = format!("static batches of {batch}");
-    for (name, run) in [("one at a time", one_at_a_time), (batches.as_str(), static_batches), ("continuous", continuous)] {
+    for (name, run) in
+        [("one at a time", one_at_a_time), (batches.as_str(), static_batches), ("continuous", continuous)]
+    {
         text += &format!(
             "  {name:<22} {:>8.1} tokens/s  {:>5.2} x  {:>5.1} sequences a step  first token {:>8.0} ms median\n",
             run.answer_tokens_per_s,
@@ -88,7 +90,11 @@ fn written(report: &Report, batch: usize) -> String {
         without / with
     );
     let bytes = |bytes: u64| bytes as f64 / MIB;
-    text += &format!("Memory: weights {:.0} MiB, keys and values {:.0} MiB", bytes(report.weight_bytes), bytes(report.kv_bytes));
+    text += &format!(
+        "Memory: weights {:.0} MiB, keys and values {:.0} MiB",
+        bytes(report.weight_bytes),
+        bytes(report.kv_bytes)
+    );
     if let (Some(now), Some(before)) = (report.resident_bytes, report.resident_bytes_before) {
         text += &format!("; resident {:.0} MiB, {:.0} MiB of it before", bytes(now), bytes(before));
     }

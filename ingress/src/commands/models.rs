@@ -99,7 +99,8 @@ pub(super) fn verify(context: &Context, checkpoint: &str) -> Result<(), Failure>
         return verify_folder(context, &path);
     }
     match context.home()?.checkpoint_dir(checkpoint) {
-        Ok(folder) if folder.is_dir() => verify_folder(context, &folder),
+        // A pull that failed leaves a folder too, with nothing in its place yet.
+        Ok(folder) if folder.join("config.json").exists() => verify_folder(context, &folder),
         Ok(_) => Err(Failure::from(ModelError::MissingFile { path })
             .with_hint(format!("get it from the hub with: turnflow models pull {checkpoint}"))),
         Err(_) => Err(ModelError::MissingFile { path }.into()),

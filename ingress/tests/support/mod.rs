@@ -104,7 +104,8 @@ impl TestServer {
         let opener = Opener(gate.clone());
         let (set_up, at_gate) = (config.clone(), gate.clone());
         // Loading and importing block.
-        let pipeline = tokio::task::spawn_blocking(move || start_pipeline(&set_up, at_gate, replace)).await.expect("started");
+        let pipeline =
+            tokio::task::spawn_blocking(move || start_pipeline(&set_up, at_gate, replace)).await.expect("started");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let address = listener.local_addr().expect("bound");
         let (stop, stopped) = oneshot::channel();

@@ -157,5 +157,8 @@ fn memory_that_holds_nothing_is_refused() {
     let settings = BurnConfig { kv_bytes_max: 100, ..config("qwen2") };
     let checkpoint = Checkpoint::open(&settings.model).expect("a checkpoint");
     let error = load(&checkpoint, &settings, &home()).err().expect("too small").to_string();
-    assert!(error.starts_with("cannot take a step: 100 bytes for keys and values hold no block of 4 tokens"), "{error}");
+    assert!(
+        error.starts_with("cannot take a step: 100 bytes for keys and values hold no block of 4 tokens"),
+        "{error}"
+    );
 }

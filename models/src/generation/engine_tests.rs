@@ -141,7 +141,9 @@ fn what_is_written_does_not_depend_on_the_others() {
         assert_eq!((stats.sequences, stats.blocks_held), (0, 0), "{stats:?}");
         assert_eq!(stats.preemptions > 0, preempts, "{stats:?}");
         assert_eq!(stats.prompt_tokens_shared > 0, share_prefixes, "{stats:?}");
-        assert!(stats.sequences_stepped > 2 * stats.steps, "they were written together: {stats:?}");
+        // As many as memory holds.
+        let least = if preempts { stats.steps } else { 2 * stats.steps };
+        assert!(stats.sequences_stepped > least, "they were written together: {stats:?}");
     }
 }
 

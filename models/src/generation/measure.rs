@@ -113,7 +113,13 @@ impl GenerationBench {
     ///
     /// # Errors
     /// When the decoder fails, or the prompts do not fit it.
-    pub fn with_prefix(&self, prefix: usize, rest: usize, requests: usize, share: bool) -> Result<GenerationRun, ModelError> {
+    pub fn with_prefix(
+        &self,
+        prefix: usize,
+        rest: usize,
+        requests: usize,
+        share: bool,
+    ) -> Result<GenerationRun, ModelError> {
         let mut draws = fastrand::Rng::with_seed(1);
         let start: Vec<u32> = (0..prefix).map(|_| self.token(&mut draws)).collect();
         let plan = |_| {
@@ -128,8 +134,10 @@ impl GenerationBench {
     fn plans(&self, load: &GenerationLoad) -> Vec<Plan> {
         let mut draws = fastrand::Rng::with_seed(load.seed);
         let mut between = |(least, most): (usize, usize)| draws.usize(least.max(1)..=most.max(least.max(1)));
-        let lengths: Vec<_> = (0..load.requests).map(|_| (between(load.prompt_tokens), between(load.answer_tokens))).collect();
-        let plan = |(prompt, answer): (usize, usize)| plan((0..prompt).map(|_| self.token(&mut draws)).collect(), answer);
+        let lengths: Vec<_> =
+            (0..load.requests).map(|_| (between(load.prompt_tokens), between(load.answer_tokens))).collect();
+        let plan =
+            |(prompt, answer): (usize, usize)| plan((0..prompt).map(|_| self.token(&mut draws)).collect(), answer);
         lengths.into_iter().map(plan).collect()
     }
 

@@ -186,5 +186,6 @@ fn questions_about_the_same_share_the_beginning() {
         assert!(answered(&tier, request(question)).1.is_ok());
     }
     let stats = tier.generation().expect("a decoder");
-    assert!(stats.prompt_tokens_shared * 2 > stats.prompt_tokens, "{stats:?}");
+    // Of the second and the third, all whole blocks up to the question.
+    assert!(stats.prompt_tokens_shared * 3 > stats.prompt_tokens, "{stats:?}");
 }

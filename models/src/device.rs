@@ -24,8 +24,9 @@ use crate::error::ModelError;
 const ARGUMENT: &str = "--probe-device";
 /// What the child's answer begins with; drivers write to the same streams.
 const ANSWER: &str = "turnflow-device ";
-/// A driver that takes longer than this for one small product is no use; a software driver's first takes seven seconds.
-const PROBE_TIME_MAX: Duration = Duration::from_secs(60);
+/// A driver that takes longer than this for four numbers is no use; a software driver takes some seconds, and more beside
+/// other work.
+const PROBE_TIME_MAX: Duration = Duration::from_secs(120);
 /// Between two looks at whether the child has ended.
 const POLL_TIME: Duration = Duration::from_millis(10);
 /// Bytes kept of each of the child's streams.
@@ -249,9 +250,9 @@ mod gpu {
 
     use super::{DeviceChoice, Found, TriedDevice};
 
-    /// Chooses an adapter and computes a small product on it.
+    /// Chooses an adapter and squares four numbers on it.
     pub(super) fn try_out(choice: DeviceChoice, home: &Path) -> Result<Found, String> {
-        // One small product is not worth tuning for.
+        // This is not worth tuning for.
         configure(home, false);
         let adapters = Device::enumerate(DeviceType::Wgpu);
         let described = |index: usize| {
@@ -271,11 +272,12 @@ mod gpu {
         };
         let (name, gpu) = described(index);
         let device = &adapters[index];
-        let matrix = Tensor::<2>::from_data([[1.0_f32, 2.0], [3.0, 4.0]], (device, DType::F32));
-        let product = matrix.clone().matmul(matrix).try_into_data().map_err(|error| format!("{name}: {error:?}"))?;
-        let product: Vec<f32> = product.try_to_vec().map_err(|error| format!("{name}: {error:?}"))?;
-        if product != [7.0, 10.0, 15.0, 22.0] {
-            return Err(format!("{name} computes {product:?} where [7, 10, 15, 22] is right"));
+        // Number by number: a product of matrices would be tuned first.
+        let numbers = Tensor::<1>::from_data([1.0_f32, 2.0, 3.0, 4.0], (device, DType::F32));
+        let squares = (numbers.clone() * numbers).try_into_data().map_err(|error| format!("{name}: {error:?}"))?;
+        let squares: Vec<f32> = squares.try_to_vec().map_err(|error| format!("{name}: {error:?}"))?;
+        if squares != [1.0, 4.0, 9.0, 16.0] {
+            return Err(format!("{name} computes {squares:?} where [1, 4, 9, 16] is right"));
         }
         let half = device.supports_dtype(DType::F16);
         Ok(Found { index, name, gpu, half })

@@ -24,8 +24,9 @@ use crate::error::ModelError;
 const ARGUMENT: &str = "--probe-device";
 /// What the child's answer begins with; drivers write to the same streams.
 const ANSWER: &str = "turnflow-device ";
-/// A driver that takes longer than this for one small product is no use; a software driver's first takes seven seconds.
-const PROBE_TIME_MAX: Duration = Duration::from_secs(60);
+/// A driver that takes longer than this for four numbers is no use; a software driver takes some seconds, and more beside
+/// other work.
+const PROBE_TIME_MAX: Duration = Duration::from_secs(120);
 /// Between two looks at whether the child has ended.
 const POLL_TIME: Duration = Duration::from_millis(10);
 /// Bytes kept of each of the child's streams.
@@ -55,6 +56,8 @@ pub struct TriedDevice {
     pub name: String,
     /// Whether it is reached through wgpu.
     pub wgpu: bool,
+    /// Whether a GPU is behind it; without one, wgpu computes on the CPU, slowly.
+    pub gpu: bool,
     /// Whether it computes in half precision.
     pub half: bool,
     /// Why it is not the one that was asked for.
@@ -67,6 +70,7 @@ struct Found {
     /// Place among the adapters that wgpu lists.
     index: usize,
     name: String,
+    gpu: bool,
     half: bool,
 }
 
@@ -106,7 +110,7 @@ impl DeviceChoice {
 
 impl TriedDevice {
     fn cpu(fallback: Option<String>) -> Self {
-        Self { device: Device::flex(), name: "CPU".to_owned(), wgpu: false, half: false, fallback }
+        Self { device: Device::flex(), name: "CPU".to_owned(), wgpu: false, gpu: false, half: false, fallback }
     }
 }
 
@@ -240,53 +244,66 @@ mod gpu {
     use std::path::Path;
 
     use burn::tensor::{DType, Device, DeviceType, Tensor};
+    use cubecl_runtime::config::autotune::AutotuneLevel;
     use cubecl_runtime::config::cache::CacheConfig;
     use cubecl_runtime::config::{CubeClRuntimeConfig, RuntimeConfig};
 
     use super::{DeviceChoice, Found, TriedDevice};
 
-    /// Chooses an adapter and computes a small product on it.
+    /// Chooses an adapter and squares four numbers on it.
     pub(super) fn try_out(choice: DeviceChoice, home: &Path) -> Result<Found, String> {
-        keep_tuning(home);
+        // This is not worth tuning for.
+        configure(home, false);
         let adapters = Device::enumerate(DeviceType::Wgpu);
         let described = |index: usize| {
             let identity = adapters[index].identity();
             let name = identity.as_ref().map_or_else(|| "an adapter without a name".to_owned(), |it| it.name.clone());
             (name, identity.is_some_and(|identity| identity.physical.is_some()))
         };
-        let gpu = || (0..adapters.len()).find(|&index| described(index).1);
+        let first_gpu = || (0..adapters.len()).find(|&index| described(index).1);
         let none = || format!("there is no GPU among {} adapters", adapters.len());
         let index = match choice {
             DeviceChoice::Cpu => return Err("the CPU needs no trial".to_owned()),
             DeviceChoice::WgpuAt(number) if number < adapters.len() => number,
             DeviceChoice::WgpuAt(_) => return Err(format!("there are {} adapters, counted from 0", adapters.len())),
             DeviceChoice::Wgpu if adapters.is_empty() => return Err(none()),
-            DeviceChoice::Wgpu => gpu().unwrap_or(0),
-            DeviceChoice::Auto => gpu().ok_or_else(none)?,
+            DeviceChoice::Wgpu => first_gpu().unwrap_or(0),
+            DeviceChoice::Auto => first_gpu().ok_or_else(none)?,
         };
-        let (name, is_gpu) = described(index);
+        let (name, gpu) = described(index);
         let device = &adapters[index];
-        let matrix = Tensor::<2>::from_data([[1.0_f32, 2.0], [3.0, 4.0]], (device, DType::F32));
-        let product = matrix.clone().matmul(matrix).try_into_data().map_err(|error| format!("{name}: {error:?}"))?;
-        let product: Vec<f32> = product.try_to_vec().map_err(|error| format!("{name}: {error:?}"))?;
-        if product != [7.0, 10.0, 15.0, 22.0] {
-            return Err(format!("{name} computes {product:?} where [7, 10, 15, 22] is right"));
+        // Number by number: a product of matrices would be tuned first.
+        let numbers = Tensor::<1>::from_data([1.0_f32, 2.0, 3.0, 4.0], (device, DType::F32));
+        let squares = (numbers.clone() * numbers).try_into_data().map_err(|error| format!("{name}: {error:?}"))?;
+        let squares: Vec<f32> = squares.try_to_vec().map_err(|error| format!("{name}: {error:?}"))?;
+        if squares != [1.0, 4.0, 9.0, 16.0] {
+            return Err(format!("{name} computes {squares:?} where [1, 4, 9, 16] is right"));
         }
         let half = device.supports_dtype(DType::F16);
-        Ok(Found { index, name: if is_gpu { name } else { format!("{name}, a software driver") }, half })
+        Ok(Found { index, name, gpu, half })
     }
 
     /// Opens the adapter that the child has tried.
     pub(super) fn opened(found: &Found, home: &Path) -> Result<TriedDevice, String> {
-        keep_tuning(home);
+        configure(home, found.gpu);
         let adapters = Device::enumerate(DeviceType::Wgpu);
         let device = adapters.get(found.index).cloned().ok_or_else(|| format!("{} is gone", found.name))?;
-        Ok(TriedDevice { device, name: found.name.clone(), wgpu: true, half: found.half, fallback: None })
+        if !found.gpu {
+            tracing::warn!(driver = found.name, "wgpu has a software driver only, slower than the CPU by itself");
+        }
+        let name = found.name.clone();
+        Ok(TriedDevice { device, name, wgpu: true, gpu: found.gpu, half: found.half, fallback: None })
     }
 
-    fn keep_tuning(home: &Path) {
+    /// Where tuning is kept, and how much of it there is: a software driver takes a minute to compile what is compared.
+    fn configure(home: &Path, gpu: bool) {
         let mut config = CubeClRuntimeConfig::default().override_from_env();
         config.environment.path = CacheConfig::Directory(home.join("devices"));
+        if !gpu {
+            config.autotune.level = AutotuneLevel::Minimal;
+            config.autotune.bench.min_samples = 1;
+            config.autotune.bench.max_samples = 1;
+        }
         if !CubeClRuntimeConfig::try_set(config) {
             tracing::debug!("a device is in use already, tuning stays where it is");
         }

@@ -23,7 +23,7 @@ fn choices_are_read_and_written_alike() {
 
 #[test]
 fn an_answer_is_found_among_what_drivers_print() {
-    let found = Found { index: 2, name: "Card".to_owned(), half: true };
+    let found = Found { index: 2, name: "Card".to_owned(), gpu: true, half: true };
     let json = serde_json::to_string(&Ok::<_, String>(found.clone())).expect("written");
     let mut command = shell(&format!("echo 'WARNING: not a conformant driver'; echo '{ANSWER}{json}'; exit 1"));
     assert_eq!(ask(&mut command, PROBE_TIME_MAX), Ok(found));
@@ -67,7 +67,8 @@ fn a_child_that_hangs_is_ended() {
 #[test]
 fn the_cpu_needs_no_trial() {
     let tried = DeviceChoice::Cpu.resolve(Path::new("/nowhere")).expect("there is always a CPU");
-    assert_eq!((tried.name.as_str(), tried.wgpu, tried.half, tried.fallback), ("CPU", false, false, None));
+    assert_eq!((tried.name.as_str(), tried.wgpu, tried.gpu, tried.half), ("CPU", false, false, false));
+    assert_eq!(tried.fallback, None);
 }
 
 #[cfg(not(feature = "wgpu"))]

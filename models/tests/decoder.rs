@@ -8,7 +8,8 @@ use std::time::SystemTime;
 
 use burn::tensor::Device;
 use fixtures::{NAMES, difference, greedy, likeliest, open, step};
-use turnflow_models::{Checkpoint, PlainDecoder, Precision, Slice, StepModel};
+use serde::Deserialize;
+use turnflow_models::{ChatMessage, Checkpoint, PlainDecoder, Precision, Slice, StepModel};
 
 /// Relative to the largest logit of the row.
 const DIFFERENCE_MAX: f32 = 1e-4;
@@ -54,16 +55,36 @@ fn greedy_tokens_are_those_of_transformers() {
     }
 }
 
+/// The texts of a reference.
+#[derive(Deserialize)]
+struct Texts {
+    conversation: Vec<Message>,
+    /// The conversation as the template writes it.
+    rendered: String,
+    /// What the tokens of greedy decoding stand for.
+    text: String,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    role: String,
+    content: String,
+}
+
 #[test]
 fn text_becomes_tokens_and_tokens_text_as_in_transformers() {
     for name in NAMES {
         let (checkpoint, reference) = open(name);
-        let (chat, messages) = (checkpoint.chat.as_ref().expect("a chat template"), reference.messages());
+        let json = std::fs::read(fixtures::folder(name).join("reference.json")).expect("a reference");
+        let texts: Texts = serde_json::from_slice(&json).expect("texts");
+        let message = |it: Message| ChatMessage { role: it.role, content: it.content };
+        let messages: Vec<_> = texts.conversation.into_iter().map(message).collect();
+        let chat = checkpoint.chat.as_ref().expect("a chat template");
         let render = |count: usize| chat.render(&messages[..count], true, SystemTime::UNIX_EPOCH).expect("rendered");
-        assert_eq!(render(messages.len()), reference.rendered, "{name}");
+        assert_eq!(render(messages.len()), texts.rendered, "{name}");
         let encoded = checkpoint.tokenizer.encode_fast(render(2), false).expect("tokens");
         assert_eq!(encoded.get_ids(), reference.prompt, "{name}");
-        assert_eq!(checkpoint.tokenizer.decode(&reference.greedy, false).expect("text"), reference.text, "{name}");
+        assert_eq!(checkpoint.tokenizer.decode(&reference.greedy, false).expect("text"), texts.text, "{name}");
         assert_eq!((checkpoint.eos(), checkpoint.generation.top_k), ([2, 0].as_slice(), Some(20)), "{name}");
     }
 }

@@ -7,6 +7,7 @@
 //! Names and defaults are those of Hugging Face's transformers, of its versions 4 and 5.
 
 use std::f64::consts::TAU;
+use std::fmt::Display;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -253,22 +254,22 @@ impl File {
 
     /// Refuses what is not computed, and sizes that make no sense.
     fn check(&self, family: Family, path: &Path) -> Result<(), ModelError> {
-        let refuse = |field, found: String, expected: &str| refuse(path, field, found, expected.to_owned());
+        let refuse = |field, found: &str, expected: &str| refuse(path, field, found, expected.to_owned());
         debug_assert_eq!(self.model_type, family.name());
         let activation = self.hidden_act.as_deref().unwrap_or("silu");
         if activation != "silu" {
-            return Err(refuse("hidden_act", activation.to_owned(), "silu"));
+            return Err(refuse("hidden_act", activation, "silu"));
         }
         if let Some(quantised) = &self.quantization_config {
             let method = quantised.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
-            return Err(refuse("quantization_config", method.to_owned(), "weights in f32, f16 or bf16"));
+            return Err(refuse("quantization_config", method, "weights in f32, f16 or bf16"));
         }
         // Qwen 2 has its three biases without saying so; no other is computed.
         if self.attention_bias && family != Family::Qwen2 {
-            return Err(refuse("attention_bias", true.to_string(), "false"));
+            return Err(refuse("attention_bias", "true", "false"));
         }
         if self.mlp_bias {
-            return Err(refuse("mlp_bias", true.to_string(), "false"));
+            return Err(refuse("mlp_bias", "true", "false"));
         }
         let sizes = [
             ("hidden_size", self.hidden_size, SIZE_MAX),
@@ -279,7 +280,7 @@ impl File {
             ("max_position_embeddings", self.max_position_embeddings, SIZE_MAX),
         ];
         match sizes.into_iter().find(|(_, size, most)| !(1..=*most).contains(size)) {
-            Some((field, size, most)) => Err(refuse(field, size.to_string(), &format!("1 to {most}"))),
+            Some((field, size, most)) => Err(refuse(field, &size.to_string(), &format!("1 to {most}"))),
             None => Ok(()),
         }
     }
@@ -298,7 +299,7 @@ impl File {
         if let Some(flags) = &self.no_rope_layers {
             if flags.len() != layers {
                 let expected = format!("one number for each of {layers} layers");
-                return Err(refuse(path, "no_rope_layers", format!("{} numbers", flags.len()), expected));
+                return Err(refuse(path, "no_rope_layers", format!("{} numbers", flags.len()).as_str(), expected));
             }
             // Whatever the field's name says: 1 is a layer that is rotated.
             return Ok(flags.iter().map(|&flag| flag != 0).collect());
@@ -356,8 +357,7 @@ const SIZE_MAX: usize = 1 << 24;
 /// Most layers; the deepest models have some hundred.
 const LAYERS_MAX: usize = 1_000;
 
-#[expect(clippy::needless_pass_by_value, reason = "texts and numbers alike, made for this call")]
-fn refuse(path: &Path, field: &'static str, found: impl ToString, expected: String) -> ModelError {
+fn refuse(path: &Path, field: &'static str, found: impl Display + Copy, expected: String) -> ModelError {
     ModelError::Architecture { path: path.to_owned(), field, found: found.to_string(), expected }
 }
 

@@ -7,6 +7,10 @@
 use super::{Slice, StepShape};
 use crate::error::ModelError;
 
+/// Places are padded to a multiple of this: a GPU's kernels are compiled for how far a size can be divided, and odd
+/// sizes, of which a growing sequence has many, are the slowest.
+const KEYS_ROUNDED: usize = 16;
+
 /// One pass, ready to be turned into tensors.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Pass {
@@ -29,7 +33,7 @@ pub(super) struct Group {
     pub(super) sequences: usize,
     /// Rows of each.
     pub(super) queries: usize,
-    /// Places that each may look at: the longest sequence's length.
+    /// Places that each may look at: the longest sequence's length, rounded up.
     pub(super) keys: usize,
     /// The places in memory, `[sequences × keys]`.
     pub(super) slots: Vec<usize>,
@@ -86,7 +90,7 @@ impl Pass {
 impl Group {
     fn of<'a>(shape: &StepShape, members: impl Iterator<Item = &'a Slice<'a>> + Clone) -> Self {
         let length = |slice: &Slice<'_>| slice.position + slice.tokens.len();
-        let keys = members.clone().map(length).max().unwrap_or(0);
+        let keys = members.clone().map(length).max().unwrap_or(0).next_multiple_of(KEYS_ROUNDED);
         let mut group = Self { sequences: 0, queries: 0, keys, slots: Vec::new(), seen: Vec::new() };
         for slice in members {
             group.sequences += 1;
@@ -148,20 +152,29 @@ mod tests {
         assert_eq!(pass.positions, [1, 4, 3, 4, 5, 0, 1]);
         assert_eq!(pass.slots, [29, 12, 23, 8, 9, 0, 1]);
         assert_eq!(pass.wanted, [4, 0, 1]);
+        // The padding is a sequence's own first place.
+        let padded = |slots: &[usize]| [slots, vec![slots[0]; KEYS_ROUNDED - slots.len()].as_slice()].concat();
         let singles = Group {
             sequences: 2,
             queries: 1,
-            keys: 5,
-            // The shorter one's padding is its own first place.
-            slots: vec![28, 29, 28, 28, 28, 4, 5, 6, 7, 12],
+            keys: 16,
+            slots: [padded(&[28, 29]), padded(&[4, 5, 6, 7, 12])].concat(),
             seen: vec![2, 5],
         };
-        let first = Group { sequences: 1, queries: 3, keys: 6, slots: vec![20, 21, 22, 23, 8, 9], seen: vec![4, 5, 6] };
-        let second = Group { sequences: 1, queries: 2, keys: 2, slots: vec![0, 1], seen: vec![1, 2] };
-        assert!(singles.hides() && first.hides());
+        let first = padded(&[20, 21, 22, 23, 8, 9]);
+        let first = Group { sequences: 1, queries: 3, keys: 16, slots: first, seen: vec![4, 5, 6] };
+        let second = Group { sequences: 1, queries: 2, keys: 16, slots: padded(&[0, 1]), seen: vec![1, 2] };
+        assert!(singles.hides() && first.hides() && second.hides());
         assert_eq!(pass.groups, [singles, first, second]);
-        let alone = Pass::plan(&SHAPE, &slices[1..2]).expect("planned");
-        assert!(!alone.groups[0].hides());
+    }
+
+    #[test]
+    fn nothing_is_hidden_from_the_last_token_of_a_full_row() {
+        let shape = StepShape { context_max: 32, ..SHAPE };
+        let pass = Pass::plan(&shape, &[slice(&[1], 15, &[0, 1, 2, 3], true)]).expect("planned");
+        assert_eq!((pass.groups[0].keys, pass.groups[0].hides()), (16, false));
+        let pass = Pass::plan(&shape, &[slice(&[1, 2], 15, &[0, 1, 2, 3, 4], true)]).expect("planned");
+        assert_eq!((pass.groups[0].keys, pass.groups[0].hides()), (32, true));
     }
 
     #[test]

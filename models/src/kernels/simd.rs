@@ -22,7 +22,6 @@ pub(crate) trait Simd: Copy {
     fn load_f16(self, from: &[f16; LANES]) -> Self::V;
     fn load_bf16(self, from: &[bf16; LANES]) -> Self::V;
     fn store(self, v: Self::V, to: &mut [f32; LANES]);
-    fn store_f16(self, v: Self::V, to: &mut [f16; LANES]);
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
@@ -230,10 +229,6 @@ impl Simd for Portable {
         *to = v;
     }
     #[inline(always)]
-    fn store_f16(self, v: Self::V, to: &mut [f16; LANES]) {
-        *to = v.map(f16::from_f32);
-    }
-    #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {
         zip(a, b, |a, b| a + b)
     }
@@ -279,11 +274,10 @@ mod x86 {
     //! AVX2, FMA and F16C: Intel since 2013, AMD since 2015.
 
     use std::arch::x86_64::{
-        __m256, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm_storeu_si128,
-        _mm256_add_epi32, _mm256_add_ps, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cvtepu16_epi32,
-        _mm256_cvtph_ps, _mm256_cvtps_ph, _mm256_div_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps,
-        _mm256_min_ps, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps,
-        _mm256_sub_ps,
+        __m256, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_add_epi32, _mm256_add_ps, _mm256_castps_si256,
+        _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_div_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
+        _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32,
+        _mm256_storeu_ps, _mm256_sub_ps,
     };
 
     use half::{bf16, f16};
@@ -343,11 +337,6 @@ mod x86 {
         fn store(self, v: __m256, to: &mut [f32; LANES]) {
             // SAFETY: `self` proves the features; 32 bytes are written to a reference to 32.
             unsafe { _mm256_storeu_ps(to.as_mut_ptr(), v) }
-        }
-        #[inline(always)]
-        fn store_f16(self, v: __m256, to: &mut [f16; LANES]) {
-            // SAFETY: `self` proves the features; 16 bytes are written to a reference to 16, and every pattern is an `f16`.
-            unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
         }
         #[inline(always)]
         fn add(self, a: __m256, b: __m256) -> __m256 {

@@ -1,5 +1,7 @@
 //! A language model over gRPC: a conversation that streams while another client leaves, whose memory is free at once.
 
+#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::path::Path;

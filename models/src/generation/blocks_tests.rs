@@ -67,7 +67,9 @@ impl Model {
             Step::Adopt(index) => {
                 let Some(index) = who(index, self.sequences.len()) else { return };
                 let sequence = &mut self.sequences[index];
-                if sequence.read % BLOCK_TOKENS == 0 && sequence.read == sequence.table.tokens_chained(BLOCK_TOKENS) {
+                if sequence.read.is_multiple_of(BLOCK_TOKENS)
+                    && sequence.read == sequence.table.tokens_chained(BLOCK_TOKENS)
+                {
                     sequence.read += BLOCK_TOKENS * self.blocks.find(&mut sequence.table, &sequence.tokens);
                 }
             }

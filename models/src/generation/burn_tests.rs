@@ -70,10 +70,10 @@ fn plans() -> Vec<Plan> {
     let mut draws = fastrand::Rng::with_seed(11);
     let prefix: Vec<u32> = (0..30).map(|_| draws.u32(3..288)).collect();
     let plan = |number: u64| {
-        let mut prompt = if number % 2 == 0 { prefix.clone() } else { Vec::new() };
+        let mut prompt = if number.is_multiple_of(2) { prefix.clone() } else { Vec::new() };
         prompt.extend((0..draws.usize(1..24)).map(|_| draws.u32(3..288)));
         let warm = Sampling { temperature: 0.8, top_p: 0.9, seed: number, ..Sampling::GREEDY };
-        let sampling = if number % 4 == 0 { warm } else { Sampling::GREEDY };
+        let sampling = if number.is_multiple_of(4) { warm } else { Sampling::GREEDY };
         Plan { prompt, sampling, tokens_max: draws.usize(4..24), stop_tokens: [2].into() }
     };
     (0..12).map(plan).collect()

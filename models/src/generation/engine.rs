@@ -174,7 +174,11 @@ impl<W: Work> Engine<W> {
                 jobs.lane(lane).try_iter().for_each(|ticket| self.schedule.arrive(ticket));
             }
             // What is left of a defect of the engine itself.
-            if let Err(error) = caught(ENGINE, || Ok(self.turn())) {
+            let turned = caught(ENGINE, || {
+                self.turn();
+                Ok(())
+            });
+            if let Err(error) = turned {
                 tracing::error!(error = chain(&error), "the engine failed, and begins anew");
                 self.schedule.give_up(&Arc::new(error));
             }

@@ -104,10 +104,10 @@ fn plans() -> Vec<Plan> {
     let prefix: Vec<u32> = (0..17).map(|_| draws.u32(0..40)).collect();
     (0..24_u64)
         .map(|number| {
-            let mut prompt = if number % 3 == 0 { prefix.clone() } else { Vec::new() };
+            let mut prompt = if number.is_multiple_of(3) { prefix.clone() } else { Vec::new() };
             prompt.extend((0..draws.usize(1..20)).map(|_| draws.u32(0..40)));
             let warm = Sampling { temperature: 1.0, top_k: 10, seed: number, ..Sampling::GREEDY };
-            let sampling = if number % 2 == 0 { Sampling::GREEDY } else { warm };
+            let sampling = if number.is_multiple_of(2) { Sampling::GREEDY } else { warm };
             Plan { sampling, stop_tokens: [3, 4].into(), ..plan(&prompt, 1 + draws.usize(0..20)) }
         })
         .collect()
@@ -253,7 +253,8 @@ fn turns_go_before_the_background_and_take_its_place() {
 
 #[test]
 fn a_fault_ends_those_in_the_step_and_nobody_else() {
-    let faults: [(&str, fn() -> Result<(), ModelError>); 2] = [
+    type Fault = fn() -> Result<(), ModelError>;
+    let faults: [(&str, Fault); 2] = [
         ("panic in a decoder: as asked", || panic!("as asked")),
         ("cannot take a step: as asked", || Err(ModelError::Step { reason: "as asked".to_owned() })),
     ];

@@ -42,6 +42,9 @@ pub(super) const VOCABULARY: usize = 259;
 /// What a scripted decoder does, besides writing.
 pub(super) type Hook = Arc<dyn Fn(&[Slice<'_>]) -> Result<(), ModelError> + Send + Sync>;
 
+/// What comes after a text.
+pub(super) type Script = Arc<dyn Fn(&[u32]) -> u32 + Send + Sync>;
+
 /// A decoder whose memory holds, for each place, a digest of all tokens up to it: it refuses to read what was not written by
 /// the same tokens, and its logits depend on all of them.
 pub(super) struct Remembering {
@@ -49,7 +52,7 @@ pub(super) struct Remembering {
     memory: Vec<Option<u64>>,
     pub(super) hook: Hook,
     /// What it wants to write after a digest, if not anything.
-    pub(super) script: Option<Arc<dyn Fn(&[u32]) -> u32 + Send + Sync>>,
+    pub(super) script: Option<Script>,
     /// All tokens up to a digest.
     texts: std::collections::HashMap<u64, Vec<u32>>,
 }

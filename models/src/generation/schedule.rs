@@ -188,12 +188,12 @@ impl<W: Work> Schedule<W> {
         for &lane in Lane::ALL {
             while let Some(waiting) = self.waiting[lane as usize].pop_front() {
                 let begun = match waiting {
-                    Waiting::Begun(sequence) => Some(*sequence),
+                    Waiting::Begun(sequence) => Some(sequence),
                     Waiting::Fresh(ticket) => self.begin(ticket),
                 };
                 let Some(sequence) = begun else { continue };
                 if let Err(sequence) = self.place(sequence) {
-                    self.waiting[lane as usize].push_front(Waiting::Begun(Box::new(sequence)));
+                    self.waiting[lane as usize].push_front(Waiting::Begun(sequence));
                     // What nobody waits for does not overtake.
                     return;
                 }
@@ -202,7 +202,7 @@ impl<W: Work> Schedule<W> {
     }
 
     /// Has a job say what it wants. None when it is ended.
-    fn begin(&self, ticket: Arc<Ticket<W>>) -> Option<Sequence<W>> {
+    fn begin(&self, ticket: Arc<Ticket<W>>) -> Option<Box<Sequence<W>>> {
         let limit = self.shape.context_max.min(self.blocks.len() * self.shape.block_tokens);
         self.shared.left(ticket.lane);
         let plan = ticket.work(|work| {
@@ -222,7 +222,7 @@ impl<W: Work> Schedule<W> {
                 return None;
             }
         };
-        Some(Sequence {
+        Some(Box::new(Sequence {
             ticket,
             prompt: plan.prompt.len(),
             computed: 0,
@@ -233,11 +233,11 @@ impl<W: Work> Schedule<W> {
             stop_tokens: plan.stop_tokens,
             is_known: false,
             end: None,
-        })
+        }))
     }
 
     /// Gives a sequence blocks for all of its tokens, and those of the background have to yield to a turn.
-    fn place(&mut self, mut sequence: Sequence<W>) -> Result<(), Sequence<W>> {
+    fn place(&mut self, mut sequence: Box<Sequence<W>>) -> Result<(), Box<Sequence<W>>> {
         let lane = sequence.ticket.lane;
         loop {
             let found = self.blocks.find(&mut sequence.table, &sequence.tokens);
@@ -250,7 +250,7 @@ impl<W: Work> Schedule<W> {
                 sequence.computed = found * self.shape.block_tokens;
                 self.note(&mut sequence);
                 let place = self.running.partition_point(|other| other.rank() < sequence.rank());
-                self.running.insert(place, sequence);
+                self.running.insert(place, *sequence);
                 return Ok(());
             }
             self.blocks.release(&mut sequence.table);

@@ -77,14 +77,14 @@ async fn a_judgement_names_a_turn_counts_once_and_stops_an_answer() {
     assert!(nameless.message().starts_with("conversation_id: "), "{nameless}");
 
     assert_eq!(level(&ask(&mut client, "a", QUESTION).await), CacheLevel::Miss);
-    assert!(!judge(&mut client, "a", Judgement::Wrong).await.expect("known"), "it was no hit");
+    assert!(judge(&mut client, "a", Judgement::Good).await.expect("known"), "what it made is a hit for others");
     assert_eq!(level(&ask(&mut client, "b", SIMILAR).await), CacheLevel::Semantic);
     assert!(judge(&mut client, "b", Judgement::Good).await.expect("known"));
     assert!(!judge(&mut client, "b", Judgement::Wrong).await.expect("known"), "it was judged before");
     let hit = ask(&mut client, "c", SIMILAR).await;
     let evidence =
         hit.verdict.as_ref().and_then(|verdict| verdict.evidence.clone()).expect("a similar hit has evidence");
-    assert_eq!((level(&hit), evidence.audits, evidence.agreed), (CacheLevel::Semantic, 1, 1));
+    assert_eq!((level(&hit), evidence.audits, evidence.agreed), (CacheLevel::Semantic, 2, 2));
     assert!(judge(&mut client, "c", Judgement::Wrong).await.expect("known"));
     assert_eq!(level(&ask(&mut client, "d", SIMILAR).await), CacheLevel::Miss);
     drop((client, stop));

@@ -69,6 +69,10 @@ fn turnflow(args: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).expect("one line of JSON")
 }
 
+fn article() -> Value {
+    serde_json::json!({"id": "payment", "title": "Payment", "body": "You can pay by card."})
+}
+
 fn write_lines(path: &Path, lines: impl Iterator<Item = Value>) {
     std::fs::write(path, lines.map(|line| format!("{line}\n")).collect::<String>()).expect("written");
 }
@@ -81,7 +85,9 @@ fn a_verifier_is_fitted_judged_and_used() {
         texts.iter().map(move |text| serde_json::json!({"text": text, "label": label, "source": "shop"}))
     });
     write_lines(Path::new(&path("questions.jsonl")), labelled);
-    let fitted = turnflow(&["policy", "fit", &path("questions.jsonl"), "--out", &path("shop.verifier")]);
+    write_lines(Path::new(&path("kb.jsonl")), std::iter::once(article()));
+    let (questions, kb) = (path("questions.jsonl"), path("kb.jsonl"));
+    let fitted = turnflow(&["policy", "fit", &questions, "--kb", &kb, "--out", &path("shop.verifier")]);
     let (trained, calibrated) = (&fitted["questions_trained"], &fitted["questions_calibrated"]);
     assert_eq!(trained.as_u64().unwrap() + calibrated.as_u64().unwrap(), 32, "{fitted}");
     // So few questions cannot show that an error is small, and it says so.
@@ -122,15 +128,16 @@ fn bad_data_is_named() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("data.jsonl");
     std::fs::write(&path, "{\"text\": \"a\", \"label\": \"b\"}\n{\"text\": \"a\"}\n").expect("written");
-    let out = dir.path().join("out");
-    let output = Command::new(env!("CARGO_BIN_EXE_turnflow"))
-        .args(["policy", "fit"])
-        .arg(&path)
-        .arg("--out")
-        .arg(&out)
-        .output()
-        .expect("it runs");
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && error.contains("data.jsonl:2"), "{error}");
+    let (out, kb) = (dir.path().join("out"), dir.path().join("kb.jsonl"));
+    write_lines(&kb, std::iter::once(article()));
+    let fit = |kb: Option<&Path>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_turnflow"));
+        command.args(["policy", "fit"]).arg(&path).arg("--out").arg(&out);
+        let output = command.args(kb.into_iter().flat_map(|kb| [Path::new("--kb"), kb])).output().expect("it runs");
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert!(fit(Some(&kb)).contains("data.jsonl:2"), "{}", fit(Some(&kb)));
+    assert!(fit(None).contains("--kb is missing"), "{}", fit(None));
     assert!(!out.exists());
 }

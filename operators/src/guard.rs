@@ -20,8 +20,6 @@ impl Mentions {
         let normal: Vec<String> = words.iter().map(|word| fold(word)).collect();
         // Without a possessive ending.
         let folded: Vec<&str> = normal.iter().map(|word| word.trim_end_matches("'s").trim_end_matches('.')).collect();
-        // A text all in capitals says nothing by them.
-        let shouts = !text.contains(char::is_lowercase);
         let is_name = names(&words, &folded);
         let mention = |at: usize| {
             let beside_number = || {
@@ -29,7 +27,9 @@ impl Mentions {
                 numbered(at + 1) || at.checked_sub(1).is_some_and(numbered)
             };
             let is_month = MONTHS_AND_VERBS.contains(&folded[at]) && beside_number();
-            if is_name[at] || is_month { Some(folded[at].to_owned()) } else { mention(words[at], folded[at], shouts) }
+            let is_code = at.checked_sub(1).is_some_and(|before| CODED.contains(&folded[before])) && is_code(words[at]);
+            let must_agree = is_name[at] || is_month || is_code;
+            if must_agree { Some(folded[at].to_owned()) } else { mention(words[at], folded[at]) }
         };
         Self((0..words.len()).filter_map(mention).collect())
     }
@@ -156,22 +156,28 @@ fn fold(word: &str) -> String {
     word.nfkc().collect::<String>().to_lowercase().replace('’', "'")
 }
 
-/// Letters of a word in capitals that make it a code: fewer may be an abbreviation.
+/// What a code of letters alone follows.
+const CODED: &[&str] =
+    &["code", "voucher", "coupon", "order", "reference", "ref", "ticket", "number", "id", "sku", "model"];
+/// Letters of such a code at least: fewer may be an abbreviation.
 const CODE_LETTERS_MIN: usize = 4;
 
+/// Whether a word looks like a code of letters alone.
+fn is_code(word: &str) -> bool {
+    word.chars().count() >= CODE_LETTERS_MIN && word.chars().all(char::is_uppercase)
+}
+
 /// The word, given folded too, as far as it must agree; None for a word that may differ.
-fn mention(word: &str, folded: &str, shouts: bool) -> Option<String> {
+fn mention(word: &str, folded: &str) -> Option<String> {
     let letters = word.chars().filter(|c| c.is_alphabetic());
-    let is_capital = letters.clone().all(char::is_uppercase);
-    let is_id = word.contains(['-', '_']) && letters.clone().count() >= 3 && is_capital;
-    let is_code = !shouts && letters.count() >= CODE_LETTERS_MIN && is_capital;
+    let is_id = word.contains(['-', '_']) && letters.clone().count() >= 3 && letters.clone().all(char::is_uppercase);
     let numbered = folded.chars().any(char::is_numeric);
     let addressed = folded.contains('@') || folded.contains("://") || folded.starts_with("www.") || is_path(folded);
     // "twenty-six", "Mondays".
     let is_counted =
         |part: &str| COUNTS_AND_DAYS.contains(&part.trim_end_matches('s')) || COUNTS_AND_DAYS.contains(&part);
     let counted = folded.split('-').any(is_counted);
-    (numbered || addressed || counted || folded.starts_with('#') || is_id || is_code)
+    (numbered || addressed || counted || folded.starts_with('#') || is_id)
         .then(|| folded.trim_start_matches('#').to_owned())
 }
 
@@ -243,6 +249,7 @@ mod tests {
         agree("order １２３", "order 123");
         agree("invoice from Mr. Jones", "Mr Jones: his invoice");
         agree("WHERE IS MY PARCEL", "where is my parcel");
+        agree("cancel order NOW", "cancel order now");
         agree("the FAQ and the VAT", "the faq and the vat");
         assert!(Mentions::of("re-order my pre-order and/or wait").is_empty());
         assert!(Mentions::of("you may march on, sir").is_empty());

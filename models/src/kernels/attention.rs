@@ -329,8 +329,8 @@ impl Attend<'_> {
             scores.resize(ROWS * stride, 0.0);
         }
         let mut queries: [&[f32]; M] = [&[]; M];
-        for m in 0..M {
-            queries[m] = &self.rows[(task.row + token(m)) * shape.all() + head(m) * size..][..size];
+        for (m, query) in queries.iter_mut().enumerate() {
+            *query = &self.rows[(task.row + token(m)) * shape.all() + head(m) * size..][..size];
         }
         self.score::<S, E, M, U>(simd, layer, queries, scores, stride, longest);
         let mut shares: [&[f32]; M] = [&[]; M];

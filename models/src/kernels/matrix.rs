@@ -259,18 +259,18 @@ impl Product<'_> {
         ahead: Ahead<'_, E, VECTORS>,
     ) {
         let mut rows: [&[f32]; M] = [&[]; M];
-        for m in 0..M {
-            rows[m] = &self.rows[(first + m) * self.inputs..][..self.inputs];
+        for (m, row) in rows.iter_mut().enumerate() {
+            *row = &self.rows[(first + m) * self.inputs..][..self.inputs];
         }
         let columns = WIDTH.min(self.width - panel * WIDTH);
         // SAFETY: the columns of a panel are touched by the task that has it alone, and by that row by row.
         let output = |m| unsafe { self.to.slice_mut((first + m) * self.width + panel * WIDTH, columns) };
         let mut sums = [[simd.zero(); VECTORS]; M];
-        for m in 0..M {
+        for (m, sums) in sums.iter_mut().enumerate() {
             match self.start {
                 Start::Zero | Start::Gated => {}
-                Start::Bias(bias) => sums[m] = read(simd, &bias[panel * WIDTH..][..columns]),
-                Start::There => sums[m] = read(simd, output(m)),
+                Start::Bias(bias) => *sums = read(simd, &bias[panel * WIDTH..][..columns]),
+                Start::There => *sums = read(simd, output(m)),
             }
         }
         let passes = lines.len() / self.inputs;
@@ -287,8 +287,8 @@ impl Product<'_> {
                 }
             }
         }
-        for m in 0..M {
-            write(simd, sums[m], output(m));
+        for (m, sums) in sums.into_iter().enumerate() {
+            write(simd, sums, output(m));
         }
     }
 }

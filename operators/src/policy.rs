@@ -1,10 +1,10 @@
 //! The hit policy: when a cached answer may be served to a similar question.
 //!
 //! *Contract*: a hit needs three things. Both questions mention the same numbers, names and addresses
-//! ([guard](crate::guard)). The verifier finds it likely that one answer serves both, by as much as keeps the error of
-//! such hits below δ, which depends on what the knowledge base says of the two questions. And neither mood nor clock plays
-//! a part: the same pair is judged the same, unless audits asked for [more](crate::bound). Without a verifier a plain rule stands in for it, a cosine of at least a
-//! configured value, which promises nothing.
+//! ([guard](crate::guard)). Both are of a kind that the verifier was fitted to. And it finds it likely that one answer serves
+//! both, by as much as keeps the error of such hits below δ, which depends on what the knowledge base says of the two
+//! questions. The same pair is judged the same, unless audits asked for [more](crate::bound). Without a verifier a plain
+//! rule stands in for it, a cosine of at least a configured value, which promises nothing.
 
 use std::sync::Arc;
 
@@ -172,12 +172,10 @@ impl Policy {
             Refusal::Similarity => format!("{:.2} is required", self.similarity_min),
             Refusal::SwitchedOff => "audits found that too many of such hits were wrong".to_owned(),
             Refusal::Unfamiliar => {
-                let which = self.verifier.as_deref().zip(asked.profile.as_ref());
-                let is_this = which.is_some_and(|(verifier, profile)| !verifier.is_familiar(profile));
-                format!(
-                    "{} one is of a kind that the verifier was not fitted to",
-                    if is_this { "this" } else { "that" }
-                )
+                let verified = self.verified(asked, cached);
+                let is_this = verified.is_some_and(|(verifier, asked, _)| !verifier.is_familiar(asked));
+                let which = if is_this { "this" } else { "that" };
+                format!("{which} one is of a kind that the verifier was not fitted to")
             }
             Refusal::NoLevel(evidence) => {
                 format!("{evidence}, and without that no score keeps the error below {}", percent(self.delta))

@@ -256,4 +256,18 @@ mod tests {
         assert_eq!(about(&[found("a", 0.7), found("a", 0.5)]).as_deref(), Some("a"));
         assert_eq!(about(&[]), None);
     }
+
+    #[test]
+    fn what_the_verifier_was_not_fitted_to_is_refused() {
+        let verifier = Verifier::shop();
+        let mut vector = vec![0.0; verifier.dimension()];
+        vector[0] = 1.0;
+        let clarity = Clarity { relevance_min: 0.5, margin_min: 0.0 };
+        let policy = Policy::new(clarity, 0.0, Some(Arc::new(verifier)), 0.01);
+        let question = policy.prepare("explain photosynthesis", Some(&vector), ArticleId::new("a").ok());
+        let refusal = policy.judge(&question, &question, 1.0, [0.0; 2]).expect_err("not even to itself");
+        assert_eq!(refusal, Refusal::Unfamiliar);
+        let told = policy.explain(refusal, &question, &question, 1.0);
+        assert_eq!(told, "this one is of a kind that the verifier was not fitted to");
+    }
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One look-up of a similar question in other caches, over the vectors that the bench `lookup` wrote.
 
-usage: lookup_peers.py VECTORS.bin (pip install numpy hnswlib gptcache faiss-cpu)
+usage: lookup_peers.py VECTORS.bin (pip install numpy hnswlib gptcache faiss-cpu sqlalchemy)
 
 hnswlib: the index alone, with the settings of Turnflow's index, one thread. GPTCache: its `get` as shipped, with faiss and
 sqlite, an embedding function that looks the vector up, and the similarity that it evaluates by default.
@@ -39,6 +39,7 @@ def with_gptcache(entries, queries):
     from gptcache import Cache, Config
     from gptcache.adapter.api import get
     from gptcache.manager import CacheBase, VectorBase, get_data_manager
+    from gptcache.processor.pre import get_prompt
     from gptcache.similarity_evaluation.distance import SearchDistanceEvaluation
 
     folder = tempfile.mkdtemp()
@@ -50,6 +51,7 @@ def with_gptcache(entries, queries):
     )
     cache = Cache()
     cache.init(
+        pre_embedding_func=get_prompt,
         embedding_func=lambda text, **_: vectors[text],
         data_manager=manager,
         similarity_evaluation=SearchDistanceEvaluation(),

@@ -148,7 +148,7 @@ impl Flights {
         Self { sampler, ..self }
     }
 
-    /// Has a turn follow the question in flight that the policy thinks best of, or go on.
+    /// Has a turn follow the nearest question in flight whose answer the policy lets serve it, or go on.
     fn arrive(&mut self, ask: Box<Ask>, now_us: u64, out: &mut Vec<Step>) {
         let Some(vector) = ask.vector.clone().filter(|_| self.enabled && ask.may_read_cache()) else {
             return out.push(Ok(ask));

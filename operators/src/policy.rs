@@ -1,10 +1,10 @@
 //! The hit policy: when a cached answer may be served to a similar question.
 //!
 //! *Contract*: a hit needs three things. Both questions mention the same numbers, names and addresses
-//! ([guard](crate::guard)). The verifier finds it likely that one answer serves both, by as much as keeps the error of
-//! such hits below δ, which depends on what the knowledge base says of the two questions. And neither mood nor clock plays
-//! a part: the same pair is judged the same, unless audits asked for [more](crate::bound). Without a verifier a plain rule stands in for it, a cosine of at least a
-//! configured value, which promises nothing.
+//! ([guard](crate::guard)). Both are of a kind that the verifier was fitted to. And it finds it likely that one answer serves
+//! both, by as much as keeps the error of such hits below δ, which depends on what the knowledge base says of the two
+//! questions. The same pair is judged the same, unless audits asked for [more](crate::bound). Without a verifier a plain
+//! rule stands in for it, a cosine of at least a configured value, which promises nothing.
 
 use std::sync::Arc;
 
@@ -172,12 +172,10 @@ impl Policy {
             Refusal::Similarity => format!("{:.2} is required", self.similarity_min),
             Refusal::SwitchedOff => "audits found that too many of such hits were wrong".to_owned(),
             Refusal::Unfamiliar => {
-                let which = self.verifier.as_deref().zip(asked.profile.as_ref());
-                let is_this = which.is_some_and(|(verifier, profile)| !verifier.is_familiar(profile));
-                format!(
-                    "{} one is of a kind that the verifier was not fitted to",
-                    if is_this { "this" } else { "that" }
-                )
+                let verified = self.verified(asked, cached);
+                let is_this = verified.is_some_and(|(verifier, asked, _)| !verifier.is_familiar(asked));
+                let which = if is_this { "this" } else { "that" };
+                format!("{which} one is of a kind that the verifier was not fitted to")
             }
             Refusal::NoLevel(evidence) => {
                 format!("{evidence}, and without that no score keeps the error below {}", percent(self.delta))
@@ -257,5 +255,19 @@ mod tests {
         assert_eq!(about(&[found("a", 0.7), found("a", 0.65)]), None, "another may score as much as the last");
         assert_eq!(about(&[found("a", 0.7), found("a", 0.5)]).as_deref(), Some("a"));
         assert_eq!(about(&[]), None);
+    }
+
+    #[test]
+    fn what_the_verifier_was_not_fitted_to_is_refused() {
+        let verifier = Verifier::shop();
+        let mut vector = vec![0.0; verifier.dimension()];
+        vector[0] = 1.0;
+        let clarity = Clarity { relevance_min: 0.5, margin_min: 0.0 };
+        let policy = Policy::new(clarity, 0.0, Some(Arc::new(verifier)), 0.01);
+        let question = policy.prepare("explain photosynthesis", Some(&vector), ArticleId::new("a").ok());
+        let refusal = policy.judge(&question, &question, 1.0, [0.0; 2]).expect_err("not even to itself");
+        assert_eq!(refusal, Refusal::Unfamiliar);
+        let told = policy.explain(refusal, &question, &question, 1.0);
+        assert_eq!(told, "this one is of a kind that the verifier was not fitted to");
     }
 }

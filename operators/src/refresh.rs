@@ -101,17 +101,9 @@ pub struct Fallen {
 impl Fallen {
     /// The entry as it falls.
     #[must_use]
-    pub fn of(entry: &Remembered) -> Self {
-        Self {
-            key: entry.key.clone(),
-            question: entry.question.clone(),
-            vector: entry.basis.vector.clone(),
-            answer: entry.answer.clone(),
-            origin: entry.origin.clone(),
-            refreshed: entry.refreshed,
-            created_ms: entry.created_ms,
-            served: entry.served,
-        }
+    pub fn of(entry: Remembered) -> Self {
+        let Remembered { key, question, basis, answer, origin, refreshed, created_ms, served, .. } = entry;
+        Self { key, question, vector: basis.vector, answer, origin, refreshed, created_ms, served }
     }
 
     /// The question, as a turn that nobody waits for.
@@ -309,6 +301,6 @@ fn is_same(before: &Answer, after: &Answer) -> bool {
 
 /// Whether an answer rests on the article that the one before rested on first, where there was one.
 fn keeps_its_article(before: &Answer, after: &Answer) -> bool {
-    let first = |answer: &Answer| answer.sources.first().map(|source| source.article_id.clone());
-    first(before).is_none_or(|article| first(after) == Some(article))
+    let [first, now] = [before, after].map(|answer| answer.sources.first().map(|source| &source.article_id));
+    first.is_none() || first == now
 }

@@ -47,8 +47,8 @@ pub struct Remembered {
     pub served: u32,
     /// What audits and customers said of it.
     pub record: Record,
+    pub(crate) support: Arc<[ChunkKey]>,
     claim: u64,
-    support: Arc<[ChunkKey]>,
     bytes: usize,
     last_served: u64,
 }
@@ -189,6 +189,12 @@ impl Shard {
 
     /// Forgets an entry; None when it was not there.
     pub fn remove(&mut self, id: EntryId) -> Option<Forgotten> {
+        let Remembered { origin, claim, support, .. } = self.take(id)?;
+        Some(Forgotten { entry: id, origin, claim, support })
+    }
+
+    /// The same, with all that was kept of it.
+    pub fn take(&mut self, id: EntryId) -> Option<Remembered> {
         let entry = self.entries.remove(&id)?;
         self.all.take(&entry);
         if let Some(usage) = self.tenants.get_mut(&entry.origin.tenant) {
@@ -206,7 +212,7 @@ impl Shard {
                 self.by_vector.remove(&entry.key.scope);
             }
         }
-        Some(Forgotten { entry: id, origin: entry.origin, claim: entry.claim, support: entry.support })
+        Some(entry)
     }
 
     /// The answer to exactly this question, asked at a time in milliseconds; marks it as served.

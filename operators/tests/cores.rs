@@ -172,7 +172,11 @@ fn what_leans() {
     check("Yes.", true);
     check("no, the other order", true);
     check("Sounds good!", true);
+    check("Thanks, and how long does that take?", true);
+    check("how long until it's here?", true);
+    check("How much?", true);
     check("Thanks, that is all. Bye!", false);
+    check("Thanks, how do I return a kettle?", false);
     check("No thanks", false);
     check("How do I return a kettle?", false);
     check("is it possible to get refunds", false);
@@ -227,6 +231,20 @@ fn gather_waits_for_every_shard_in_any_order() {
             other => panic!("{other:?}"),
         }
     }
+    // Eight nearer ones that may not be served leave no place, in whichever shard they are.
+    let served_beside = |nearer: usize| {
+        let mut gather = Gather::new(2, true);
+        let mut out = Vec::new();
+        gather.push(asked(), 0, &mut out);
+        gather.push(reply(Some(candidate(5, 0.96)), None), 0, &mut out);
+        let request = RequestId { worker: 0, number: 1 };
+        let nearest = vec![0.97; nearer];
+        let found = Found { request, asker: 0, hit: None, withheld: None, near_miss: None, nearest };
+        gather.push(ToGather::Reply(Box::new(found)), 0, &mut out);
+        out[0].is_err()
+    };
+    assert_eq!([7, 8].map(served_beside), [true, false]);
+
     let mut gather = Gather::new(1, true);
     let mut out = Vec::new();
     gather.push(asked(), 0, &mut out);

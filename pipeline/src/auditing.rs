@@ -4,6 +4,7 @@
 //! workers, because only the one that has the entry in its shard can act on it: after one disagreement the entry is no longer
 //! served to similar questions, nor loaded after a restart; after two it is thrown away.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -13,11 +14,14 @@ use turnflow_operators::audit::{AuditStats, Audits, DISAGREEMENTS_MAX, Finding, 
 use turnflow_operators::bound::{BoundLimits, BoundStats, SharedBound};
 use turnflow_operators::message::{Purpose, QuestionKey};
 use turnflow_operators::validity::keeper::Proposal;
-use turnflow_state::{CacheLevel, TurnKey};
+use turnflow_state::{CacheEntry, CacheLevel, TurnKey};
 
 use crate::shared::Shared;
 use crate::validity::Driver;
 use crate::{Pipeline, PipelineError};
+
+/// Judgements of answers that are not cached yet, or never will be, that a worker remembers.
+const EARLY_MAX: usize = 1_024;
 
 /// What the workers are told of an entry.
 #[derive(Clone, Debug)]
@@ -101,13 +105,15 @@ impl Shared {
 pub(crate) struct Auditor {
     /// None when nothing is audited; customers judge all the same.
     audits: Option<Audits>,
+    /// What customers said of answers that are not here, oldest first: an answer is heard before it is cached.
+    early: VecDeque<(TurnKey, bool)>,
     barred: u64,
     thrown_away: u64,
 }
 
 impl Auditor {
     pub(crate) fn new(audits: Option<Audits>) -> Self {
-        Self { audits, barred: 0, thrown_away: 0 }
+        Self { audits, early: VecDeque::new(), barred: 0, thrown_away: 0 }
     }
 }
 
@@ -117,18 +123,28 @@ impl Driver {
         let shared = self.parts.shared.clone();
         let round = shared.audits.rounds.load(Ordering::Acquire);
         for told in shared.audits.told[self.worker].1.try_iter() {
-            let tested = match told {
-                Told::Tested(tested) => Some(tested),
+            match told {
+                Told::Tested(tested) => self.act_on(tested),
                 Told::Judged { origin, is_good } => {
                     let entry = self.parts.shard.borrow().made_by(&origin);
-                    entry.map(|entry| Tested { entry, agreed: Some(is_good) })
+                    match entry {
+                        Some(entry) => self.act_on(Tested { entry, agreed: Some(is_good) }),
+                        None => self.auditor.early.push_back((origin, is_good)),
+                    }
                 }
-            };
-            if let Some(tested) = tested {
-                self.act_on(tested);
             }
         }
+        let too_many = self.auditor.early.len().saturating_sub(EARLY_MAX);
+        self.auditor.early.drain(..too_many);
         round
+    }
+
+    /// Acts on what was said of an answer before it was cached.
+    pub(crate) fn kept(&mut self, entry: &CacheEntry) {
+        let place = self.auditor.early.iter().position(|(origin, _)| *origin == entry.origin);
+        if let Some((_, is_good)) = place.and_then(|place| self.auditor.early.remove(place)) {
+            self.act_on(Tested { entry: entry.id, agreed: Some(is_good) });
+        }
     }
 
     /// Records what was answered in full, and asks what is next. After everything that answers anew: what waits for that to
@@ -183,7 +199,7 @@ impl Driver {
     }
 
     fn publish_audits(&self, round: u64) {
-        let Auditor { audits, barred, thrown_away } = &self.auditor;
+        let Auditor { audits, barred, thrown_away, .. } = &self.auditor;
         let (pending, stats) =
             audits.as_ref().map_or_else(Default::default, |audits| (audits.pending(), audits.stats()));
         let shared = &self.parts.shared;

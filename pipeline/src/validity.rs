@@ -247,6 +247,8 @@ impl Driver {
             self.publish_stats();
         }
         self.store(&kept, forgotten);
+        // After the entries are written: one that was found wrong is deleted again.
+        kept.iter().for_each(|entry| self.kept(entry));
         has_new
     }
 

@@ -143,6 +143,20 @@ fn a_customer_who_finds_an_answer_wrong_stops_it() {
 }
 
 #[test]
+fn an_answer_that_is_found_wrong_at_once_is_not_served_to_similar_questions() {
+    at_each(
+        |config| config.audit.enabled = false,
+        |pipeline, _, _| async move {
+            ask(&pipeline, "a", QUESTION).await;
+            assert_eq!(pipeline.feedback(key("a"), false).await.expect("read"), Feedback::Counted);
+            assert_eq!(level(&ask(&pipeline, "b", QUESTION).await), CacheLevel::Exact, "it is cached by now");
+            assert_eq!(pipeline.stats().audit.barred, 1);
+            assert_eq!(level(&ask(&pipeline, "c", SIMILAR).await), CacheLevel::Miss);
+        },
+    );
+}
+
+#[test]
 fn too_many_wrong_hits_switch_similar_ones_off() {
     at_each(
         |config| config.audit.disagreement_max = 0.01,

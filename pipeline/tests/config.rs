@@ -53,6 +53,17 @@ fn errors_name_place_and_key() {
 }
 
 #[test]
+fn a_verifier_is_used_under_the_settings_that_it_was_fitted_with() {
+    let mut config = Config::defaults();
+    assert!(turnflow_pipeline::verifier(&config).expect("it fits").is_some());
+    config.policy.relevance_min = 0.25;
+    let error = turnflow_pipeline::verifier(&config).expect_err("it was fitted with another").to_string();
+    assert!(error.contains("\"shop\" was fitted with policy.relevance-min = 0.5, not 0.25"), "{error}");
+    config.policy.verifier = "none".into();
+    assert!(turnflow_pipeline::verifier(&config).expect("no verifier, no calibration").is_none());
+}
+
+#[test]
 fn the_models_own_defaults_are_the_same() {
     let config = Config::defaults();
     assert_eq!(config.encoder, turnflow_models::EncoderEngineConfig::default());

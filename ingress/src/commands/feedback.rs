@@ -30,7 +30,10 @@ pub(super) async fn run(context: &Context, args: FeedbackArgs) -> Result<(), Fai
     let mut client = ConversationsClient::new(connect(&address).await?);
     let response = client.feedback(request).await.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
     let counted = response.into_inner().counted;
-    let text =
-        if counted { "counted\n" } else { "not counted: no cached answer was served, or it was judged before\n" };
+    let text = if counted {
+        "counted\n"
+    } else {
+        "not counted: the answer has nothing to do with the caches, or it was judged before\n"
+    };
     context.print(&Given { counted }, text)
 }

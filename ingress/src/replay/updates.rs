@@ -227,6 +227,9 @@ mod tests {
             ["a", "new", "old", "why?"]
         );
         assert_eq!((edits[1].line, &edits[1].draft.content), (3, &None));
+        let mut unnamed = update();
+        unnamed.as_object_mut().expect("an object").remove("kind");
+        assert!(read(&unnamed.to_string()).expect("no kind is needed")[0].changes_content());
         for op in ["insert", "restore", "revert"] {
             let mut line = update();
             line["op"] = json!(op);

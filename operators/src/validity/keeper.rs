@@ -117,13 +117,13 @@ impl Keeper {
         // Evicted meanwhile, or told twice.
         match self.claims.remove(&claim)? {
             Claim::Kept(entry) => {
-                let mut shard = self.shard.borrow_mut();
-                self.effects.fallen.extend(shard.get(entry).map(Fallen::of));
-                let Forgotten { entry, origin, support, .. } = shard.remove(entry)?;
-                self.effects.withdrawn.push((claim, support));
+                let fallen = self.shard.borrow_mut().take(entry)?;
+                self.effects.withdrawn.push((claim, fallen.support.clone()));
                 self.effects.forgotten.push(entry);
                 self.stats.invalidated += 1;
-                Some(Invalidated { entry, origin })
+                let invalidated = Invalidated { entry, origin: fallen.origin.clone() };
+                self.effects.fallen.push(Fallen::of(fallen));
+                Some(invalidated)
             }
             Claim::Pending { since, support, proposal } => {
                 let Proposal { entry, stored, resolution, .. } = *proposal;

@@ -6,12 +6,11 @@
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Receiver, unbounded};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::pki_types::PrivateKeyDer;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Metadata, Subscriber, span};
 use turnflow_models::{Lane, PromptConfig, RemoteConfig, RemoteTier, TierHandle, TierRequest};
@@ -55,19 +54,21 @@ impl Subscriber for Recorder {
     fn exit(&self, _: &span::Id) {}
 }
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tls").join(name)
-}
-
-/// A server that speaks TLS, tells each request's head, and answers with these responses in turn.
-fn serve(responses: Vec<String>) -> (String, Receiver<String>) {
-    let certificates = CertificateDer::pem_file_iter(fixture("server.pem")).expect("a file").map(|c| c.expect("PEM"));
-    let key = PrivateKeyDer::from_pem_file(fixture("server.key")).expect("a key");
+/// A server that speaks TLS, tells each request's head, and answers with these responses in turn. The last is the certificate
+/// of the authority that vouches for it, in PEM.
+fn serve(responses: Vec<String>) -> (String, Receiver<String>, String) {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a certificate");
+    let key = KeyPair::generate().expect("a key");
+    let params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
+    let certificate = params.signed_by(&key, &authority).expect("a certificate");
+    let key = PrivateKeyDer::try_from(key.serialize_der()).expect("PKCS #8");
     let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .expect("versions")
         .with_no_client_auth()
-        .with_single_cert(certificates.collect(), key)
+        .with_single_cert(vec![certificate.der().clone()], key)
         .expect("a certificate");
     let config = Arc::new(config);
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -93,7 +94,7 @@ fn serve(responses: Vec<String>) -> (String, Receiver<String>) {
             let _sent = stream.get_mut().flush();
         }
     });
-    (format!("https://localhost:{port}/v1"), heads)
+    (format!("https://localhost:{port}/v1"), heads, authority.pem())
 }
 
 fn ask(tier: &TierHandle) -> Vec<String> {
@@ -120,7 +121,7 @@ fn the_key_is_sent_and_never_shown() {
     };
     // Where an error is cut off, half a key must not stay.
     let long = format!("{}{KEY}", " ".repeat(16 * 1024 - KEY.len() / 2));
-    let (base_url, heads) = serve(vec![
+    let (base_url, heads, authority) = serve(vec![
         error("401 Unauthorized", &format!("{{\"error\": {{\"message\": \"Incorrect API key provided: {KEY}.\"}}}}")),
         error("500 Whatever", &format!("bad Bearer {KEY}")),
         error("400 Bad Request", &long),
@@ -132,10 +133,11 @@ fn the_key_is_sent_and_never_shown() {
         )),
     ]);
     let dir = tempfile::tempdir().expect("a folder");
-    let path = dir.path().join("key");
+    let (path, ca) = (dir.path().join("key"), dir.path().join("ca.pem"));
     std::fs::write(&path, format!("{KEY}\n")).expect("a file");
+    std::fs::write(&ca, authority).expect("a file");
     let mut config = RemoteConfig::new(base_url, "m");
-    (config.key_file, config.ca_file, config.retries_max) = (Some(path), Some(fixture("authority.pem")), 0);
+    (config.key_file, config.ca_file, config.retries_max) = (Some(path), Some(ca), 0);
     (config.breaker_failures, config.first_token_ms_max) = (100, 10_000);
     let prompt = PromptConfig {
         prompt_tokens_max: 1000,
@@ -179,7 +181,7 @@ fn the_key_is_sent_and_never_shown() {
 
 #[test]
 fn an_authority_that_is_not_known_is_not_trusted() {
-    let (base_url, _heads) = serve(vec![]);
+    let (base_url, _heads, _authority) = serve(vec![]);
     let mut config = RemoteConfig::new(base_url, "m");
     config.retries_max = 0;
     let prompt = PromptConfig {
@@ -192,7 +194,9 @@ fn an_authority_that_is_not_known_is_not_trusted() {
     let start = |config: &RemoteConfig| RemoteTier::start(config.clone(), prompt.clone(), "", "en");
     let told = ask(&TierHandle::new(start(&config).expect("a tier")));
     assert!(told[0].contains("Connect") && told[0].contains("UnknownIssuer"), "{told:?}");
-    config.ca_file = Some(fixture("server.key"));
+    let key = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(key.path(), KeyPair::generate().expect("a key").serialize_pem()).expect("written");
+    config.ca_file = Some(key.path().to_owned());
     let error = start(&config).expect_err("no certificate in it");
     assert!(error.to_string().starts_with("cannot parse "), "{error}");
 }

@@ -1,21 +1,28 @@
 //! The decoder on weights that were trained elsewhere: the story tellers of llama2.c, whose files are converted here.
 //!
-//! Ignored unless asked for, since the files are not part of the project. `TURNFLOW_TINY_LLAMA` names a folder with
-//! `stories260K.bin` and `tok512.bin`.
+//! Skipped aloud unless `TURNFLOW_TINY_LLAMA` names a folder with `stories260K.bin` and `tok512.bin`, since these files are
+//! not part of the project.
 //!
 //! The format: <https://github.com/karpathy/llama2.c/blob/master/export.py>, the version without a number.
 
 #![expect(clippy::expect_used, reason = "a test says what it expected")]
 
+mod aloud;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::process::ExitCode;
 
 use burn::tensor::Device;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-use turnflow_models::{DecoderConfig, PlainDecoder, Precision, Slice, StepModel, Weights, layer_tensor};
+use turnflow_models::{
+    DecoderConfig, FusedDecoder, FusedOptions, PlainDecoder, Precision, Slice, StepModel, Weights, layer_tensor,
+};
 
 const BEGIN: u32 = 1;
+const BLOCKS: usize = 16;
+const BLOCK_TOKENS: usize = 16;
 
 /// A file of numbers, read from the front.
 struct Reader(std::vec::IntoIter<[u8; 4]>);
@@ -105,16 +112,9 @@ fn pieces(file: &Path) -> Vec<String> {
     pieces
 }
 
-#[test]
-#[ignore = "needs TURNFLOW_TINY_LLAMA, a folder with stories260K.bin and tok512.bin"]
-fn a_trained_model_tells_its_story() {
-    let source = PathBuf::from(std::env::var_os("TURNFLOW_TINY_LLAMA").expect("TURNFLOW_TINY_LLAMA names a folder"));
-    let folder = tempfile::tempdir().expect("a folder");
-    convert(&source.join("stories260K.bin"), folder.path());
-    let config = DecoderConfig::read(&folder.path().join("config.json")).expect("a configuration");
-    let weights = Weights::open(folder.path()).expect("weights");
-    let mut model = PlainDecoder::load(&config, &weights, &Device::flex(), Precision::F32, 16, 16).expect("a decoder");
-    let blocks: Vec<u32> = (0..16).rev().collect();
+/// The likeliest tokens after the first, as text.
+fn story(mut model: impl StepModel, pieces: &[String]) -> String {
+    let blocks: Vec<u32> = (0..BLOCKS as u32).rev().collect();
     let mut tokens = vec![BEGIN];
     let mut logits = Vec::new();
     while tokens.len() < 200 {
@@ -125,9 +125,27 @@ fn a_trained_model_tells_its_story() {
         let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).expect("logits").0;
         tokens.push(u32::try_from(best).expect("a token"));
     }
+    tokens[1..].iter().map(|&token| pieces[token as usize].as_str()).collect()
+}
+
+fn tells_its_story(source: &Path) {
+    let folder = tempfile::tempdir().expect("a folder");
+    convert(&source.join("stories260K.bin"), folder.path());
+    let config = DecoderConfig::read(&folder.path().join("config.json")).expect("a configuration");
+    let weights = Weights::open(folder.path()).expect("weights");
     let pieces = pieces(&source.join("tok512.bin"));
-    let text: String = tokens[1..].iter().map(|&token| pieces[token as usize].as_str()).collect();
-    println!("{text}");
-    let text = text.trim_start();
-    assert!(text.starts_with("Once upon a time, there was a little girl named Lily"), "{text}");
+    let plain = PlainDecoder::load(&config, &weights, &Device::flex(), Precision::F32, BLOCKS, BLOCK_TOKENS);
+    let told = story(plain.expect("a decoder"), &pieces);
+    println!("{told}");
+    assert!(told.trim_start().starts_with("Once upon a time, there was a little girl named Lily"), "{told}");
+    let fused = FusedDecoder::load(&config, &weights, FusedOptions::default(), BLOCKS, BLOCK_TOKENS);
+    assert_eq!(story(fused.expect("a decoder"), &pieces), told);
+}
+
+fn main() -> ExitCode {
+    aloud::run("a_trained_model_tells_its_story", || {
+        let source = std::env::var_os("TURNFLOW_TINY_LLAMA").ok_or("TURNFLOW_TINY_LLAMA names no folder")?;
+        tells_its_story(Path::new(&source));
+        Ok(())
+    })
 }

@@ -4,6 +4,7 @@
 
 #![expect(clippy::expect_used, reason = "a test says what it expected")]
 
+mod aloud;
 mod fixtures;
 
 use std::process::ExitCode;
@@ -21,26 +22,16 @@ fn main() -> ExitCode {
     if let Some(code) = probe_main() {
         return code;
     }
-    let mut filters = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).peekable();
-    if filters.peek().is_some() && !filters.any(|filter| NAME.contains(&filter)) {
-        return said("0 passed; 0 failed; 0 ignored");
-    }
-    println!("\nrunning 1 test");
-    let home = tempfile::tempdir().expect("a folder");
-    let tried = DeviceChoice::Wgpu.resolve(home.path()).expect("a device");
-    if let Some(reason) = tried.fallback {
-        println!("test {NAME} ... ignored, there is no adapter: {reason}");
-        return said("0 passed; 0 failed; 1 ignored");
-    }
-    println!("on {}, a GPU: {}, half precision: {}", tried.name, tried.gpu, tried.half);
-    compare(&tried);
-    println!("test {NAME} ... ok");
-    said("1 passed; 0 failed; 0 ignored")
-}
-
-fn said(result: &str) -> ExitCode {
-    println!("\ntest result: ok. {result}; 0 measured; 0 filtered out\n");
-    ExitCode::SUCCESS
+    aloud::run(NAME, || {
+        let home = tempfile::tempdir().expect("a folder");
+        let tried = DeviceChoice::Wgpu.resolve(home.path()).expect("a device");
+        if let Some(reason) = tried.fallback {
+            return Err(format!("there is no adapter: {reason}"));
+        }
+        println!("on {}, a GPU: {}, half precision: {}", tried.name, tried.gpu, tried.half);
+        compare(&tried);
+        Ok(())
+    })
 }
 
 fn compare(tried: &TriedDevice) {

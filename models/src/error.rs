@@ -292,6 +292,21 @@ pub enum ModelError {
         /// The bound.
         limit: usize,
     },
+    /// Settings that leave no prompt any room.
+    #[error(
+        "no question fits: {context} tokens less an answer of {answer} leave {room} for a prompt, which may have {prompt}, and the \
+         shortest has more: allow shorter answers, longer prompts or more memory for keys and values, or shorten the instructions"
+    )]
+    NoRoom {
+        /// Tokens of the longest text that the model and its memory take.
+        context: usize,
+        /// Tokens of the longest answer.
+        answer: usize,
+        /// Tokens that are left.
+        room: usize,
+        /// Tokens of the longest prompt that is configured.
+        prompt: usize,
+    },
     /// Nobody waits for the answer any more.
     #[error("cancelled: nobody waits for the answer")]
     Cancelled,
@@ -337,6 +352,23 @@ pub enum ModelError {
 }
 
 impl ModelError {
+    /// Whether there is nothing wrong but too much to do, here or at a remote server: later it may be answered.
+    #[must_use]
+    pub fn is_overload(&self) -> bool {
+        match self {
+            Self::Late { .. } | Self::Full { .. } => true,
+            Self::Remote { source, .. } => {
+                matches!(source, RemoteFault::Resting { .. } | RemoteFault::Status { status: 429 | 503, .. })
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether it comes with the load, or with what is asked, and needs nobody's attention.
+    pub(crate) fn is_expected(&self) -> bool {
+        self.is_overload() || matches!(self, Self::PromptTooLong { .. })
+    }
+
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { action, path, source }

@@ -59,7 +59,7 @@ pub use error::ModelError;
 pub use extractive::{Extractive, ExtractiveConfig, SENTENCES_READ_MAX, Written};
 pub use generation::{
     BurnConfig, BurnTier, GenerationBench, GenerationLimits, GenerationLoad, GenerationRun, GenerationStats,
-    KeptPrecision, PromptConfig, Sampling,
+    KeptPrecision, PromptConfig, Sampling, SamplingFrom,
 };
 pub use hub::{Hub, Installed, InstalledFile, install, installed};
 pub use kernels::Instructions;

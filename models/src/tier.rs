@@ -35,8 +35,10 @@ pub struct TierRequest {
     pub retrieved: Vec<ScoredChunk>,
     /// Most tokens of the answer; None for as many as the tier allows.
     pub tokens_max: Option<usize>,
-    /// How long the answer may take from when the request is handed in; None for as long as the tier allows.
+    /// How long the answer may take, what it has waited included; None for as long as the tier allows.
     pub time_max: Option<Duration>,
+    /// How long it has waited already when it is handed in.
+    pub waited: Duration,
     /// Tells that nobody waits for the answer any more.
     pub cancel: Cancel,
 }
@@ -52,6 +54,7 @@ impl TierRequest {
             retrieved,
             tokens_max: None,
             time_max: None,
+            waited: Duration::ZERO,
             cancel: Cancel::new(),
         }
     }
@@ -72,6 +75,8 @@ pub type AnswerDone = Box<dyn FnOnce(Result<Answer, ModelError>) + Send>;
 pub struct TierJob {
     /// The question.
     pub request: TierRequest,
+    /// When it was asked.
+    since: Instant,
     /// When the answer must be complete.
     pub deadline: Option<Instant>,
     /// Hears every piece.
@@ -84,14 +89,16 @@ impl TierJob {
     /// A job that is handed in now.
     #[must_use]
     pub fn new(request: TierRequest, on_delta: OnDelta, done: AnswerDone) -> Self {
-        let deadline = request.time_max.and_then(|time_max| Instant::now().checked_add(time_max));
-        Self { request, deadline, on_delta, done }
+        let now = Instant::now();
+        let since = now.checked_sub(request.waited).unwrap_or(now);
+        let deadline = request.time_max.and_then(|time_max| since.checked_add(time_max));
+        Self { request, since, deadline, on_delta, done }
     }
 
-    /// The same with no more time than this from now on.
+    /// The same with no more time than this since it was asked.
     #[must_use]
     pub fn within(mut self, time_max: Duration) -> Self {
-        let limit = Instant::now().checked_add(time_max);
+        let limit = self.since.checked_add(time_max);
         if limit.is_some_and(|limit| self.deadline.is_none_or(|deadline| limit < deadline)) {
             (self.deadline, self.request.time_max) = (limit, Some(time_max));
         }
@@ -223,6 +230,10 @@ impl TierCounters {
         let counter = match result {
             Ok(_) => &self.answered,
             Err(ModelError::Cancelled) => &self.cancelled,
+            Err(error) if error.is_expected() => {
+                tracing::warn!(error = chain(error), "a tier gave no answer");
+                &self.failed
+            }
             Err(error) => {
                 tracing::error!(error = chain(error), "a tier failed");
                 &self.failed

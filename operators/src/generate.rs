@@ -5,6 +5,7 @@
 //! that leans on the conversation is not offered to the cache; one that was not found in the knowledge base only for the same words.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use turnflow_models::{Cancel, Lane, ModelError, TierHandle, TierRequest};
 use turnflow_state::{
@@ -93,7 +94,8 @@ impl<G: Generator, C: Clients> Generate<G, C> {
             if std::mem::take(&mut ask.void) {
                 out.push(piece_of(&ask, TurnEvent::Restart));
             }
-            let started = self.jobs.start(ask, |ask, report| generator.generate(lane, request(ask, clients), report));
+            let started =
+                self.jobs.start(ask, |ask, report| generator.generate(lane, request(ask, clients, now_us), report));
             if let Err(mut ask) = started {
                 // Its wait goes on: what was booked above is booked again, in full, when it starts.
                 ask.latency.clear(StageName::Prioritise);
@@ -106,12 +108,17 @@ impl<G: Generator, C: Clients> Generate<G, C> {
     }
 }
 
-fn request(ask: &Ask, clients: &impl Clients) -> TierRequest {
+fn request(ask: &Ask, clients: &impl Clients, now_us: u64) -> TierRequest {
     let (question, vector) = (ask.turn.text.clone(), ask.vector.clone().unwrap_or_default());
     let history = if ask.leans { ask.history.clone() } else { Vec::new() };
     // What is asked in the background, nobody waits for anyway.
-    let cancel = if ask.purpose.is_background() { Cancel::new() } else { clients.cancel(ask.request) };
-    TierRequest { history, cancel, ..TierRequest::new(question, vector, ask.retrieved.clone()) }
+    let (cancel, waited_us) = if ask.purpose.is_background() {
+        (Cancel::new(), 0)
+    } else {
+        (clients.cancel(ask.request), now_us.saturating_sub(ask.admitted_us))
+    };
+    let waited = Duration::from_micros(waited_us);
+    TierRequest { history, cancel, waited, ..TierRequest::new(question, vector, ask.retrieved.clone()) }
 }
 
 impl<G: Generator, C: Clients> Stage for Generate<G, C> {
@@ -164,10 +171,16 @@ fn ended(ask: Box<Ask>, result: Option<Generated>, chunks_wanted: usize) -> Outc
         Some(Err(ModelError::Late { .. })) => {
             ungenerated(ask, TurnErrorKind::Overloaded, "no answer could be written in time")
         }
-        Some(Err(error)) => {
-            tracing::error!(error = &error as &dyn std::error::Error, "a tier failed to answer");
-            ungenerated(ask, TurnErrorKind::Internal, "no answer could be written")
+        Some(Err(ModelError::PromptTooLong { tokens, limit })) => {
+            let message =
+                format!("the question has too many tokens: with what goes with it {tokens}, at most {limit} fit");
+            ungenerated(ask, TurnErrorKind::Invalid, &message)
         }
+        Some(Err(error)) if error.is_overload() => {
+            ungenerated(ask, TurnErrorKind::Overloaded, "no answer can be written at present")
+        }
+        // The tier has told the log why.
+        Some(Err(_)) => ungenerated(ask, TurnErrorKind::Internal, "no answer could be written"),
         None => ungenerated(ask, TurnErrorKind::Internal, "no answer could be written"),
     }
 }

@@ -39,6 +39,9 @@ pub(super) fn generate(context: &Context, args: &BenchGenerateArgs) -> Result<()
         return Err(Failure::usage(missing).with_hint("name a folder with --model"));
     }
     let resident_bytes_before = resident_bytes();
+    if args.requests == 0 {
+        return Err(Failure::usage(anyhow::anyhow!("--requests 0: there is nothing to measure")));
+    }
     let bench = GenerationBench::open(&config, &context.home()?)
         .with_context(|| format!("cannot open the checkpoint {}", config.model.display()))?;
     let range = |most: usize| (most.div_ceil(8), most);
@@ -46,7 +49,12 @@ pub(super) fn generate(context: &Context, args: &BenchGenerateArgs) -> Result<()
     let load = GenerationLoad { requests: args.requests, prompt_tokens, answer_tokens, seed: 1 };
     // The first run touches all memory; its figures are thrown away.
     bench.in_batches(&GenerationLoad { requests: 1, ..load }, 1)?;
-    let with_prefix = |share| bench.with_prefix(args.prefix_tokens, OWN_TOKENS, SHARING, share);
+    let with_prefix = |share| {
+        let run = bench.with_prefix(args.prefix_tokens, OWN_TOKENS, SHARING, share);
+        run.with_context(|| format!("cannot measure prompts that share {} tokens", args.prefix_tokens))
+    };
+    // What may not fit comes first.
+    let (unshared, shared) = (with_prefix(false)?, with_prefix(true)?);
     let (weight_bytes, kv_bytes) = bench.bytes();
     let report = Report {
         one_at_a_time: bench.in_batches(&load, 1)?,
@@ -54,8 +62,8 @@ pub(super) fn generate(context: &Context, args: &BenchGenerateArgs) -> Result<()
         continuous: bench.continuously(&load)?,
         load,
         prefix_tokens: args.prefix_tokens,
-        unshared: with_prefix(false)?,
-        shared: with_prefix(true)?,
+        unshared,
+        shared,
         weight_bytes,
         kv_bytes,
         resident_bytes: resident_bytes(),
@@ -83,7 +91,9 @@ fn written(report: &Report, batch: usize) -> String {
             median(&run.first_token_ms),
         );
     }
-    let (without, with) = (median(&unshared.first_token_ms), shared.first_token_ms.first().copied().unwrap_or(0.0));
+    // The slowest is the first, which found nothing.
+    let found = shared.first_token_ms.split_last().map_or(&[][..], |(_, found)| found);
+    let (without, with) = (median(&unshared.first_token_ms), median(found));
     text += &format!(
         "A shared beginning of {} tokens: first token after {without:.1} ms without sharing, {with:.1} ms with it ({:.1} x)\n",
         report.prefix_tokens,

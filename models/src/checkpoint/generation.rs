@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::config::Ids;
 use super::{parse, read_small};
 use crate::error::ModelError;
+use crate::generation::Sampling;
 
 /// What a checkpoint suggests; what it does not say is none.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -71,6 +72,24 @@ impl GenerationConfig {
     }
 }
 
+impl GenerationConfig {
+    /// The suggestion, with the draws of a seed.
+    #[must_use]
+    pub fn sampling(&self, seed: u64) -> Sampling {
+        let repetition_penalty = self.repetition_penalty.unwrap_or(1.0);
+        if !self.sample {
+            return Sampling { repetition_penalty, seed, ..Sampling::GREEDY };
+        }
+        Sampling {
+            temperature: self.temperature.unwrap_or(1.0),
+            top_k: self.top_k.unwrap_or(0),
+            top_p: self.top_p.filter(|&share| share > 0.0).unwrap_or(1.0),
+            repetition_penalty,
+            seed,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,6 +115,10 @@ mod tests {
             top_p: Some(0.95),
             repetition_penalty: Some(1.1),
         };
+        let drawn = Sampling { temperature: 0.6, top_k: 20, top_p: 0.95, repetition_penalty: 1.1, seed: 3 };
+        assert_eq!(expected.sampling(3), drawn);
+        let likeliest = GenerationConfig { sample: false, ..expected.clone() };
+        assert_eq!(likeliest.sampling(3), Sampling { repetition_penalty: 1.1, seed: 3, ..Sampling::GREEDY });
         assert_eq!(full, Ok(expected));
         let short = GenerationConfig { eos: vec![2], ..GenerationConfig::default() };
         assert_eq!(read(r#"{"eos_token_id": 2, "top_k": 0, "temperature": null}"#), Ok(short));

@@ -183,6 +183,10 @@ impl Blocks {
     /// sequence was faster, its block takes the place of this one's.
     pub(crate) fn publish(&mut self, table: &mut Table, tokens: &[u32], computed: usize) {
         while self.sharing && (table.chained + 1) * self.block_tokens <= computed {
+            if table.chained > 0 && !self.published.contains_key(&table.chain) {
+                // What comes before was forgotten: nothing would find it.
+                break;
+            }
             let own = &tokens[table.chained * self.block_tokens..][..self.block_tokens];
             let (before, chain) = (table.chain, table.chain.then(own));
             match self.lookup(before, chain, own) {
@@ -196,6 +200,13 @@ impl Blocks {
             }
             (table.chained, table.chain) = (table.chained + 1, chain);
         }
+    }
+
+    /// Forgets what is published, so that none of it is found again: what is in it may be wrong. Whoever holds it keeps it.
+    pub(crate) fn forget(&mut self) {
+        self.published.clear();
+        self.slots.iter_mut().for_each(|slot| slot.content = None);
+        self.free.extend(std::mem::take(&mut self.idle).into_values());
     }
 
     /// Gives back all blocks of a table.

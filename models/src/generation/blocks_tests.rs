@@ -17,6 +17,8 @@ enum Step {
     Adopt(usize),
     /// One of them ends.
     End(usize),
+    /// What is published is forgotten.
+    Forget,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -27,6 +29,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         (any::<usize>(), 1..5_usize).prop_map(|(who, count)| Step::Read(who, count)),
         any::<usize>().prop_map(Step::Adopt),
         any::<usize>().prop_map(Step::End),
+        Just(Step::Forget),
     ];
     proptest::collection::vec(step, 1..120)
 }
@@ -77,6 +80,10 @@ impl Model {
                 let Some(index) = who(index, self.sequences.len()) else { return };
                 let mut sequence = self.sequences.swap_remove(index);
                 self.blocks.release(&mut sequence.table);
+            }
+            Step::Forget => {
+                self.blocks.forget();
+                assert_eq!((self.blocks.kept(), self.blocks.published.len()), (0, 0));
             }
         }
     }

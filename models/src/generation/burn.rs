@@ -1,7 +1,6 @@
 //! The tier `burn`: a checkpoint in a folder, opened and run in this process.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,12 +16,11 @@ use crate::checkpoint::{Checkpoint, Memory, Precision};
 use crate::decoder::{FusedDecoder, FusedOptions, PlainDecoder, Slice, StepModel};
 use crate::device::DeviceChoice;
 use crate::error::ModelError;
+use crate::hub::RECORD;
 use crate::kernels::Instructions;
 use crate::tier::TierHandle;
 use crate::weights::ModelHome;
 
-/// Of each end of a weights file, so many bytes tell it from others.
-const IDENTITY_BYTES: u64 = 1 << 20;
 /// Tokens of the first prompt, which nobody waits for: kernels are compiled and memory is touched.
 const WARM_UP_TOKENS: usize = 16;
 
@@ -52,6 +50,17 @@ impl KeptPrecision {
     }
 }
 
+/// Who says how tokens are chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SamplingFrom {
+    /// The settings.
+    #[default]
+    Settings,
+    /// The checkpoint's `generation_config.json`; the settings' seed all the same.
+    Checkpoint,
+}
+
 /// Which checkpoint answers, and with what.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -74,6 +83,8 @@ pub struct BurnConfig {
     pub answer_ms_max: u64,
     /// Texts that end an answer, besides the model's own tokens for that.
     pub stop_strings: Vec<String>,
+    /// Who says how tokens are chosen.
+    pub sampling: SamplingFrom,
     /// The engine.
     pub engine: GenerationLimits,
 }
@@ -126,6 +137,10 @@ impl BurnTier {
         let (mut checkpoint, model, kind) = loaded;
         let dialect = Dialect::of(&mut checkpoint)?;
         let (system_prompt, language) = scope;
+        let sampling = match config.sampling {
+            SamplingFrom::Settings => sampling,
+            SamplingFrom::Checkpoint => checkpoint.generation.sampling(sampling.seed),
+        };
         let voice = Voice {
             author: Arc::new(Author::new(prompt.clone(), system_prompt, language)),
             dialect,
@@ -203,29 +218,23 @@ fn warm_up(model: &mut dyn StepModel) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// A digest of a checkpoint: of its settings and vocabulary in full, of its weights the sizes and both ends of each file.
+/// A digest of a checkpoint: of its settings, vocabulary and weights.
 fn identity(folder: &Path) -> Result<String, ModelError> {
-    let mut hasher = blake3::Hasher::new();
     let entries = std::fs::read_dir(folder).map_err(ModelError::io("list", folder))?;
     let mut files: Vec<PathBuf> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
     files.retain(|file| {
-        let is_weights = file.extension().is_some_and(|end| end == "safetensors");
-        is_weights || file.extension().is_some_and(|end| end == "json" || end == "jinja")
+        let is_kind = file.extension().is_some_and(|end| end == "safetensors" || end == "json" || end == "jinja");
+        // How it was pulled changes no answer.
+        is_kind && file.file_name().is_some_and(|name| name != RECORD)
     });
     files.sort();
+    let mut hasher = blake3::Hasher::new();
     for path in files {
-        let failed = |source| ModelError::Io { action: "read", path: path.clone(), source };
-        let mut file = File::open(&path).map_err(failed)?;
-        let bytes = file.metadata().map_err(failed)?.len();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let file = File::open(&path).map_err(ModelError::io("open", &path))?;
+        let bytes = file.metadata().map_err(ModelError::io("read", &path))?.len();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
         hasher.update(format!("{name} {bytes}\n").as_bytes());
-        let is_weights = path.extension().is_some_and(|end| end == "safetensors");
-        let ends = if is_weights && bytes > 2 * IDENTITY_BYTES { vec![0, bytes - IDENTITY_BYTES] } else { vec![0] };
-        let most = if ends.len() > 1 { IDENTITY_BYTES } else { u64::MAX };
-        for from in ends {
-            file.seek(SeekFrom::Start(from)).map_err(failed)?;
-            hasher.update_reader(Read::by_ref(&mut file).take(most)).map_err(failed)?;
-        }
+        hasher.update_reader(file).map_err(ModelError::io("read", &path))?;
     }
     Ok(format!("burn {}", hasher.finalize().to_hex()))
 }

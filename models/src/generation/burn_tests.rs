@@ -34,6 +34,7 @@ fn config(family: &str) -> BurnConfig {
         block_tokens: 4,
         answer_ms_max: 600_000,
         stop_strings: Vec::new(),
+        sampling: SamplingFrom::Settings,
         engine: GenerationLimits {
             queue_max: 64,
             sequences_max: 8,

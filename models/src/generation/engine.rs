@@ -8,8 +8,9 @@
 //!
 //! Contract: every job that was taken is ended exactly once. Before every step, jobs that nobody waits for any more or that
 //! are late are ended and their blocks are free. An error, a panic, or a step that takes [too long](super::ticket) ends
-//! the jobs of that step with an error; logits that are no numbers end theirs alone. The others go on, and so does the model.
-//! What a sequence is made of does not depend on the others.
+//! the jobs of that step with an error; logits that are no numbers end theirs alone. The others go on, and so does the model;
+//! what was kept of prompts is forgotten then, since it may be wrong. What a sequence is made of does not depend on the
+//! others, but for the rounding of sums.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,7 +23,7 @@ use super::schedule::{Schedule, Sequence};
 use super::ticket::{Ticket, Watch, Work};
 use crate::decoder::{Slice, StepModel, StepShape};
 use crate::error::{ModelError, chain};
-use crate::queue::{JobQueue, Lane, Lanes, Rejected, caught};
+use crate::queue::{JobQueue, Lane, Lanes, Rejected, caught, notify};
 
 const ENGINE: &str = "generation";
 
@@ -53,7 +54,7 @@ pub struct GenerationStats {
     pub sequences_stepped: u64,
     /// Tokens that the model read.
     pub tokens_read: u64,
-    /// Tokens that were written.
+    /// Tokens that were chosen, those that end an answer included.
     pub tokens_written: u64,
     /// Tokens of prompts that were admitted.
     pub prompt_tokens: u64,
@@ -130,6 +131,11 @@ impl<W: Work> GenerationEngine<W> {
         let waiting = &self.shared.waiting[lane as usize];
         let place = |count: usize| (count < self.queue_max).then_some(count + 1);
         if waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, place).is_err() {
+            if self.shared.watch.is_stuck() {
+                // There may never be a place again.
+                notify(ENGINE, || work.end(Err(self.shared.watch.stuck())));
+                return Ok(());
+            }
             let error = ModelError::Full { what: ENGINE, limit: self.queue_max };
             return Err(Rejected { job: Box::new(work), error });
         }
@@ -181,16 +187,21 @@ impl<W: Work> Engine<W> {
             if let Err(error) = turned {
                 tracing::error!(error = chain(&error), "the engine failed, and begins anew");
                 self.schedule.give_up(&Arc::new(error));
+                self.publish_stats();
             }
-            *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.schedule.stats();
         }
         self.shared.watch.close();
+    }
+
+    fn publish_stats(&self) {
+        *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.schedule.stats();
     }
 
     fn turn(&mut self) {
         self.schedule.drop_lapsed(Instant::now());
         self.schedule.admit();
         let planned = self.schedule.plan();
+        self.publish_stats();
         if planned.is_empty() {
             return;
         }
@@ -200,13 +211,29 @@ impl<W: Work> Engine<W> {
             Ok(()) => self.advance(&planned),
             Err(error) => {
                 tracing::error!(sequences = planned.len(), error = chain(&error), "a step failed");
+                let has_panicked = matches!(error, ModelError::Panicked { .. });
                 let error = Arc::new(error);
                 for &(index, _) in &planned {
                     self.schedule.running[index].end = Some(Err(ModelError::Shared { source: Arc::clone(&error) }));
                 }
+                self.schedule.distrust();
+                if has_panicked {
+                    self.reset();
+                }
             }
         }
+        // Whoever hears an end finds it counted.
+        self.publish_stats();
         self.schedule.remove_ended();
+        self.publish_stats();
+    }
+
+    /// Begins with an empty memory: after a panic nobody knows what is in it.
+    fn reset(&mut self) {
+        self.schedule.begin_again();
+        if let Err(error) = caught("a decoder", || self.model.reset()) {
+            tracing::error!(error = chain(&error), "a model's memory could not be made anew");
+        }
     }
 
     fn step(&mut self, planned: &[(usize, usize)]) -> Result<(), ModelError> {
@@ -234,7 +261,13 @@ impl<W: Work> Engine<W> {
             match sequence.write(row) {
                 Ok(ControlFlow::Continue(())) => {}
                 Ok(ControlFlow::Break(usage)) => sequence.end = Some(Ok(usage)),
-                Err(error) => sequence.end = Some(Err(error)),
+                Err(error) => {
+                    let is_wrong = matches!(error, ModelError::Logits { .. });
+                    sequence.end = Some(Err(error));
+                    if is_wrong {
+                        self.schedule.distrust();
+                    }
+                }
             }
         }
     }

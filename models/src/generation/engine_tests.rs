@@ -279,29 +279,71 @@ fn a_fault_ends_those_in_the_step_and_nobody_else() {
 }
 
 #[test]
-fn logits_that_are_no_numbers_end_one_alone() {
-    struct Nan(Remembering);
-    impl StepModel for Nan {
-        fn shape(&self) -> StepShape {
-            self.0.shape()
-        }
+fn after_a_panic_those_who_were_not_in_the_step_are_computed_again() {
+    let (told, steps) = unbounded();
+    let hook = move |slices: &[Slice<'_>]| {
+        told.send(slices[0].tokens[0]).expect("the test listens");
+        assert_ne!(slices[0].tokens, [42], "as asked");
+        Ok(())
+    };
+    // One token a step: who writes goes before who still reads.
+    let engine = engine(40, GenerationLimits { step_tokens_max: 1, ..LIMITS }, Some(Arc::new(hook)));
+    let (_, reads) = submit(&engine, Lane::Turn, plan(&(1..40).collect::<Vec<_>>(), 3));
+    assert_eq!(steps.recv(), Ok(1));
+    let (_, panics) = submit(&engine, Lane::Turn, plan(&[42], 3));
+    assert!(matches!(end(&panics), Err(ModelError::Shared { .. })));
+    assert_eq!(end(&reads).expect("written").len(), 3);
+    let stats = settled(&engine);
+    assert_eq!((stats.preemptions, stats.steps_failed, stats.blocks_held), (1, 1, 0), "{stats:?}");
+}
 
-        fn step(&mut self, slices: &[Slice<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
-            self.0.step(slices, logits)?;
-            let wanted = slices.iter().filter(|slice| slice.wants_logits);
-            for (slice, row) in wanted.zip(logits.chunks_exact_mut(VOCABULARY)) {
-                if slice.tokens.contains(&42) {
-                    row[7] = f32::NAN;
-                }
-            }
-            Ok(())
-        }
+/// Gives no numbers for what holds 42, but for the last so many times.
+struct Nan(Remembering, usize);
+
+impl StepModel for Nan {
+    fn shape(&self) -> StepShape {
+        self.0.shape()
     }
-    let model = Nan(Remembering::new(40, 4, 64, VOCABULARY));
+
+    fn step(&mut self, slices: &[Slice<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
+        self.0.step(slices, logits)?;
+        let wanted = slices.iter().filter(|slice| slice.wants_logits);
+        for (slice, row) in wanted.zip(logits.chunks_exact_mut(VOCABULARY)) {
+            if slice.tokens.contains(&42) && self.1 > 0 {
+                self.1 -= 1;
+                row[7] = f32::NAN;
+            }
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<(), ModelError> {
+        self.0.reset()
+    }
+}
+
+#[test]
+fn logits_that_are_no_numbers_end_one_alone() {
+    let model = Nan(Remembering::new(40, 4, 64, VOCABULARY), usize::MAX);
     let engine = GenerationEngine::start(Box::new(model), LIMITS).expect("threads");
     let heard = [1, 42, 2].map(|token| submit(&engine, Lane::Turn, plan(&[token], 5)).1);
     let [one, bad, two] = heard.each_ref().map(end);
     assert!(one.is_ok() && two.is_ok() && matches!(bad, Err(ModelError::Logits { .. })));
+}
+
+#[test]
+fn nobody_goes_on_from_what_gave_no_numbers() {
+    let model = Nan(Remembering::new(40, 4, 64, VOCABULARY), 1);
+    let engine = GenerationEngine::start(Box::new(model), LIMITS).expect("threads");
+    let mut prompt: Vec<u32> = (0..12).collect();
+    prompt.push(42);
+    let mut shared = Vec::new();
+    for is_good in [false, true, true] {
+        let (_, hear) = submit(&engine, Lane::Turn, plan(&prompt, 2));
+        assert_eq!(end(&hear).is_ok(), is_good);
+        shared.push(settled(&engine).prompt_tokens_shared);
+    }
+    assert_eq!(shared, [0, 0, 12], "a prompt that went well is shared");
 }
 
 #[test]
@@ -324,6 +366,9 @@ fn a_stuck_step_ends_its_turns_and_the_engine_goes_on_when_it_returns() {
     assert!(engine.submit(Lane::Turn, late).is_ok());
     assert!(matches!(end(&told), Err(ModelError::Late { .. })), "who waits is told in time all the same");
     let (_, waits) = submit(&engine, Lane::Turn, plan(&[2], 5));
+    let many: Vec<_> = (0..2 * LIMITS.queue_max).map(|_| submit(&engine, Lane::Turn, plan(&[3], 1)).1).collect();
+    let told = many.last().expect("one for which there is no place");
+    assert!(matches!(end(told), Err(ModelError::Stuck { .. })), "told at once");
     drop(release);
     assert_eq!(end(&waits).expect("written").len(), 5);
     let stats = settled(&engine);

@@ -107,4 +107,9 @@ impl StepModel for Remembering {
         }
         Ok(())
     }
+
+    fn reset(&mut self) -> Result<(), ModelError> {
+        self.memory.fill(None);
+        Ok(())
+    }
 }

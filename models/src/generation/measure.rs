@@ -238,4 +238,8 @@ impl StepModel for Lent {
     fn step(&mut self, slices: &[Slice<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
         self.model.lock().unwrap_or_else(PoisonError::into_inner).step(slices, logits)
     }
+
+    fn reset(&mut self) -> Result<(), ModelError> {
+        self.model.lock().unwrap_or_else(PoisonError::into_inner).reset()
+    }
 }

@@ -19,7 +19,7 @@ mod stops;
 mod ticket;
 mod writer;
 
-pub use burn::{BurnConfig, BurnTier, KeptPrecision};
+pub use burn::{BurnConfig, BurnTier, KeptPrecision, SamplingFrom};
 pub use engine::{GenerationLimits, GenerationStats};
 pub use measure::{GenerationBench, GenerationLoad, GenerationRun};
 pub use prompt::PromptConfig;

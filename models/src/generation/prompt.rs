@@ -88,6 +88,10 @@ impl Author {
         self.config.answer_tokens_max
     }
 
+    pub(crate) const fn prompt_tokens_max(&self) -> usize {
+        self.config.prompt_tokens_max
+    }
+
     /// The prompt for a question, of at most `tokens_max` tokens, or what is configured if that is less.
     ///
     /// # Errors

@@ -142,7 +142,10 @@ impl<W: Work> Schedule<W> {
     /// Ends the jobs that must not go on, and frees their blocks.
     pub(super) fn drop_lapsed(&mut self, now: Instant) {
         for sequence in &mut self.running {
-            if let Some(error) = sequence.ticket.lapsed(now) {
+            if sequence.ticket.is_ended() {
+                // The watch has told and counted it.
+                sequence.end = Some(Err(ModelError::Cancelled));
+            } else if let Some(error) = sequence.ticket.lapsed(now) {
                 let (tokens, blocks) = (sequence.tokens.len() - sequence.prompt, sequence.table.blocks.len());
                 tracing::info!(tokens, blocks, reason = %error, "an answer is given up, and its blocks are free");
                 self.stats.count(&error);
@@ -158,7 +161,9 @@ impl<W: Work> Schedule<W> {
                     continue;
                 };
                 tracing::debug!(reason = %error, "a question that waits is given up");
-                self.stats.count(&error);
+                if !one.ticket().is_ended() {
+                    self.stats.count(&error);
+                }
                 self.shared.watch.end(one.ticket(), Err(error));
                 if matches!(one, Waiting::Fresh(_)) {
                     self.shared.left(lane);
@@ -174,6 +179,20 @@ impl<W: Work> Schedule<W> {
             self.blocks.release(&mut table);
             self.shared.watch.end(&ticket, end.unwrap_or(Err(ModelError::Cancelled)));
         }
+    }
+
+    /// Lets nobody go on from what is in memory of others: it may be wrong.
+    pub(super) fn distrust(&mut self) {
+        self.blocks.forget();
+    }
+
+    /// Has all that go on be computed again, in an empty memory.
+    pub(super) fn begin_again(&mut self) {
+        self.remove_ended();
+        while !self.running.is_empty() {
+            self.preempt_last();
+        }
+        self.blocks.forget();
     }
 
     /// Ends everything that was taken, and forgets what is in memory.
@@ -292,7 +311,10 @@ impl<W: Work> Schedule<W> {
                 if sequence.computed == sequence.table.tokens_chained(block_tokens) {
                     let found = self.blocks.find(&mut sequence.table, &sequence.tokens) * block_tokens;
                     sequence.computed += found;
-                    self.blocks.count(0, found);
+                    // What is found of an answer that is computed again is nobody's prompt.
+                    if sequence.tokens.len() == sequence.prompt {
+                        self.blocks.count(0, found);
+                    }
                 }
                 let count = sequence.next_count(left, block_tokens);
                 left -= count;

@@ -4,8 +4,8 @@
 //! longer than its limit, the watch ends the turns of that batch, and as long as the step lasts those that lapse meanwhile.
 //!
 //! What a watch cannot do is take the thread back that is stuck in the model. The engine goes on when the step returns, with
-//! what it gave thrown away. If it never does, nothing is generated until the process is started again; those who ask are told
-//! when their time is over, and the log says so.
+//! what it gave thrown away. If it never does, nothing is generated until the process is started again; those who wait are told
+//! when their time is over, those for whom there is no place at once, and the log says so.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -59,6 +59,11 @@ pub(crate) struct Ticket<W> {
 }
 
 impl<W: Work> Ticket<W> {
+    /// Whether it is ended.
+    pub(crate) fn is_ended(&self) -> bool {
+        lock(&self.work).is_none()
+    }
+
     /// Takes the work back: it is not ended here.
     pub(crate) fn take(&self) -> Option<W> {
         lock(&self.work).take()
@@ -166,7 +171,13 @@ impl<W: Work> Watch<W> {
         open.iter().for_each(|ticket| self.end(ticket, Err(error())));
     }
 
-    fn stuck(&self) -> ModelError {
+    /// Whether the step that is under way takes too long.
+    pub(crate) fn is_stuck(&self) -> bool {
+        lock(&self.state).step.as_ref().is_some_and(|step| step.began.elapsed() >= self.step_max)
+    }
+
+    /// What is told of a step that takes too long.
+    pub(crate) fn stuck(&self) -> ModelError {
         ModelError::Stuck { limit_ms: u64::try_from(self.step_max.as_millis()).unwrap_or(u64::MAX) }
     }
 

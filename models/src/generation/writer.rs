@@ -15,7 +15,7 @@ use super::ticket::{Plan, Work};
 use crate::decoder::StepModel;
 use crate::error::ModelError;
 use crate::queue::{Lane, Rejected};
-use crate::tier::{TierBackend, TierCounters, TierHandle, TierJob, TierStats};
+use crate::tier::{TierBackend, TierCounters, TierHandle, TierJob, TierRequest, TierStats};
 
 /// What a model is asked with, and what ends its answers.
 #[derive(Debug)]
@@ -33,6 +33,27 @@ pub(crate) struct Voice {
     pub(crate) model: String,
 }
 
+impl Voice {
+    /// Tokens that are left for a prompt of a text of at most `context_max`, beside so long an answer.
+    const fn room(context_max: usize, answer_tokens: usize) -> usize {
+        context_max.saturating_sub(answer_tokens)
+    }
+
+    /// Refuses settings under which no question fits.
+    fn check(&self, context_max: usize) -> Result<(), ModelError> {
+        let answer = self.author.answer_tokens_max();
+        let room = Self::room(context_max, answer);
+        let shortest = TierRequest::new("?", Arc::default(), Vec::new());
+        match self.author.prompt(&shortest, &self.dialect, room) {
+            Err(ModelError::PromptTooLong { .. }) => {
+                let prompt = self.author.prompt_tokens_max();
+                Err(ModelError::NoRoom { context: context_max, answer, room, prompt })
+            }
+            other => other.map(drop),
+        }
+    }
+}
+
 /// The tier.
 struct Generating {
     engine: GenerationEngine<Writing>,
@@ -44,7 +65,7 @@ struct Generating {
 /// Starts a tier that generates.
 ///
 /// # Errors
-/// [`ModelError::Thread`] when there is none for it.
+/// [`ModelError::NoRoom`] when no question fits, [`ModelError::Thread`] when there is no thread for it.
 pub(crate) fn start(
     model: Box<dyn StepModel>,
     voice: Voice,
@@ -52,6 +73,7 @@ pub(crate) fn start(
 ) -> Result<TierHandle, ModelError> {
     let shape = model.shape();
     let context_max = shape.context_max.min(shape.blocks * shape.block_tokens);
+    voice.check(context_max)?;
     let (engine, counters) = (GenerationEngine::start(model, limits)?, Arc::default());
     Ok(TierHandle::new(Generating { engine, voice: Arc::new(voice), context_max, counters }))
 }
@@ -115,7 +137,7 @@ impl Work for Writing {
         let (request, voice) = (&self.job.request, self.voice.as_ref());
         let most = voice.author.answer_tokens_max();
         let tokens_max = request.tokens_max.map_or(most, |wanted| wanted.min(most));
-        let room = self.context_max.saturating_sub(tokens_max);
+        let room = Voice::room(self.context_max, tokens_max);
         let prompt = voice.author.prompt(request, &voice.dialect, room)?;
         let tokens = voice.dialect.tokens(&prompt.messages, SystemTime::now())?;
         self.page = Some(Page {

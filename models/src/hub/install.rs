@@ -20,7 +20,7 @@ use crate::pull::Progress;
 use crate::weights::{ModelHome, digest};
 
 /// The file that says what a folder holds.
-const RECORD: &str = "turnflow.json";
+pub(crate) const RECORD: &str = "turnflow.json";
 /// The folder of what is not complete.
 const PARTIAL: &str = ".partial";
 const LOCK: &str = "lock";

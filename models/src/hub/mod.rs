@@ -15,6 +15,7 @@ use std::io::{Read, Seek as _, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
+pub(crate) use install::RECORD;
 pub use install::{Installed, InstalledFile, install, installed};
 pub(crate) use snapshot::{Checksum, RemoteFile};
 

@@ -426,6 +426,20 @@ mod tests {
     }
 
     #[test]
+    fn what_a_question_has_waited_counts() {
+        let job = |time_max: Option<u64>, waited: u64| {
+            let time_max = time_max.map(Duration::from_secs);
+            let request = TierRequest { time_max, waited: Duration::from_secs(waited), ..request("?") };
+            TierJob::new(request, Box::new(drop), Box::new(drop))
+        };
+        let is_late = |job: TierJob| matches!(job.lapsed(Instant::now()), Some(ModelError::Late { .. }));
+        assert!(is_late(job(Some(60), 61)) && !is_late(job(Some(60), 1)));
+        assert!(is_late(job(None, 61).within(Duration::from_secs(60))));
+        assert!(!is_late(job(None, 1).within(Duration::from_secs(60))));
+        assert!(is_late(job(Some(60), 61).within(Duration::from_secs(120))), "the shorter limit holds");
+    }
+
+    #[test]
     fn a_full_tier_gives_the_job_back() {
         let (open, gate) = unbounded();
         let config = TierEngineConfig { queue_max: 1, threads: 1 };

@@ -8,16 +8,21 @@ mod support;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use support::{answer, ask, basis, numbers, policy, turn};
+use turnflow_models::{Lane, ModelError, RemoteFault, TierRequest};
 use turnflow_operators::Stage;
+use turnflow_operators::audience::Audiences;
 use turnflow_operators::audit::Record;
 use turnflow_operators::commit::{EntryNumbers, Price};
+use turnflow_operators::generate::{Generate, Generated, Generator};
+use turnflow_operators::jobs::Report;
 use turnflow_operators::lookup::{Gather, ToGather};
-use turnflow_operators::message::{Candidate, Ending, Found, Outcome, RequestId};
+use turnflow_operators::message::{Ask, Candidate, Ending, Found, Outcome, RequestId, ToCommit};
 use turnflow_operators::recall::{Memory, Recall, RecallLimits, Release, leans};
-use turnflow_operators::shell::Mailbox;
+use turnflow_operators::shell::{Mailbox, Wake};
 use turnflow_state::{
     CacheLevel, Completion, Conversation, ConversationId, EntryId, HitEvidence, StageLatencies, StateError, TenantId,
     Tier, Turn, TurnErrorKind, TurnKey, TurnRecord, Usage, Verdict,
@@ -250,6 +255,46 @@ fn gather_waits_for_every_shard_in_any_order() {
     gather.push(asked(), 0, &mut out);
     gather.push(reply(None, Some((0.91, "0.95 is required".into()))), 0, &mut out);
     assert_eq!(out[0].as_ref().expect("goes on").missed, "nearest cached question at 0.910, but 0.95 is required");
+}
+
+/// A tier that fails.
+struct Fails(RefCell<Option<ModelError>>, RefCell<Vec<Duration>>);
+
+impl Generator for Rc<Fails> {
+    fn generate(&self, _: Lane, request: TierRequest, report: Report<String, Generated>) -> bool {
+        self.1.borrow_mut().push(request.waited);
+        report.finish(Err(self.0.take().expect("asked once")));
+        true
+    }
+}
+
+#[test]
+fn a_tier_that_fails_is_told_by_whose_fault_it_is() {
+    timely::execute_directly(|worker| {
+        let remote = |source| ModelError::Remote { server: "s".to_owned(), source };
+        let status = |status| RemoteFault::Status { status, message: String::new(), retry_after: None };
+        for (error, expected) in [
+            (ModelError::PromptTooLong { tokens: 9, limit: 8 }, TurnErrorKind::Invalid),
+            (ModelError::Late { limit_ms: 1 }, TurnErrorKind::Overloaded),
+            (remote(RemoteFault::Resting { failures: 5, retry_ms: 9 }), TurnErrorKind::Overloaded),
+            (remote(status(429)), TurnErrorKind::Overloaded),
+            (remote(status(500)), TurnErrorKind::Internal),
+            (ModelError::Cancelled, TurnErrorKind::Internal),
+        ] {
+            let words = error.to_string();
+            let tier = Rc::new(Fails(RefCell::new(Some(error)), RefCell::default()));
+            let wake = Wake::new(worker.sync_activator_for(vec![0]));
+            let mut generate = Generate::new(tier.clone(), 4, Audiences::default(), &wake);
+            let mut out = Vec::new();
+            generate.push(Box::new(Ask { admitted_us: 40, ..*ask(1, "c", "1", "a question") }), 50, &mut out);
+            (0..2).for_each(|_| generate.poll(70, &mut out));
+            let [ToCommit::End(Outcome { ending: Ending::Failed(told), .. })] = out.as_slice() else {
+                panic!("{words}: {out:?}")
+            };
+            assert_eq!(told.kind, expected, "{words}");
+            assert_eq!(*tier.1.borrow(), [Duration::from_micros(30)], "since it was admitted");
+        }
+    });
 }
 
 #[test]

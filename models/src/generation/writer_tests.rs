@@ -189,3 +189,10 @@ fn questions_about_the_same_share_the_beginning() {
     // Of the second and the third, all whole blocks up to the question.
     assert!(stats.prompt_tokens_shared * 3 > stats.prompt_tokens, "{stats:?}");
 }
+
+#[test]
+fn settings_under_which_no_question_fits_are_refused() {
+    let model = Remembering::new(4, 16, 4_096, VOCABULARY);
+    let error = start(Box::new(model), voice(), LIMITS).expect_err("64 tokens are too few");
+    assert!(error.to_string().starts_with("no question fits: 64 tokens less an answer of "), "{error}");
+}

@@ -3,7 +3,6 @@
 #![expect(clippy::expect_used, reason = "helpers of tests fail loudly too")]
 
 mod binary;
-#[expect(dead_code, reason = "these tests need only some of what it can do")]
 #[path = "../../models/src/hub/server.rs"]
 mod server;
 

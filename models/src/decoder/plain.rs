@@ -150,6 +150,13 @@ impl PlainDecoder {
         })
     }
 
+    /// Memory of one block of keys and values, in bytes.
+    #[must_use]
+    pub const fn block_bytes(config: &DecoderConfig, precision: Precision, block_tokens: usize) -> u64 {
+        let of_token = 2 * (config.layers * config.kv_heads * config.head_size) as u64 * precision.bytes();
+        of_token.saturating_mul(block_tokens as u64)
+    }
+
     fn inputs(&self, pass: &Pass) -> Inputs {
         let (rows, half) = (pass.tokens.len(), self.frequencies.len());
         let mut cosines = Vec::with_capacity(rows * half * 2);

@@ -12,7 +12,7 @@ use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::str::FromStr;
-use std::thread::JoinHandle;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
@@ -29,8 +29,10 @@ const ANSWER: &str = "turnflow-device ";
 const PROBE_TIME_MAX: Duration = Duration::from_secs(120);
 /// Between two looks at whether the child has ended.
 const POLL_TIME: Duration = Duration::from_millis(10);
-/// Bytes kept of each of the child's streams.
-const OUTPUT_BYTES_MAX: u64 = 64 * 1024;
+/// Bytes kept of each of the child's streams, the last: its answer, and what it died of, come after all that drivers print.
+const OUTPUT_BYTES_MAX: usize = 64 * 1024;
+/// Bytes read of a stream at a time.
+const READ_BYTES: usize = 4 * 1024;
 
 /// Where a model shall run: `cpu`, `wgpu`, `wgpu:N` or `auto`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -169,33 +171,39 @@ pub fn probe_main() -> Option<ExitCode> {
     let (choice, home) = (arguments.next().unwrap_or_default(), arguments.next().unwrap_or_default());
     let choice = choice.to_string_lossy().parse::<DeviceChoice>();
     let found = choice.map_err(|error| error.to_string()).and_then(|choice| try_out(choice, Path::new(&home)));
-    answer(&found);
+    println!("{}", answer(&found));
     Some(ExitCode::SUCCESS)
 }
 
-fn answer(found: &Result<Found, String>) {
-    // A result of plain text always has its JSON, and without it the parent knows that something is wrong.
-    println!("{ANSWER}{}", serde_json::to_string(found).unwrap_or_default());
+fn answer(found: &Result<Found, String>) -> String {
+    // A driver may have left a line unfinished. A result of plain text always has its JSON, and without it the parent knows
+    // that something is wrong.
+    format!("\n{ANSWER}{}", serde_json::to_string(found).unwrap_or_default())
 }
 
 /// Runs the child and reads its answer.
 fn ask(command: &mut Command, time_max: Duration) -> Result<Found, String> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let start = Instant::now();
     let mut child = command.spawn().map_err(|error| format!("no process could be started to try it out: {error}"))?;
-    let output = collect(child.stdout.take());
-    let errors = collect(child.stderr.take());
-    let end = wait(&mut child, time_max);
-    let text = |stream: JoinHandle<String>| stream.join().unwrap_or_default();
-    let end = end?;
-    if let Some(json) = text(output).lines().find_map(|line| line.strip_prefix(ANSWER)) {
-        return serde_json::from_str(json).unwrap_or_else(|error| Err(format!("its answer is no JSON: {error}")));
+    let (output, errors) = (Heard::listen(child.stdout.take()), Heard::listen(child.stderr.take()));
+    let end = wait(&mut child, time_max)?;
+    let left = || time_max.saturating_sub(start.elapsed());
+    if let Some(json) = answered(&output.until(left(), |output| answered(output).is_some())) {
+        return serde_json::from_str(&json).unwrap_or_else(|error| Err(format!("its answer is no JSON: {error}")));
     }
-    let errors = text(errors);
+    let errors = errors.until(left(), |_| false);
     let mut lines = errors.lines().map(str::trim).filter(|line| !line.is_empty());
     // The message of a panic is on the line after its place.
     let said = lines.clone().skip_while(|line| !line.contains("panicked at")).nth(1).or_else(|| lines.next_back());
     let said = said.map_or_else(String::new, |line| format!(": {line}"));
     Err(format!("the process that tried it out ended with {end}{said}"))
+}
+
+/// The answer in what a child printed, once its line is whole.
+fn answered(output: &str) -> Option<String> {
+    let mut lines = output.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+    lines.find_map(|line| line.strip_prefix(ANSWER)).map(str::to_owned)
 }
 
 fn wait(child: &mut Child, time_max: Duration) -> Result<std::process::ExitStatus, String> {
@@ -215,13 +223,56 @@ fn wait(child: &mut Child, time_max: Duration) -> Result<std::process::ExitStatu
     }
 }
 
-fn collect(stream: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        // What cannot be read is missing in the answer, and that is told.
-        let _partial = stream.map(|stream| stream.take(OUTPUT_BYTES_MAX).read_to_end(&mut bytes));
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
+/// What comes from a stream, read by a thread of its own up to its end: a child whose stream is not read is held up, and one
+/// whose stream is closed dies of it. Processes that the child started may keep the stream open when it is gone, so nobody
+/// waits for that thread.
+#[derive(Default)]
+struct Heard {
+    /// The last bytes, and whether they are all that come.
+    state: Mutex<(Vec<u8>, bool)>,
+    changed: Condvar,
+}
+
+impl Heard {
+    fn listen(stream: Option<impl Read + Send + 'static>) -> Arc<Self> {
+        let heard = Arc::new(Self::default());
+        let hearing = Arc::clone(&heard);
+        std::thread::spawn(move || {
+            let mut buffer = [0; READ_BYTES];
+            if let Some(mut stream) = stream {
+                loop {
+                    match stream.read(&mut buffer) {
+                        Ok(0) => break,
+                        Ok(bytes) => hearing.note(&buffer[..bytes], false),
+                        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                        // What cannot be read is missing in the answer, and that is told.
+                        Err(_) => break,
+                    }
+                }
+            }
+            hearing.note(&[], true);
+        });
+        heard
+    }
+
+    fn note(&self, bytes: &[u8], is_all: bool) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0.extend_from_slice(bytes);
+        let too_many = state.0.len().saturating_sub(OUTPUT_BYTES_MAX);
+        state.0.drain(..too_many);
+        state.1 = is_all;
+        self.changed.notify_all();
+    }
+
+    /// What was heard when it is all, or enough, or the time is over.
+    fn until(&self, time_max: Duration, is_enough: impl Fn(&str) -> bool) -> String {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let goes_on = |state: &mut (Vec<u8>, bool)| !state.1 && !is_enough(&text(&state.0));
+        let (state, _) =
+            self.changed.wait_timeout_while(state, time_max, goes_on).unwrap_or_else(PoisonError::into_inner);
+        text(&state.0)
+    }
 }
 
 #[cfg(not(feature = "wgpu"))]

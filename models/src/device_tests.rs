@@ -34,6 +34,42 @@ fn an_answer_is_found_among_what_drivers_print() {
 }
 
 #[test]
+fn an_answer_is_found_after_an_unfinished_line_and_after_more_than_is_kept() {
+    let found = Found { index: 0, name: "Card".to_owned(), gpu: true, half: false };
+    let check = |before: &str| {
+        let script = format!("{before}; echo \"$1\"");
+        let mut command = shell(&script);
+        command.arg("probe").arg(answer(&Ok(found.clone())));
+        assert_eq!(ask(&mut command, PROBE_TIME_MAX), Ok(found.clone()), "{before}");
+    };
+    check("printf 'loading the driver...'");
+    check("yes noise | head -c 300000");
+    check("yes noise | head -c 300000 >&2");
+    let mut command = shell("yes noise | head -c 300000 >&2; echo last >&2; exit 3");
+    assert!(ask(&mut command, PROBE_TIME_MAX).expect_err("no answer").ends_with("exit status: 3: last"));
+}
+
+#[test]
+fn what_a_child_leaves_behind_holds_nobody_up() {
+    let found = Found { index: 0, name: "Card".to_owned(), gpu: true, half: false };
+    let folder = tempfile::tempdir().expect("a folder");
+    let hold = folder.path().join("hold");
+    std::fs::write(&hold, "").expect("written");
+    // It keeps both pipes open until this test ends.
+    let left_behind = format!("while [ -e '{}' ]; do sleep 0.02; done & echo \"$1\"", hold.display());
+    let mut command = shell(&left_behind);
+    command.arg("probe").arg(answer(&Ok(found.clone())));
+    assert_eq!(ask(&mut command, PROBE_TIME_MAX), Ok(found));
+    let (stream, mut open) = std::io::pipe().expect("a pipe");
+    let heard = Heard::listen(Some(stream));
+    std::io::Write::write_all(&mut open, b"why").expect("written");
+    assert_eq!(heard.until(PROBE_TIME_MAX, |text| text == "why"), "why");
+    assert_eq!(heard.until(Duration::ZERO, |_| false), "why", "the time is over before the stream is");
+    drop(open);
+    assert_eq!(heard.until(PROBE_TIME_MAX, |_| false), "why");
+}
+
+#[test]
 fn a_child_that_dies_says_why() {
     let check = |script: &str, expected: &str| {
         assert_eq!(ask(&mut shell(script), PROBE_TIME_MAX).expect_err("no answer"), expected, "{script}");

@@ -8,6 +8,8 @@ use std::time::SystemTime;
 
 use burn::tensor::Device;
 use fixtures::{NAMES, difference, greedy, likeliest, open, step};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use turnflow_models::{ChatMessage, Checkpoint, PlainDecoder, Precision, Slice, StepModel};
 
@@ -102,6 +104,23 @@ fn memory_is_known_before_anything_is_loaded() {
     let (shards, _) = open("llama-shards");
     assert_eq!(shards.config.memory(Precision::F16, Precision::F16).weight_bytes, shards.weights.bytes());
     assert_eq!(shards.weights.precisions(), [Precision::F16, Precision::Bf16]);
+}
+
+#[test]
+fn tensors_that_are_not_used_do_not_speak_for_the_weights() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for entry in std::fs::read_dir(fixtures::folder("llama3")).expect("files") {
+        let path = entry.expect("a file").path();
+        std::fs::copy(&path, folder.path().join(path.file_name().expect("a name"))).expect("copied");
+    }
+    let file = folder.path().join("model.safetensors");
+    let bytes = std::fs::read(&file).expect("weights");
+    let mut tensors = SafeTensors::deserialize(&bytes).expect("weights").tensors();
+    let old = TensorView::new(Dtype::F16, vec![3], &[0; 6]).expect("a tensor");
+    tensors.push(("model.layers.0.self_attn.rotary_emb.inv_freq".to_owned(), old));
+    std::fs::write(&file, safetensors::serialize(tensors, None).expect("weights")).expect("written");
+    let weights = Checkpoint::open(folder.path()).expect("a checkpoint").weights;
+    assert_eq!((weights.precisions(), weights.bytes()), (vec![Precision::F32], open("llama3").0.weights.bytes()));
 }
 
 #[test]

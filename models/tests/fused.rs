@@ -124,6 +124,33 @@ fn steps_of_any_make_up_give_what_the_plain_decoder_gives() {
 }
 
 #[test]
+fn what_was_read_is_forgotten_and_read_again() {
+    let (checkpoint, reference) = open("qwen3");
+    let mut model = fused(&checkpoint, FusedOptions::default());
+    let expected = step(&mut model, &reference.prompt, 0, &in_order());
+    model.reset().expect("nothing fails");
+    assert_eq!(step(&mut model, &reference.prompt, 0, &in_order()), expected);
+}
+
+#[test]
+fn blocks_take_what_the_decoders_say() {
+    let (checkpoint, _) = open("llama3");
+    let config = &checkpoint.config;
+    let plain = |precision, tokens| PlainDecoder::block_bytes(config, precision, tokens);
+    let token_bytes = |precision| config.memory(precision, precision).kv_bytes_per_token;
+    assert_eq!(plain(Precision::F16, 5), 5 * token_bytes(Precision::F16));
+    // Two layers, two heads of six numbers: keys of 16 tokens for 5, values of 16 numbers for 6.
+    assert_eq!(FusedDecoder::block_bytes(config, Precision::F32, 5), 2 * 2 * (16 * 6 + 5 * 16) * 4);
+    let options = FusedOptions { kv: Precision::Bf16, ..FusedOptions::default() };
+    let error = FusedDecoder::load(config, &checkpoint.weights, options, 1 << 50, BLOCK_TOKENS).expect_err("too much");
+    let bytes = FusedDecoder::block_bytes(config, Precision::Bf16, BLOCK_TOKENS) << 50;
+    assert_eq!(
+        error.to_string(),
+        format!("cannot take a step: the system does not give {bytes} bytes of memory for keys and values")
+    );
+}
+
+#[test]
 fn slices_that_do_not_fit_are_refused() {
     let (checkpoint, _) = open("llama3");
     let mut model = fused(&checkpoint, FusedOptions::default());

@@ -87,6 +87,7 @@ fn check_verifier(config: &Config) -> anyhow::Result<String> {
 
 fn check_model(config: &Config, folder: &Path) -> anyhow::Result<String> {
     let checkpoint = Checkpoint::open(folder)?;
+    checkpoint.check_dialect()?;
     let sizes = &checkpoint.config;
     let kv = config.tier.burn.kv_bytes_max as f64 / 1e6;
     let weights = checkpoint.weights.bytes() as f64 / 1e6;

@@ -116,6 +116,7 @@ fn verify_folder(context: &Context, folder: &Path) -> Result<(), Failure> {
         })?;
     }
     let checkpoint = Checkpoint::open(folder)?;
+    checkpoint.check_dialect()?;
     let (json, text) = description(&checkpoint, pulled.as_ref());
     context.print(&json, text)
 }

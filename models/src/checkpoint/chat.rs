@@ -35,7 +35,7 @@ pub struct ChatMessage {
 }
 
 /// A chat template, parsed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ChatTemplate {
     path: PathBuf,
     environment: Environment<'static>,

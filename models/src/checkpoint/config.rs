@@ -145,8 +145,10 @@ struct File {
 
 #[derive(Default, Deserialize)]
 struct Rope {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// The field's older name. Some files have both.
+    #[serde(rename = "type")]
+    older_type: Option<String>,
     rope_theta: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
@@ -324,7 +326,7 @@ impl File {
             Some(value) => Err(refuse(path, field, value, "a number above 0".to_owned())),
             None => Err(refuse(path, field, "nothing", "a number above 0".to_owned())),
         };
-        let scaling = match rope.rope_type.as_deref().unwrap_or("default") {
+        let scaling = match rope.rope_type.as_ref().or(rope.older_type.as_ref()).map_or("default", String::as_str) {
             "default" => RopeScaling::None,
             "linear" => RopeScaling::Linear { factor: factor("rope_scaling.factor", rope.factor)? },
             "llama3" => {

@@ -71,6 +71,10 @@ fn positions_are_scaled_as_either_version_writes_it() {
     assert!((frequencies[1] - plain(1.0) * (share + (1.0 - share) / 8.0)).abs() < 1e-12);
     let linear = read(&[("rope_scaling", json!({ "type": "linear", "factor": 2.0 }))]).expect("linear");
     assert!((linear.rotary_frequencies()[0] - 0.5).abs() < 1e-12);
+    // Files that were made for either version name the kind twice; the newer name is the one that counts.
+    let both = |older: &str| json!({ "type": older, "rope_type": "linear", "factor": 2.0 });
+    assert_eq!(read(&[("rope_scaling", both("linear"))]).expect("both names"), linear);
+    assert_eq!(read(&[("rope_scaling", both("default"))]).expect("both names"), linear);
 }
 
 #[test]

@@ -36,7 +36,7 @@ pub struct Checkpoint {
     pub folder: PathBuf,
     /// What it computes.
     pub config: DecoderConfig,
-    /// Where its weights are; every tensor is there, in its right shape.
+    /// Where its weights are; every tensor is there, in its right shape, and no other.
     pub weights: Weights,
     /// Its vocabulary; no token is beyond the configuration's.
     pub tokenizer: Arc<Tokenizer>,
@@ -55,8 +55,9 @@ impl Checkpoint {
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
         let path = folder.join("config.json");
         let config = DecoderConfig::read(&path)?;
-        let weights = Weights::open(folder)?;
-        weights.check(&config.tensors())?;
+        let (mut weights, tensors) = (Weights::open(folder)?, config.tensors());
+        weights.check(&tensors)?;
+        weights.keep(&tensors);
         let tokenizer = tokenizer(&folder.join("tokenizer.json"))?;
         let ids = tokenizer.get_vocab(true).into_values();
         let needed = ids.max().map_or(0, |id| id as usize + 1);

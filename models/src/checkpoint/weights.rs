@@ -180,6 +180,12 @@ impl Weights {
         if problems.is_empty() { Ok(()) } else { Err(self.wrong(problems)) }
     }
 
+    /// Leaves out all tensors but these, which are what a decoder reads: what else there is must not speak for its numbers.
+    pub(super) fn keep(&mut self, wanted: &[TensorSpec]) {
+        let wanted: BTreeSet<&str> = wanted.iter().map(|spec| spec.name.as_str()).collect();
+        self.tensors.retain(|name, _| wanted.contains(name.as_str()));
+    }
+
     /// Reads one tensor.
     ///
     /// # Shapes
@@ -197,14 +203,14 @@ impl Weights {
         }
     }
 
-    /// How the numbers are stored, each kind once.
+    /// How the numbers are stored, each kind once. Of an opened [`Checkpoint`](crate::Checkpoint), only those that are used.
     #[must_use]
     pub fn precisions(&self) -> Vec<Precision> {
         let kinds: BTreeSet<_> = self.tensors.values().filter_map(|place| Precision::of(place.dtype)).collect();
         kinds.into_iter().collect()
     }
 
-    /// Bytes of all tensors on disk.
+    /// Bytes of the tensors on disk; of an opened [`Checkpoint`](crate::Checkpoint), of those that are used.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.tensors.values().map(|place| place.bytes).sum()

@@ -83,6 +83,23 @@ fn what_does_not_fit_is_named() {
 }
 
 #[test]
+fn tensors_that_are_not_used_do_not_speak_for_the_others() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let tensors: [(&str, Dtype, &[usize]); 3] = [
+        ("used", Dtype::BF16, &[2, 2]),
+        ("lm_head.weight", Dtype::F16, &[4]),
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", Dtype::F32, &[4]),
+    ];
+    write(&folder.path().join(SINGLE), &tensors);
+    let mut weights = Weights::open(folder.path()).expect("opened");
+    let wanted = [spec("used", &[2, 2])];
+    weights.check(&wanted).expect("harmless");
+    weights.keep(&wanted);
+    assert_eq!((weights.precisions().as_slice(), weights.bytes()), ([Precision::Bf16].as_slice(), 8));
+    assert_eq!(weights.read("used").expect("read").into_f32(), NUMBERS);
+}
+
+#[test]
 fn shards_are_found_through_their_index_alone() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| folder.path().join(name);

@@ -30,7 +30,7 @@ pub struct FusedDecoder {
 pub struct FusedOptions {
     /// Precision of the weights; sums are in f32 always.
     pub weights: Precision,
-    /// Precision of keys and values; both kinds of 16 bits are `f16` here.
+    /// Precision of keys and values.
     pub kv: Precision,
     /// Threads that compute, the caller's among them.
     pub threads: usize,
@@ -91,7 +91,7 @@ impl FusedDecoder {
     /// Loads a checkpoint's weights and allocates memory for `blocks` blocks of `block_tokens` tokens.
     ///
     /// # Errors
-    /// When a tensor is missing or cannot be read, or there are no threads.
+    /// When a tensor is missing or cannot be read, or there are no threads, or not so much memory.
     ///
     /// # Panics
     /// When `blocks` or `block_tokens` is 0.
@@ -109,7 +109,8 @@ impl FusedDecoder {
     /// Makes a decoder of tensors that `tensor` gives by their Hugging Face names, as [`DecoderConfig::tensors`] lists them.
     ///
     /// # Errors
-    /// Those of `tensor`; [`ModelError::Thread`] when there are no threads.
+    /// Those of `tensor`; [`ModelError::Thread`] when there are no threads; [`ModelError::Step`] when the system does not give
+    /// the memory for keys and values.
     ///
     /// # Panics
     /// When a tensor has not the right number of numbers, or `blocks` or `block_tokens` is 0.
@@ -121,8 +122,10 @@ impl FusedDecoder {
         block_tokens: usize,
     ) -> Result<Self, ModelError> {
         assert!(blocks > 0 && block_tokens > 0, "{blocks} blocks of {block_tokens} tokens");
-        let heads = HeadShape { heads: config.heads, kv_heads: config.kv_heads, head_size: config.head_size };
+        let heads = heads(config);
         let pool = Pool::start(options.threads.max(1))?;
+        // First what may be refused at once.
+        let memory = Memory::new(options.kv, heads, config.layers, blocks, block_tokens, pool.threads())?;
         Ok(Self {
             model: Loader { config, heads, options, tensor }.model()?,
             frequencies: config.rotary_frequencies(),
@@ -132,10 +135,17 @@ impl FusedDecoder {
                 context_max: config.context_max.min(blocks.saturating_mul(block_tokens)),
                 vocabulary: config.vocabulary,
             },
-            memory: Memory::new(options.kv, heads, config.layers, blocks, block_tokens, pool.threads()),
+            memory,
             pool,
             rows: Rows::default(),
         })
+    }
+
+    /// Memory of one block of keys and values, in bytes. It is more than that of its tokens where `block_tokens` or the size of
+    /// a head is no multiple of 16: blocks are filled up to one.
+    #[must_use]
+    pub const fn block_bytes(config: &DecoderConfig, kv: Precision, block_tokens: usize) -> u64 {
+        heads(config).block_bytes(kv, config.layers, block_tokens)
     }
 
     /// Memory of the matrices that a step reads, in bytes: with memory's bandwidth, the least time of a step.
@@ -169,6 +179,16 @@ impl StepModel for FusedDecoder {
         model.logits(pool, rows, logits);
         Ok(())
     }
+
+    fn reset(&mut self) -> Result<(), ModelError> {
+        // The memory is plain numbers, whatever became of the step; the rows are those of the step alone.
+        self.rows = Rows::default();
+        Ok(())
+    }
+}
+
+const fn heads(config: &DecoderConfig) -> HeadShape {
+    HeadShape { heads: config.heads, kv_heads: config.kv_heads, head_size: config.head_size }
 }
 
 impl Rows {

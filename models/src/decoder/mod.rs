@@ -2,7 +2,9 @@
 //!
 //! *Contract*: a [`StepModel`] keeps keys and values in blocks of a fixed number of tokens, in memory of a fixed size. Who
 //! drives it says which blocks a sequence may use; the model reads and writes only those. Sequences that share a prefix may
-//! share the whole blocks of it. What a step gives for one sequence does not depend on which others are in it.
+//! share the whole blocks of it. What a step gives for one sequence depends on which others are in it by rounding alone: the
+//! number of rows decides how sums are grouped, so logits differ in their last digits. Where two tokens are as likely to so
+//! many digits, the likeliest may be another, and what is written after it.
 
 use crate::error::ModelError;
 
@@ -49,4 +51,15 @@ pub trait StepModel: Send {
     /// # Errors
     /// [`ModelError`] when the pass fails; the blocks that the slices would have written are undefined then.
     fn step(&mut self, slices: &[Slice<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError>;
+
+    /// Forgets all keys and values: every block is undefined until it is written again. To be called after a step panicked,
+    /// which may have left the model's memory in parts; without it, what further steps give is undefined.
+    ///
+    /// A model that stands for another passes the call on. One that a panic leaves whole has nothing to do.
+    ///
+    /// # Errors
+    /// [`ModelError`] when the memory cannot be made anew; the model is of no use then.
+    fn reset(&mut self) -> Result<(), ModelError> {
+        Ok(())
+    }
 }

@@ -160,7 +160,7 @@ fn without_a_template_roles_are_headings() {
     let tokens = dialect.tokens(&prompt.messages, SystemTime::UNIX_EPOCH).expect("rendered");
     assert_eq!(tokens[0], 258, "it begins as the model's texts do");
     let said = tokenizer().decode(&tokens[1..], false).expect("decodes");
-    assert_eq!(said, "system:\nAnswer.\n\nuser:\nHow?\n\nassistant:\n");
+    assert_eq!(said, "system:\n Answer.\n\nuser:\n How?\n\nassistant:\n");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Attention over keys and values that lie in blocks, and the memory that these blocks are in.
 //!
 //! Contract: [`Memory`] is allocated once. What [`Memory::attend`] gives for a token depends on its query and on the keys and
-//! values up to its own place alone. Query heads that share a key head are rows of one product, so keys are read once
+//! values up to its own place alone, but for rounding: how many rows there are decides how sums are grouped. Query heads that share a key head are rows of one product, so keys are read once
 //! for all of them. Scores are as long as the context: 4 bytes for each place, of six rows on each thread.
 //!
 //! Layout: for each layer and key head, blocks of keys `[tokens / 16][head_size][16]`, so that 16 scores are made at a time,
@@ -12,7 +12,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::matrix::Aligned;
 use super::pool::Pool;
@@ -22,6 +22,7 @@ use super::simd::{Element, Instructions, Kernel, LANES, Simd};
 use super::tile::{Ahead, Line, groups, tile};
 use crate::checkpoint::Precision;
 use crate::decoder::Slice;
+use crate::error::ModelError;
 
 /// Vectors of a line of keys or values.
 const VECTORS: usize = 2;
@@ -60,6 +61,22 @@ impl HeadShape {
     pub(crate) const fn all(&self) -> usize {
         self.queries() + 2 * self.keys()
     }
+
+    /// Bytes of a block of `block_tokens` tokens in `layers` layers, what they are filled up with included.
+    pub(crate) const fn block_bytes(&self, precision: Precision, layers: usize, block_tokens: usize) -> u64 {
+        let of_head = self.key_block(block_tokens).saturating_add(self.value_block(block_tokens));
+        (of_head as u64).saturating_mul((self.kv_heads * layers) as u64).saturating_mul(precision.bytes())
+    }
+
+    /// Numbers of a block of keys of one head.
+    const fn key_block(&self, block_tokens: usize) -> usize {
+        block_tokens.div_ceil(WIDTH).saturating_mul(WIDTH * self.head_size)
+    }
+
+    /// Numbers of a block of values of one head.
+    const fn value_block(&self, block_tokens: usize) -> usize {
+        block_tokens.saturating_mul(self.head_size.next_multiple_of(WIDTH))
+    }
 }
 
 /// Keys and values of all layers.
@@ -78,6 +95,7 @@ pub(crate) struct Memory {
 enum Layers {
     F32(Vec<Layer<f32>>),
     F16(Vec<Layer<f16>>),
+    Bf16(Vec<Layer<bf16>>),
 }
 
 /// For each key head a plane of blocks.
@@ -109,8 +127,10 @@ pub(crate) enum Asking {
 }
 
 impl Memory {
-    /// Allocates `layers` layers, of `blocks` blocks of `block_tokens` tokens. In 16 bits, keys and values are `f16`: they need
-    /// its precision more than the other kind's range.
+    /// Allocates `layers` layers, of `blocks` blocks of `block_tokens` tokens.
+    ///
+    /// # Errors
+    /// [`ModelError::Step`] when the system does not give so many bytes.
     pub(crate) fn new(
         precision: Precision,
         shape: HeadShape,
@@ -118,7 +138,8 @@ impl Memory {
         blocks: usize,
         block_tokens: usize,
         threads: usize,
-    ) -> Self {
+    ) -> Result<Self, ModelError> {
+        promised(shape.block_bytes(precision, layers, block_tokens).saturating_mul(blocks as u64))?;
         let mut memory = Self {
             shape,
             blocks,
@@ -129,9 +150,10 @@ impl Memory {
         };
         memory.layers = match precision {
             Precision::F32 => Layers::F32(memory.empty(layers)),
-            Precision::F16 | Precision::Bf16 => Layers::F16(memory.empty(layers)),
+            Precision::F16 => Layers::F16(memory.empty(layers)),
+            Precision::Bf16 => Layers::Bf16(memory.empty(layers)),
         };
-        memory
+        Ok(memory)
     }
 
     fn empty<E: Element>(&self, layers: usize) -> Vec<Layer<E>> {
@@ -140,14 +162,12 @@ impl Memory {
         (0..layers).map(|_| Layer { keys: Aligned::zeros(keys), values: Aligned::zeros(values) }).collect()
     }
 
-    /// Numbers of a block of keys of one head.
-    fn key_block(&self) -> usize {
-        self.block_tokens.next_multiple_of(WIDTH) * self.shape.head_size
+    const fn key_block(&self) -> usize {
+        self.shape.key_block(self.block_tokens)
     }
 
-    /// Numbers of a block of values of one head.
-    fn value_block(&self) -> usize {
-        self.block_tokens * self.shape.head_size.next_multiple_of(WIDTH)
+    const fn value_block(&self) -> usize {
+        self.shape.value_block(self.block_tokens)
     }
 
     /// Keeps the keys and values of all rows.
@@ -163,6 +183,7 @@ impl Memory {
         match &mut self.layers {
             Layers::F32(layers) => place.all(pool, &mut layers[layer], key_plane, value_plane),
             Layers::F16(layers) => place.all(pool, &mut layers[layer], key_plane, value_plane),
+            Layers::Bf16(layers) => place.all(pool, &mut layers[layer], key_plane, value_plane),
         }
     }
 
@@ -195,6 +216,7 @@ impl Memory {
             match &self.layers {
                 Layers::F32(layers) => set.run(Typed { common, layer: &layers[layer], scores: &mut scores }),
                 Layers::F16(layers) => set.run(Typed { common, layer: &layers[layer], scores: &mut scores }),
+                Layers::Bf16(layers) => set.run(Typed { common, layer: &layers[layer], scores: &mut scores }),
             }
         });
     }
@@ -218,6 +240,19 @@ impl Memory {
         }
         row
     }
+}
+
+/// Asks the system for all bytes at once and gives them back: what it refuses is an error here, where the allocations that
+/// follow would end the process. Nothing is written, so memory that no sequence has used yet is not taken.
+fn promised(bytes: u64) -> Result<(), ModelError> {
+    let mut probe = Vec::<u8>::new();
+    let given = usize::try_from(bytes).is_ok_and(|bytes| probe.try_reserve_exact(bytes).is_ok());
+    // Without this, compilers leave out an allocation that nobody reads, and say that it succeeded.
+    std::hint::black_box(&probe);
+    if given {
+        return Ok(());
+    }
+    Err(ModelError::Step { reason: format!("the system does not give {bytes} bytes of memory for keys and values") })
 }
 
 /// What is stored.
@@ -250,7 +285,7 @@ impl Store<'_> {
 
     fn head<E: Element>(&self, head: usize, keys: &mut [E], values: &mut [E]) {
         let (size, tokens) = (self.shape.head_size, self.block_tokens);
-        let (key_block, value_block) = (tokens.next_multiple_of(WIDTH) * size, tokens * size.next_multiple_of(WIDTH));
+        let (key_block, value_block) = (self.shape.key_block(tokens), self.shape.value_block(tokens));
         let positions = self.slices.iter().flat_map(|slice| {
             (slice.position..slice.position + slice.tokens.len()).map(|position| (slice.blocks, position))
         });

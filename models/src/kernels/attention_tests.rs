@@ -52,10 +52,14 @@ fn check(shape: HeadShape, block_tokens: usize, sequences: &[Sequence], precisio
         };
         rows_of.iter().zip(sequences).flat_map(part).collect()
     };
-    let limit = if precision == Precision::F32 { 1e-5 } else { 2e-3 };
+    let limit = match precision {
+        Precision::F32 => 1e-5,
+        Precision::F16 => 2e-3,
+        Precision::Bf16 => 2e-2,
+    };
     for set in sets() {
         let mut pool = Pool::start(2).expect("threads");
-        let mut memory = Memory::new(precision, shape, 2, blocks, block_tokens, pool.threads());
+        let mut memory = Memory::new(precision, shape, 2, blocks, block_tokens, pool.threads()).expect("memory");
         for layer in [1, 0] {
             memory.store(&mut pool, layer, &slices(false), &rows(false));
             memory.store(&mut pool, layer, &slices(true), &rows(true));
@@ -97,11 +101,73 @@ proptest! {
         half_size in 1_usize..20,
         block_tokens in 1_usize..40,
         sequences in prop::collection::vec((0_usize..70, 1_usize..40, any::<bool>()), 1..4),
-        half in any::<bool>(),
+        precision in prop::sample::select(vec![Precision::F32, Precision::F16, Precision::Bf16]),
         seed: u64,
     ) {
         let shape = HeadShape { heads: kv_heads * shared, kv_heads, head_size: 2 * half_size };
-        let precision = if half { Precision::F16 } else { Precision::F32 };
         check(shape, block_tokens, &sequences, precision, seed);
     }
+}
+
+#[test]
+fn a_block_takes_what_it_is_filled_up_to() {
+    let sizes = [(16, 16), (16, 64), (4, 16), (16, 6), (7, 10), (33, 40)];
+    for ((block_tokens, head_size), precision) in
+        sizes.into_iter().flat_map(|sizes| [Precision::F32, Precision::F16, Precision::Bf16].map(|kept| (sizes, kept)))
+    {
+        let shape = HeadShape { heads: 6, kv_heads: 3, head_size };
+        let (layers, blocks) = (2, 5);
+        let memory = Memory::new(precision, shape, layers, blocks, block_tokens, 1).expect("memory");
+        let bytes = match &memory.layers {
+            Layers::F32(layers) => allocated(layers),
+            Layers::F16(layers) => allocated(layers),
+            Layers::Bf16(layers) => allocated(layers),
+        };
+        let of_block = shape.block_bytes(precision, layers, block_tokens);
+        assert_eq!(
+            bytes as u64,
+            of_block * blocks as u64,
+            "{block_tokens} tokens of {head_size} numbers in {precision}"
+        );
+        let filled = block_tokens % WIDTH > 0 || head_size % WIDTH > 0;
+        let plain = (2 * layers * shape.keys() * block_tokens) as u64 * precision.bytes();
+        assert_eq!(of_block > plain, filled, "{block_tokens} tokens of {head_size} numbers");
+    }
+}
+
+fn allocated<E: Element>(layers: &[Layer<E>]) -> usize {
+    layers.iter().map(|layer| size_of_val(layer.keys.all()) + size_of_val(layer.values.all())).sum()
+}
+
+#[test]
+fn keys_and_values_are_kept_as_they_are_told_to() {
+    let shape = HeadShape { heads: 1, kv_heads: 1, head_size: 2 };
+    let mut pool = Pool::start(1).expect("a thread");
+    // One bit beyond what bf16 keeps, and a number beyond what f16 can hold.
+    let (fine, large) = (1.0 + 2.0_f32.powi(-10), 1e6);
+    for (precision, expected) in
+        [(Precision::F32, [fine, large]), (Precision::F16, [fine, f32::INFINITY]), (Precision::Bf16, [1.0, 999_424.0])]
+    {
+        let mut memory = Memory::new(precision, shape, 1, 1, 1, 1).expect("memory");
+        let slice = Slice { tokens: &[0], position: 0, blocks: &[0], wants_logits: true };
+        let row = [0.0, 0.0, 0.0, 0.0, fine, large];
+        memory.store(&mut pool, 0, &[slice], &row);
+        let mut found = [0.0; 2];
+        memory.attend(&mut pool, Instructions::PORTABLE, 0, &[slice], Asking::All, &row, &mut found);
+        assert_eq!(found, expected, "{precision}");
+    }
+}
+
+#[test]
+fn memory_that_the_system_does_not_give_is_an_error() {
+    let shape = HeadShape { heads: 2, kv_heads: 1, head_size: 16 };
+    let refused = |blocks, block_tokens| {
+        Memory::new(Precision::F32, shape, 3, blocks, block_tokens, 1).expect_err("refused").to_string()
+    };
+    let bytes = 3 * 2 * 16 * 16 * 4_u64 * (1 << 40);
+    let expected =
+        |bytes| format!("cannot take a step: the system does not give {bytes} bytes of memory for keys and values");
+    assert_eq!(refused(1 << 40, 16), expected(bytes));
+    assert_eq!(refused(usize::MAX, 16), expected(u64::MAX));
+    assert_eq!(refused(1, usize::MAX), expected(u64::MAX));
 }

@@ -292,6 +292,16 @@ pub enum ModelError {
         /// The bound.
         limit: usize,
     },
+    /// Too little memory for keys and values.
+    #[error("{bytes} bytes for keys and values hold no block of {block_tokens} tokens, which takes {block_bytes}")]
+    NoBlock {
+        /// The memory, in bytes.
+        bytes: u64,
+        /// Tokens of a block.
+        block_tokens: usize,
+        /// Bytes of a block.
+        block_bytes: u64,
+    },
     /// Settings that leave no prompt any room.
     #[error(
         "no question fits: {context} tokens less an answer of {answer} leave {room} for a prompt, which may have {prompt}, and the \

@@ -12,7 +12,7 @@ use super::engine::GenerationLimits;
 use super::prompt::{Author, PromptConfig};
 use super::sampler::Sampling;
 use super::writer::{Voice, start};
-use crate::checkpoint::{Checkpoint, Memory, Precision};
+use crate::checkpoint::{Checkpoint, Precision};
 use crate::decoder::{FusedDecoder, FusedOptions, PlainDecoder, Slice, StepModel};
 use crate::device::DeviceChoice;
 use crate::error::ModelError;
@@ -157,7 +157,8 @@ impl BurnTier {
 /// A decoder, and what it takes.
 pub(super) struct Loaded {
     pub(super) model: Box<dyn StepModel>,
-    pub(super) memory: Memory,
+    /// Bytes of its weights, and of its memory for keys and values.
+    pub(super) bytes: (u64, u64),
     /// How exact it computes.
     kind: String,
 }
@@ -177,32 +178,34 @@ pub(super) fn load(checkpoint: &Checkpoint, config: &BurnConfig, home: &ModelHom
         let stored = if let [one] = weights.precisions()[..] { one } else { Precision::F32 };
         (config.weights.of(stored), config.kv.of(Precision::F32))
     };
-    let memory = sizes.memory(weights_kept, kv_kept);
-    let blocks = blocks(config, memory.kv_bytes_per_token)?;
+    let block_tokens = config.block_tokens;
+    let block_bytes = if tried.wgpu {
+        PlainDecoder::block_bytes(sizes, kv_kept, block_tokens)
+    } else {
+        FusedDecoder::block_bytes(sizes, kv_kept, block_tokens)
+    };
+    let blocks = blocks(config, block_bytes)?;
     let model: Box<dyn StepModel> = if tried.wgpu {
-        let decoder = PlainDecoder::load(sizes, weights, &tried.device, weights_kept, blocks, config.block_tokens)?;
+        let decoder = PlainDecoder::load(sizes, weights, &tried.device, weights_kept, blocks, block_tokens)?;
         Box::new(decoder)
     } else {
         let (threads, instructions) = (config.threads, Instructions::detect());
         let options = FusedOptions { weights: weights_kept, kv: kv_kept, threads, instructions };
-        Box::new(FusedDecoder::load(sizes, weights, options, blocks, config.block_tokens)?)
+        Box::new(FusedDecoder::load(sizes, weights, options, blocks, block_tokens)?)
     };
     let kind = format!("weights {weights_kept}, keys and values {kv_kept}");
     tracing::info!(device = tried.name, kind, blocks, "a checkpoint is loaded");
-    Ok(Loaded { model, memory, kind })
+    let bytes = (sizes.memory(weights_kept, kv_kept).weight_bytes, block_bytes * blocks as u64);
+    Ok(Loaded { model, bytes, kind })
 }
 
 /// Blocks of the memory for keys and values.
-fn blocks(config: &BurnConfig, token_bytes: u64) -> Result<usize, ModelError> {
+fn blocks(config: &BurnConfig, block_bytes: u64) -> Result<usize, ModelError> {
     let BurnConfig { kv_bytes_max, block_tokens, .. } = *config;
-    let blocks = kv_bytes_max / (token_bytes * block_tokens as u64).max(1);
-    if blocks == 0 {
-        let reason = format!(
-            "{kv_bytes_max} bytes for keys and values hold no block of {block_tokens} tokens, at {token_bytes} bytes a token"
-        );
-        return Err(ModelError::Step { reason });
+    match kv_bytes_max / block_bytes.max(1) {
+        0 => Err(ModelError::NoBlock { bytes: kv_bytes_max, block_tokens, block_bytes }),
+        blocks => Ok(usize::try_from(blocks).unwrap_or(usize::MAX)),
     }
-    Ok(usize::try_from(blocks).unwrap_or(usize::MAX))
 }
 
 fn warm_up(model: &mut dyn StepModel) -> Result<(), ModelError> {

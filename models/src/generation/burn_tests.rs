@@ -102,9 +102,9 @@ fn real_checkpoints_write_the_same_alone_and_together() {
     for family in FAMILIES {
         let settings = config(family);
         let checkpoint = Checkpoint::open(&settings.model).expect("a checkpoint");
-        let token_bytes = checkpoint.config.memory(Precision::F32, Precision::F32).kv_bytes_per_token;
+        let block_bytes = FusedDecoder::block_bytes(&checkpoint.config, Precision::F32, settings.block_tokens);
         let with_blocks = |blocks: u64| {
-            let small = BurnConfig { kv_bytes_max: token_bytes * 4 * blocks, ..settings.clone() };
+            let small = BurnConfig { kv_bytes_max: block_bytes * blocks, ..settings.clone() };
             load(&checkpoint, &small, &home()).expect("loaded").model
         };
         let limits = GenerationLimits { share_prefixes: false, ..settings.engine };
@@ -158,8 +158,5 @@ fn memory_that_holds_nothing_is_refused() {
     let settings = BurnConfig { kv_bytes_max: 100, ..config("qwen2") };
     let checkpoint = Checkpoint::open(&settings.model).expect("a checkpoint");
     let error = load(&checkpoint, &settings, &home()).err().expect("too small").to_string();
-    assert!(
-        error.starts_with("cannot take a step: 100 bytes for keys and values hold no block of 4 tokens"),
-        "{error}"
-    );
+    assert!(error.starts_with("100 bytes for keys and values hold no block of 4 tokens, which takes "), "{error}");
 }

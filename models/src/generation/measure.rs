@@ -80,10 +80,7 @@ impl GenerationBench {
     pub fn open(config: &BurnConfig, home: &ModelHome) -> Result<Self, ModelError> {
         let checkpoint = Checkpoint::open(&config.folder(home))?;
         let loaded = load(&checkpoint, config, home)?;
-        let shape = loaded.model.shape();
-        let kv_bytes = loaded.memory.kv_bytes_per_token * (shape.blocks * shape.block_tokens) as u64;
-        let bytes = (loaded.memory.weight_bytes, kv_bytes);
-        Ok(Self { model: Lent::new(loaded.model), limits: config.engine, bytes })
+        Ok(Self { model: Lent::new(loaded.model), limits: config.engine, bytes: loaded.bytes })
     }
 
     /// Bytes of the decoder's weights, and of its memory for keys and values.

@@ -124,6 +124,15 @@ fn steps_of_any_make_up_give_what_the_plain_decoder_gives() {
 }
 
 #[test]
+fn what_was_read_is_forgotten_and_read_again() {
+    let (checkpoint, reference) = open("qwen3");
+    let mut model = fused(&checkpoint, FusedOptions::default());
+    let expected = step(&mut model, &reference.prompt, 0, &in_order());
+    model.reset().expect("nothing fails");
+    assert_eq!(step(&mut model, &reference.prompt, 0, &in_order()), expected);
+}
+
+#[test]
 fn blocks_take_what_the_decoders_say() {
     let (checkpoint, _) = open("llama3");
     let config = &checkpoint.config;

@@ -179,6 +179,12 @@ impl StepModel for FusedDecoder {
         model.logits(pool, rows, logits);
         Ok(())
     }
+
+    fn reset(&mut self) -> Result<(), ModelError> {
+        // The memory is plain numbers, whatever became of the step; the rows are those of the step alone.
+        self.rows = Rows::default();
+        Ok(())
+    }
 }
 
 const fn heads(config: &DecoderConfig) -> HeadShape {

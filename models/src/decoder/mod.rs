@@ -49,4 +49,15 @@ pub trait StepModel: Send {
     /// # Errors
     /// [`ModelError`] when the pass fails; the blocks that the slices would have written are undefined then.
     fn step(&mut self, slices: &[Slice<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError>;
+
+    /// Forgets all keys and values: every block is undefined until it is written again. To be called after a step panicked,
+    /// which may have left the model's memory in parts; without it, what further steps give is undefined.
+    ///
+    /// A model that stands for another passes the call on. One that a panic leaves whole has nothing to do.
+    ///
+    /// # Errors
+    /// [`ModelError`] when the memory cannot be made anew; the model is of no use then.
+    fn reset(&mut self) -> Result<(), ModelError> {
+        Ok(())
+    }
 }

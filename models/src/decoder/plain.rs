@@ -36,6 +36,8 @@ pub struct PlainDecoder {
     shape: StepShape,
     /// For each layer its keys and values, each `[blocks × block_tokens, kv_heads × head_size]`.
     memory: Vec<(Tensor<2>, Tensor<2>)>,
+    /// Numbers of a key, and of a value, and how they are kept.
+    keys: (usize, DType),
     device: Device,
 }
 
@@ -134,7 +136,7 @@ impl PlainDecoder {
         }
         let model = Loader { config, weights, device, half: precision == Precision::F16 }.llama()?;
         let slots = blocks * block_tokens;
-        let empty = || Tensor::<2>::zeros([slots, config.kv_heads * config.head_size], (device, dtype));
+        let keys = (config.kv_heads * config.head_size, dtype);
         let shape = StepShape {
             blocks,
             block_tokens,
@@ -145,7 +147,8 @@ impl PlainDecoder {
             model,
             frequencies: config.rotary_frequencies(),
             shape,
-            memory: (0..config.layers).map(|_| (empty(), empty())).collect(),
+            memory: memory(config.layers, slots, keys, device),
+            keys,
             device: device.clone(),
         })
     }
@@ -224,6 +227,18 @@ impl StepModel for PlainDecoder {
         logits.extend(numbers);
         Ok(())
     }
+
+    fn reset(&mut self) -> Result<(), ModelError> {
+        // The old memory goes first: there may not be room for both.
+        let layers = std::mem::take(&mut self.memory).len();
+        self.memory = memory(layers, self.shape.blocks * self.shape.block_tokens, self.keys, &self.device);
+        Ok(())
+    }
+}
+
+fn memory(layers: usize, slots: usize, (width, dtype): (usize, DType), device: &Device) -> Vec<(Tensor<2>, Tensor<2>)> {
+    let empty = || Tensor::<2>::zeros([slots, width], (device, dtype));
+    (0..layers).map(|_| (empty(), empty())).collect()
 }
 
 impl Llama {
@@ -355,7 +370,8 @@ impl Attention {
 
 /// Writes rows to their places.
 fn store(memory: &mut Tensor<2>, inputs: &Inputs, rows: Tensor<2>) {
-    // Taken out meanwhile: a tensor with one owner is written in place.
+    // Taken out meanwhile: a tensor with one owner is written in place. Where that panics it does not come back, and it takes
+    // a reset to go on.
     let empty = Tensor::empty([0, 0], (&rows.device(), rows.dtype()));
     let taken = std::mem::replace(memory, empty);
     *memory = taken.select_assign(0, inputs.slots.clone(), rows, IndexingUpdateOp::Assign);
@@ -363,4 +379,47 @@ fn store(memory: &mut Tensor<2>, inputs: &Inputs, rows: Tensor<2>) {
 
 fn narrowed<const D: usize>(tensor: Tensor<D>, half: bool) -> Tensor<D> {
     if half { tensor.cast(DType::F16) } else { tensor }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::path::Path;
+
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+
+    const BLOCK_TOKENS: usize = 4;
+
+    fn step(model: &mut PlainDecoder, tokens: &[u32]) -> Vec<f32> {
+        let mut logits = Vec::new();
+        let slice = Slice { tokens, position: 0, blocks: &[2, 1], wants_logits: true };
+        model.step(&[slice], &mut logits).expect("a step");
+        logits
+    }
+
+    #[test]
+    fn a_model_goes_on_after_a_step_that_panicked() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama3");
+        let checkpoint = Checkpoint::open(&folder).expect("a checkpoint");
+        let (config, weights) = (&checkpoint.config, &checkpoint.weights);
+        let model = PlainDecoder::load(config, weights, &Device::flex(), Precision::F32, 3, BLOCK_TOKENS);
+        let mut model = model.expect("a decoder");
+        let expected = step(&mut model, &[5, 6, 7, 8, 9]);
+        let memory = |model: &PlainDecoder| model.memory.iter().map(|(k, v)| (k.dims(), v.dims())).collect::<Vec<_>>();
+        let whole = memory(&model);
+        // More rows than places: what a device says when it is out of memory, say, is a panic in the same place.
+        let pass = Pass::plan(&model.shape, &[Slice { tokens: &[5], position: 0, blocks: &[0], wants_logits: true }]);
+        let inputs = model.inputs(&pass.expect("planned"));
+        let rows = Tensor::zeros([2, model.keys.0], (&model.device, DType::F32));
+        let stored = catch_unwind(AssertUnwindSafe(|| store(&mut model.memory[1].0, &inputs, rows)));
+        assert!(stored.is_err() && memory(&model) != whole, "the memory is in parts");
+        model.reset().expect("memory");
+        assert_eq!(memory(&model), whole);
+        let written = |(keys, values): &(Tensor<2>, Tensor<2>)| {
+            [keys, values].map(|it| it.clone().abs().sum().into_scalar::<f32>())
+        };
+        assert!(model.memory.iter().flat_map(written).all(|sum| sum == 0.0), "nothing is left of what was read");
+        assert_eq!(step(&mut model, &[5, 6, 7, 8, 9]), expected);
+    }
 }

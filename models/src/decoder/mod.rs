@@ -2,7 +2,9 @@
 //!
 //! *Contract*: a [`StepModel`] keeps keys and values in blocks of a fixed number of tokens, in memory of a fixed size. Who
 //! drives it says which blocks a sequence may use; the model reads and writes only those. Sequences that share a prefix may
-//! share the whole blocks of it. What a step gives for one sequence does not depend on which others are in it.
+//! share the whole blocks of it. What a step gives for one sequence depends on which others are in it by rounding alone: the
+//! number of rows decides how sums are grouped, so logits differ in their last digits. Where two tokens are as likely to so
+//! many digits, the likeliest may be another, and what is written after it.
 
 use crate::error::ModelError;
 

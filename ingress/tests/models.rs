@@ -70,6 +70,11 @@ fn a_checkpoint_is_pulled_listed_and_verified() {
     fs::remove_file(folder.join("turnflow.json")).expect("removed");
     let (code, stdout, _) = run(&["models", "verify", &folder.display().to_string()]);
     assert!(code == 0 && stdout.contains("bytes are not checked"), "{stdout}");
+
+    // What loads but refuses every conversation is no tier.
+    fs::write(folder.join("chat_template.jinja"), "{{ raise_exception('not for you') }}").expect("written");
+    let (code, stdout, stderr) = run(&["models", "verify", &folder.display().to_string()]);
+    assert!(code == 1 && stderr.contains("not for you") && !stdout.contains("it will load"), "{stdout}{stderr}");
 }
 
 #[test]

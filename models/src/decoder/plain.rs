@@ -408,11 +408,11 @@ mod tests {
         let expected = step(&mut model, &[5, 6, 7, 8, 9]);
         let memory = |model: &PlainDecoder| model.memory.iter().map(|(k, v)| (k.dims(), v.dims())).collect::<Vec<_>>();
         let whole = memory(&model);
-        // Rows that are too narrow: what a device says when it is out of memory, say, is a panic in the same place.
+        // More rows than places: what a device says when it is out of memory, say, is a panic in the same place.
         let pass = Pass::plan(&model.shape, &[Slice { tokens: &[5], position: 0, blocks: &[0], wants_logits: true }]);
         let inputs = model.inputs(&pass.expect("planned"));
-        let narrow = Tensor::zeros([1, 1], (&model.device, DType::F32));
-        let stored = catch_unwind(AssertUnwindSafe(|| store(&mut model.memory[1].0, &inputs, narrow)));
+        let rows = Tensor::zeros([2, model.keys.0], (&model.device, DType::F32));
+        let stored = catch_unwind(AssertUnwindSafe(|| store(&mut model.memory[1].0, &inputs, rows)));
         assert!(stored.is_err() && memory(&model) != whole, "the memory is in parts");
         model.reset().expect("memory");
         assert_eq!(memory(&model), whole);

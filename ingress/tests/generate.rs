@@ -40,6 +40,10 @@ impl StepModel for Stepwise {
         let _free = self.may.recv();
         self.decoder.step(slices, logits)
     }
+
+    fn reset(&mut self) -> Result<(), ModelError> {
+        self.decoder.reset()
+    }
 }
 
 /// A tier that tells of which question a piece was written, and whose client has left.

@@ -59,7 +59,5 @@ pub trait StepModel: Send {
     ///
     /// # Errors
     /// [`ModelError`] when the memory cannot be made anew; the model is of no use then.
-    fn reset(&mut self) -> Result<(), ModelError> {
-        Ok(())
-    }
+    fn reset(&mut self) -> Result<(), ModelError>;
 }

@@ -75,6 +75,10 @@ fn a_checkpoint_is_pulled_listed_and_verified() {
     fs::write(folder.join("chat_template.jinja"), "{{ raise_exception('not for you') }}").expect("written");
     let (code, stdout, stderr) = run(&["models", "verify", &folder.display().to_string()]);
     assert!(code == 1 && stderr.contains("not for you") && !stdout.contains("it will load"), "{stdout}{stderr}");
+    // And one that a pull has not come to the end of is told from both.
+    fs::create_dir(folder.join(".partial")).expect("made");
+    let (code, _, stderr) = run(&["models", "verify", "org/name"]);
+    assert!(code == 1 && stderr.contains("has not come to its end"), "{stderr}");
 }
 
 #[test]
@@ -101,7 +105,16 @@ fn damage_and_absence_are_told_with_what_to_do() {
     let mut bytes = fs::read(&weights).expect("there");
     *bytes.last_mut().expect("not empty") ^= 1;
     fs::write(&weights, &bytes).expect("written");
-    check(&["models", "verify", "org/name"], 1, &["has SHA-256 ", "mend it with: turnflow models pull org/name"]);
+    check(
+        &["models", "verify", "org/name"],
+        1,
+        &["has SHA-256 ", "mend it with: turnflow models pull org/name --revision main"],
+    );
+    check(
+        &["models", "verify", &weights.display().to_string()],
+        64,
+        &["is a file, expected the folder of a checkpoint"],
+    );
     bytes.pop();
     fs::write(&weights, &bytes).expect("written");
     let (_, stdout, _) = run(&["models", "list"]);

@@ -65,7 +65,9 @@ pub use hub::{Hub, Installed, InstalledFile, install, installed};
 pub use kernels::Instructions;
 pub use pull::{Progress, WeightSource};
 pub use queue::{Lane, Rejected};
-pub use remote::{BreakerState, LimitField, Phase, RemoteConfig, RemoteFault, RemoteHealth, RemoteStats, RemoteTier};
+pub use remote::{
+    BreakerState, LimitField, Phase, RemoteConfig, RemoteFault, RemoteHealth, RemoteStats, RemoteTier, WrongSetting,
+};
 pub use secret::Secret;
 pub use tier::{
     AnswerDone, Answerer, OnDelta, TierBackend, TierEngine, TierEngineConfig, TierHandle, TierJob, TierRequest,

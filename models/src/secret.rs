@@ -1,7 +1,8 @@
 //! Secrets: keys and tokens that are sent to servers and shown to nobody.
 //!
 //! Contract: a [`Secret`] does not print, not even its length, and errors about it name the place that it comes from, never
-//! what it holds. It fits into an HTTP header. What a server says is shown only after `Secret::redact`.
+//! what it holds. It fits into an HTTP header. What a server says goes into an error or a log only after `Secret::redact`; an answer's text
+//! does too where the key is too long to be there by chance.
 
 use std::fmt;
 use std::fs::File;
@@ -14,6 +15,8 @@ use crate::error::ModelError;
 /// What stands for a secret in a text that held it.
 const REDACTED: &str = "[secret]";
 const BYTES_MAX: u64 = 8 * 1024;
+/// A shorter one, such as `none` for a server that wants any, is a word that may stand in a text by chance.
+const TELLING_BYTES_MIN: usize = 8;
 
 /// A key or a token.
 #[derive(Clone, PartialEq, Eq)]
@@ -23,8 +26,12 @@ impl Secret {
     /// A secret from an environment variable.
     ///
     /// # Errors
-    /// [`ModelError::Secret`] when the variable is not set or holds no secret.
+    /// [`ModelError::Secret`] when the variable is not set or holds no secret. What is no variable's name is not repeated: it may
+    /// be the secret itself.
     pub fn from_env(variable: &str) -> Result<Self, ModelError> {
+        if !is_variable(variable) {
+            return Err(refused("the environment".to_owned(), "what should name a variable is no name"));
+        }
         let place = || format!("the environment variable {variable}");
         match std::env::var(variable) {
             Ok(text) => Self::parse(&text, place),
@@ -69,13 +76,31 @@ impl Secret {
         format!("Bearer {}", self.0)
     }
 
-    /// What a server sent, without the secret.
-    pub(crate) fn redact(&self, sent: Vec<u8>) -> Vec<u8> {
-        if !sent.windows(self.0.len()).any(|window| window == self.0.as_bytes()) {
-            return sent;
-        }
-        String::from_utf8_lossy(&sent).replace(&*self.0, REDACTED).into_bytes()
+    /// What a server said, without the secret.
+    pub(crate) fn redact(&self, said: &str) -> String {
+        // Within quotes these two stand with a backslash before them.
+        let quoted = self.0.replace('\\', "\\\\").replace('"', "\\\"");
+        said.replace(&*self.0, REDACTED).replace(&quoted, REDACTED)
     }
+
+    /// The same for a text that was cut off: a part of the secret at its end goes too.
+    pub(crate) fn redact_cut(&self, said: &str) -> String {
+        let mut text = self.redact(said);
+        let part = (1..self.0.len()).rev().find(|length| text.ends_with(&self.0[..*length]));
+        text.truncate(text.len() - part.unwrap_or(0));
+        text
+    }
+
+    /// Whether a text that holds it can only have it from here.
+    pub(crate) fn is_telling(&self) -> bool {
+        self.0.len() >= TELLING_BYTES_MIN
+    }
+}
+
+/// Whether a word can name an environment variable.
+pub(crate) fn is_variable(name: &str) -> bool {
+    let is_letter = |byte: u8| byte.is_ascii_alphabetic() || byte == b'_';
+    name.bytes().next().is_some_and(is_letter) && name.bytes().all(|byte| is_letter(byte) || byte.is_ascii_digit())
 }
 
 fn refused(place: String, reason: &'static str) -> ModelError {
@@ -126,12 +151,34 @@ mod tests {
     fn a_variable_that_is_not_set_is_told_by_name() {
         let told = Secret::from_env("TURNFLOW_NO_SUCH_KEY").expect_err("not set").to_string();
         assert_eq!(told, "no key in the environment variable TURNFLOW_NO_SUCH_KEY: it is not set");
+        assert!(is_variable("_K2") && is_variable("OPENAI_API_KEY"));
+        for name in ["", KEY, "2K", "A B", "A=B", "Ä"] {
+            let told = Secret::from_env(name).expect_err("no name").to_string();
+            assert_eq!(told, "no key in the environment: what should name a variable is no name");
+        }
     }
 
     #[test]
     fn it_does_not_print() {
         let secret = Secret::parse(KEY, String::new).expect("a key");
         assert_eq!(format!("{secret:?} {:#?}", Some(&secret)), "Secret(…) Some(\n    Secret(…),\n)");
-        assert_eq!(secret.redact(format!("bad key {KEY}, {KEY}!").into()), b"bad key [secret], [secret]!");
+        assert_eq!(secret.redact(&format!("bad key {KEY}, {KEY}!")), "bad key [secret], [secret]!");
+        let odd = Secret::parse(r#"a"b\c"#, String::new).expect("a key");
+        assert_eq!(odd.redact(r#"plain a"b\c, quoted "a\"b\\c""#), r#"plain [secret], quoted "[secret]""#);
+    }
+
+    #[test]
+    fn half_a_secret_at_a_cut_is_taken_off() {
+        let secret = Secret::parse(KEY, String::new).expect("a key");
+        for (cut, expected) in [
+            ("bad key sk-01234", "bad key "),
+            ("bad key s", "bad key "),
+            ("bad key sk-0123456789", "bad key [secret]"),
+            ("bad keys", "bad key"),
+            ("bad sk-01 key", "bad sk-01 key"),
+            ("", ""),
+        ] {
+            assert_eq!(secret.redact_cut(cut), expected);
+        }
     }
 }

@@ -121,6 +121,7 @@ fn the_key_is_sent_and_never_shown() {
     };
     // Where an error is cut off, half a key must not stay.
     let long = format!("{}{KEY}", " ".repeat(16 * 1024 - KEY.len() / 2));
+    let hidden = KEY.replace('-', "\\u002d");
     let (base_url, heads, authority) = serve(vec![
         error("401 Unauthorized", &format!("{{\"error\": {{\"message\": \"Incorrect API key provided: {KEY}.\"}}}}")),
         error("500 Whatever", &format!("bad Bearer {KEY}")),
@@ -128,6 +129,10 @@ fn the_key_is_sent_and_never_shown() {
         stream(&format!("data: {{\"error\": {{\"message\": \"key {KEY} is out of money\"}}}}\n\n")),
         stream(&format!("data: rubbish with {KEY}\n\n")),
         error(&format!("404 {KEY}"), ""),
+        // More is announced than comes: what came is cut off, in the middle of the key.
+        format!("HTTP/1.1 400 Bad\r\nConnection: close\r\nContent-Length: 900\r\n\r\nkey {}", &KEY[..KEY.len() - 3]),
+        error("400 Bad Request", &format!("{{\"error\": {{\"message\": \"key {hidden}.\"}}}}")),
+        format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: {KEY}\r\nContent-Length: 0\r\n\r\n"),
         stream(&format!(
             "data: {{\"choices\":[{{\"delta\":{{\"content\":\"My key is {KEY}.\"}}}}]}}\n\ndata: [DONE]\n\n"
         )),
@@ -152,10 +157,10 @@ fn the_key_is_sent_and_never_shown() {
     write!(shown, "{tier:?} {tier:#?}").expect("memory");
     let tier = TierHandle::new(tier);
     write!(shown, "{tier:?} {}", tier.identity()).expect("memory");
-    let outcomes: Vec<_> = (0..7).map(|_| ask(&tier)).collect();
+    let outcomes: Vec<_> = (0..10).map(|_| ask(&tier)).collect();
     write!(shown, "{outcomes:#?} {health:?}").expect("memory");
 
-    for (number, head) in heads.try_iter().take(7).enumerate() {
+    for (number, head) in heads.try_iter().take(10).enumerate() {
         assert!(head.contains(&format!("authorization: Bearer {KEY}\r\n")), "request {number}: {head}");
     }
     let expected = [
@@ -165,6 +170,9 @@ fn the_key_is_sent_and_never_shown() {
         "the server reports an error: key [secret] is out of money",
         "an event is rubbish with [secret]: ",
         "status: 404",
+        "HTTP status 400: key",
+        "HTTP status 400: key [secret].",
+        "the content type is \"[secret]\", expected",
         "My key is [secret].",
     ];
     let logged = recorder.0.lock().expect("no panic").clone();
@@ -173,6 +181,7 @@ fn the_key_is_sent_and_never_shown() {
         assert!(told.contains(expected), "{expected:?} in {told}");
     }
     assert!(logged.contains("gave no answer: HTTP status 401"), "the log is heard: {logged}");
+    assert!(logged.contains("a remote server tells no usage: it is estimated"), "{logged}");
     for (place, text) in [("log", &logged), ("output", &shown)] {
         assert!(!text.contains(&KEY[..12]), "the {place} holds the key, or half of it: {text}");
     }

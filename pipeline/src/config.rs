@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use turnflow_models::{
     BurnConfig, EncoderEngineConfig, ExtractiveConfig, PromptConfig, RemoteConfig, Sampling, TierEngineConfig,
+    WrongSetting,
 };
 use turnflow_operators::bound::BoundLimits;
 use turnflow_operators::commit::Price;
@@ -42,7 +43,7 @@ pub enum ConfigError {
         /// What is wrong.
         message: String,
     },
-    /// A key is unknown, or its value has the wrong type.
+    /// A key is unknown, or its value has the wrong type, or is wrong and may hold a secret, so that it is not told.
     #[error("{place}: {key}: {message}")]
     Key {
         /// Which file and line.
@@ -513,15 +514,16 @@ impl Config {
             );
         }
         if self.tier.kind == TierKind::Openai
-            && let Err(error) = self.tier.openai.check()
+            && let Err(WrongSetting { key, reason }) = self.tier.openai.check()
         {
-            return wrong("tier.openai.base-url", &self.tier.openai.base_url, &error.to_string());
+            let key = format!("tier.openai.{key}");
+            return Err(ConfigError::Key { place: place(text, name, &key), key, message: reason });
         }
         Ok(())
     }
 
     /// Settings of which there must be at least one.
-    fn counts(&self) -> [(&'static str, usize); 41] {
+    fn counts(&self) -> [(&'static str, usize); 43] {
         let (limits, prompt, burn) = (&self.limits, &self.tier.prompt, &self.tier.burn);
         // What is counted in 64 bits is bounded all the same.
         let count = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
@@ -564,6 +566,8 @@ impl Config {
             ("tier.burn.engine.sequences-max", burn.engine.sequences_max),
             ("tier.burn.engine.step-tokens-max", burn.engine.step_tokens_max),
             ("tier.burn.engine.step-ms-max", count(burn.engine.step_ms_max)),
+            ("tier.openai.in-flight-max", self.tier.openai.in_flight_max),
+            ("tier.openai.queue-max", self.tier.openai.queue_max),
             ("extractive.passages-max", self.extractive.passages_max),
             ("extractive.articles-max", self.extractive.articles_max),
             ("server.header-bytes-max", self.server.header_bytes_max as usize),

@@ -42,7 +42,16 @@ fn errors_name_place_and_key() {
     check("[refresh]\nin-flight-max = 999999\n", "t.toml:2: refresh.in-flight-max = 999999: must be at most");
     check("[tier]\nkind = \"magic\"\n", "t.toml:2: tier.kind: unknown variant `magic`");
     check("[tier]\nkind = \"burn\"\n", "t.toml: tier.burn.model = \"\": must name the folder");
-    check("[tier]\nkind = \"openai\"\n", "t.toml: tier.openai.base-url = : ");
+    check("[tier]\nkind = \"openai\"\n", "t.toml: tier.openai.base-url: must ");
+    let openai = |text: &str, expected: &str| {
+        let sound = "base-url = \"http://x/v1\"\nmodel = \"m\"\n";
+        check(&format!("[tier]\nkind = \"openai\"\n[tier.openai]\n{sound}{text}\n"), expected);
+    };
+    openai("top-p = 2.0", "t.toml:6: tier.openai.top-p: must lie between 0 and 1");
+    openai("total-ms-max = 9", "t.toml: tier.openai.first-token-ms-max: must be less than total-ms-max, 9");
+    openai("key-env = \"sk-0123\"", "t.toml:6: tier.openai.key-env: must be the name of an environment variable");
+    openai("queue-max = 99999999", "t.toml:6: tier.openai.queue-max = 99999999: must be at most");
+    openai("in-flight-max = 0", "t.toml:6: tier.openai.in-flight-max = 0: must be at least 1");
     check(
         "[tier.burn.engine]\nsequences-max = 999\n",
         "t.toml: tier.burn.engine.step-tokens-max = 256: must be at least",
@@ -50,6 +59,23 @@ fn errors_name_place_and_key() {
     check("[tier.sampling]\ntop-p = 0.0\n", "t.toml:2: tier.sampling.top-p = 0: must be above 0");
     check("[tier.burn]\nkv-bytes-max = 0\n", "t.toml:2: tier.burn.kv-bytes-max = 0: must be at least 1");
     check("[cache\n", "t.toml:1: ");
+}
+
+#[test]
+fn secrets_in_wrong_places_are_not_told() {
+    for (key, value) in [("base-url", "http://me:s3cret@x/v1"), ("base-url", "s3cret"), ("key-env", "sk-s3cret")] {
+        let sound = if key == "base-url" { "" } else { "base-url = \"http://x/v1\"\n" };
+        let text = format!("[tier]\nkind = \"openai\"\n[tier.openai]\nmodel = \"m\"\n{sound}{key} = \"{value}\"\n");
+        let error = Config::from_text(&text, "t.toml").expect_err(&text);
+        assert!(!format!("{error} {error:?}").contains("s3cret"), "{error}");
+        assert!(error.to_string().contains(&format!(": tier.openai.{key}: must ")), "{error}");
+    }
+}
+
+#[test]
+fn the_key_is_read_when_the_tier_starts() {
+    let text = "[tier]\nkind = \"openai\"\n[tier.openai]\nmodel = \"m\"\nbase-url = \"http://x/v1\"\nkey-file = \"/no/such\"\n";
+    Config::from_text(text, "t.toml").expect("other commands need no key");
 }
 
 #[test]

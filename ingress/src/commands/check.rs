@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use serde::Serialize;
-use turnflow_models::{Checkpoint, verify};
+use turnflow_models::{Checkpoint, Installed, verify};
 use turnflow_pipeline::{Config, TierKind, verifier};
 use turnflow_state::Store;
 
@@ -42,6 +42,9 @@ pub(super) fn run(context: &Context, args: &StoreArgs) -> Result<(), Failure> {
     if config.tier.kind == TierKind::Burn {
         let folder = config.tier.burn.folder(&home);
         findings.push(finding("model", &folder.display(), check_model(config, &folder)));
+    }
+    if config.tier.kind == TierKind::Openai {
+        findings.push(finding("server", &config.tier.openai.base_url, check_server(config)));
     }
     let usable = findings.iter().all(|finding| finding.usable);
     let mut text = toml::to_string(config).context("cannot print the settings as TOML")?;
@@ -86,12 +89,19 @@ fn check_verifier(config: &Config) -> anyhow::Result<String> {
 }
 
 fn check_model(config: &Config, folder: &Path) -> anyhow::Result<String> {
+    Installed::read_whole(folder)?;
     let checkpoint = Checkpoint::open(folder)?;
     checkpoint.check_dialect()?;
     let sizes = &checkpoint.config;
     let kv = config.tier.burn.kv_bytes_max as f64 / 1e6;
     let weights = checkpoint.weights.bytes() as f64 / 1e6;
     Ok(format!("{}, {weights:.0} MB of weights, {kv:.0} MB for keys and values", sizes.family.name()))
+}
+
+/// What the tier reads before it asks the server, which is not asked here.
+fn check_server(config: &Config) -> anyhow::Result<String> {
+    config.tier.openai.check_files()?;
+    Ok("its key and certificates, where there are any, can be read".to_owned())
 }
 
 fn check_port(config: &Config) -> anyhow::Result<String> {

@@ -98,6 +98,10 @@ pub(super) fn verify(context: &Context, checkpoint: &str) -> Result<(), Failure>
     if path.is_dir() {
         return verify_folder(context, &path);
     }
+    if path.exists() {
+        let error = anyhow::anyhow!("{} is a file, expected the folder of a checkpoint", path.display());
+        return Err(Failure::usage(error).with_hint("name the folder that the file is in"));
+    }
     match context.home()?.checkpoint_dir(checkpoint) {
         // A pull that failed leaves a folder too, with nothing in its place yet.
         Ok(folder) if folder.join("config.json").exists() => verify_folder(context, &folder),
@@ -109,10 +113,12 @@ pub(super) fn verify(context: &Context, checkpoint: &str) -> Result<(), Failure>
 
 /// Opens a checkpoint as a tier would, and checks every byte of one that was pulled.
 fn verify_folder(context: &Context, folder: &Path) -> Result<(), Failure> {
-    let pulled = Installed::read(folder)?;
+    let pulled = Installed::read_whole(folder)?;
     if let Some(pulled) = &pulled {
         pulled.verify(&open::show_pull()).map_err(|error| {
-            Failure::from(error).with_hint(format!("mend it with: turnflow models pull {}", pulled.repository))
+            let Installed { repository, revision, .. } = pulled;
+            let mend = format!("mend it with: turnflow models pull {repository} --revision {revision}");
+            Failure::from(error).with_hint(mend)
         })?;
     }
     let checkpoint = Checkpoint::open(folder)?;

@@ -2,9 +2,11 @@
 //!
 //! Contract: files are fetched, under names that hold their checksums, into a folder beside their place, and get their final names together,
 //! once each is complete and verified. A pull that was interrupted goes on where it stopped; one that finds everything there fetches
-//! nothing. What was put there is written down in [`RECORD`], which is the last thing written: a folder without it is not
-//! complete. Two pulls of one repository at once are refused.
+//! nothing. What was put there is written down in [`RECORD`], which is the last thing written: a folder that has none, but
+//! the traces of a pull, is not complete. Files that only an earlier record names go, even when pulls between ended too early.
+//! Two pulls of one repository at once are refused.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -13,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha1::{Digest as _, Sha1};
 use sha2::Sha256;
 
-use super::snapshot::{INDEX, Repository};
+use super::snapshot::{INDEX, Repository, are_sound, is_plain};
 use super::{Checksum, FilePlace, Hub, RemoteFile};
 use crate::error::ModelError;
 use crate::pull::Progress;
@@ -24,6 +26,8 @@ pub(crate) const RECORD: &str = "turnflow.json";
 /// The folder of what is not complete.
 const PARTIAL: &str = ".partial";
 const LOCK: &str = "lock";
+/// The names of all files that were put in place since the folder was last complete, and of those that it had then.
+const NAMES: &str = "names.json";
 const RECORD_BYTES_MAX: u64 = 1024 * 1024;
 
 /// A checkpoint that was pulled.
@@ -60,6 +64,19 @@ struct Record {
 }
 
 impl Installed {
+    /// What a folder holds, as it was written down when it was pulled; None when it came another way.
+    ///
+    /// # Errors
+    /// When the record cannot be read or parsed, or a pull into the folder has not come to its end.
+    pub fn read_whole(folder: &Path) -> Result<Option<Self>, ModelError> {
+        let read = Self::read(folder)?;
+        if read.is_none() && folder.join(PARTIAL).is_dir() {
+            let reason = "a pull into this folder has not come to its end: what is there may be of two versions";
+            return Err(ModelError::Load { path: folder.to_owned(), reason: reason.to_owned() });
+        }
+        Ok(read)
+    }
+
     /// What a folder holds, as it was written down when it was pulled; None when it was not, or not to the end.
     ///
     /// # Errors
@@ -73,9 +90,12 @@ impl Installed {
         };
         let mut json = Vec::new();
         file.take(RECORD_BYTES_MAX).read_to_end(&mut json).map_err(ModelError::io("read", &path))?;
-        let record: Record =
-            serde_json::from_slice(&json).map_err(|error| ModelError::Parse { path, source: Box::new(error) })?;
-        Ok(Some(record.installed(folder)))
+        let unreadable = |source| ModelError::Parse { path, source };
+        match serde_json::from_slice::<Record>(&json) {
+            Ok(record) if are_sound(&record.files) => Ok(Some(record.installed(folder))),
+            Ok(_) => Err(unreadable("it names files that cannot be in a checkpoint".into())),
+            Err(error) => Err(unreadable(Box::new(error))),
+        }
     }
 
     /// What its files take, in bytes.
@@ -185,8 +205,8 @@ pub fn install(
         files,
     };
     staging.put_in_place(&record)?;
-    drop(lock);
     fs::remove_dir_all(&partial).map_err(ModelError::io("remove", &partial))?;
+    drop(lock);
     progress(Progress::Ready);
     Ok(record.installed(&folder))
 }
@@ -252,7 +272,9 @@ impl Staging<'_> {
 
     /// Gives every file its final name. While that goes on the folder has no record.
     fn put_in_place(&self, record: &Record) -> Result<(), ModelError> {
-        let before = Installed::read(self.folder).ok().flatten();
+        let mut names = self.names_in_place();
+        names.extend(record.files.iter().map(|file| file.name.clone()));
+        self.write(&names, NAMES, &self.partial.join(NAMES))?;
         let path = self.folder.join(RECORD);
         remove_if_there(&path)?;
         for file in &record.files {
@@ -261,16 +283,28 @@ impl Staging<'_> {
                 fs::rename(&from, &to).map_err(ModelError::io("write", &to))?;
             }
         }
-        let gone = before.iter().flat_map(|before| &before.files);
-        for file in gone.filter(|file| record.files.iter().all(|new| new.name != file.name)) {
-            let path = self.folder.join(&file.name);
-            remove_if_there(&path)?;
+        for name in names.iter().filter(|name| record.files.iter().all(|file| file.name != **name)) {
+            remove_if_there(&self.folder.join(name))?;
         }
-        let json = serde_json::to_vec_pretty(record)
-            .map_err(|error| ModelError::Parse { path: path.clone(), source: Box::new(error) })?;
-        let written = self.partial.join(RECORD);
+        self.write(record, RECORD, &path)
+    }
+
+    /// Names of files that earlier pulls have put in place, whether they came to their end or not.
+    fn names_in_place(&self) -> BTreeSet<String> {
+        let recorded = Installed::read(self.folder).ok().flatten().map_or_else(Vec::new, |installed| installed.files);
+        // The list is written in one piece, so that it cannot be read only when there is none.
+        let listed = fs::read(self.partial.join(NAMES)).ok().and_then(|json| serde_json::from_slice(&json).ok());
+        let names = listed.unwrap_or_else(Vec::new).into_iter().chain(recorded.into_iter().map(|file| file.name));
+        names.filter(|name: &String| is_plain(name)).collect()
+    }
+
+    /// Writes a value in one piece, by way of a file of this name with a mark.
+    fn write(&self, value: &impl Serialize, name: &str, to: &Path) -> Result<(), ModelError> {
+        let written = self.partial.join(format!("new-{name}"));
+        let json = serde_json::to_vec_pretty(value)
+            .map_err(|error| ModelError::Parse { path: to.to_owned(), source: Box::new(error) })?;
         fs::write(&written, json).map_err(ModelError::io("write", &written))?;
-        fs::rename(&written, &path).map_err(ModelError::io("write", &path))
+        fs::rename(&written, to).map_err(ModelError::io("write", to))
     }
 }
 

@@ -1,8 +1,9 @@
 //! The Hugging Face hub, or a server of the same kind: what files a repository has, and the files themselves.
 //!
-//! Contract: a download that breaks off is continued where it stopped, as long as each attempt gets further; no more bytes are
-//! read than were announced, and a server that falls silent is given up on. What was read is not verified here. The
-//! token goes to the hub alone, never to where it redirects to, and into no error.
+//! Contract: a download that breaks off is continued where it stopped, as long as each attempt gets further and there are not too
+//! many; no more bytes are read than were announced, and a server that falls silent is given up on. A hub that has never answered is not
+//! asked twice. What was read is not verified here. The token goes to the hub's host alone, never to another that it
+//! redirects to, and into no error.
 //!
 //! How it is split: this file speaks HTTP, `snapshot.rs` says which files of a repository a decoder needs, `install.rs`
 //! puts them in their place, verified.
@@ -13,6 +14,8 @@ mod snapshot;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek as _, Write as _};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub(crate) use install::RECORD;
@@ -20,9 +23,10 @@ pub use install::{Installed, InstalledFile, install, installed};
 pub(crate) use snapshot::{Checksum, RemoteFile};
 
 use crate::error::ModelError;
-use crate::remote::words_of_body;
+use crate::remote::ErrorBody;
 use crate::secret::Secret;
 use snapshot::{Repository, Snapshot};
+use ureq::config::RedirectAuthHeaders;
 
 const HUB: &str = "https://huggingface.co";
 /// A closed network must be noticed quickly.
@@ -31,6 +35,8 @@ const CONNECT_SECONDS_MAX: u64 = 5;
 const SILENCE_SECONDS_MAX: u64 = 30;
 /// Attempts in a row that get no further.
 const ATTEMPTS_MAX: u32 = 4;
+/// Attempts in all: so many for any file, and one more for each of its mebibytes.
+const ATTEMPTS_FILE_MAX: u64 = 16;
 const WAIT_FIRST: Duration = Duration::from_millis(250);
 const LIST_BYTES_MAX: u64 = 16 * 1024 * 1024;
 const WORDS_BYTES_MAX: u64 = 4096;
@@ -44,6 +50,8 @@ pub struct Hub {
     endpoint: String,
     token: Option<Secret>,
     wait_first: Duration,
+    /// Whether it has ever answered: else there may be no way to it.
+    has_answered: Arc<AtomicBool>,
 }
 
 /// How an attempt to read a file ended, when it did not end well.
@@ -76,10 +84,14 @@ impl Hub {
             .timeout_recv_response(seconds(SILENCE_SECONDS_MAX))
             .timeout_per_read(seconds(SILENCE_SECONDS_MAX))
             .http_status_as_error(false)
+            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            // Sizes, ranges and checksums are those of files as they are.
+            .accept_encoding("identity")
             .user_agent(concat!("turnflow/", env!("CARGO_PKG_VERSION")))
             .build();
         let agent = ureq::Agent::new_with_config(config);
-        Self { agent, endpoint: endpoint.trim_end_matches('/').to_owned(), token, wait_first: WAIT_FIRST }
+        let endpoint = endpoint.trim_end_matches('/').to_owned();
+        Self { agent, endpoint, token, wait_first: WAIT_FIRST, has_answered: Arc::default() }
     }
 
     #[cfg(test)]
@@ -115,7 +127,8 @@ impl Hub {
         let io = |action| ModelError::io(action, to);
         let mut file = OpenOptions::new().create(true).append(true).open(to).map_err(io("write"))?;
         let url = format!("{}/{}/resolve/{}/{}", self.endpoint, place.repository, place.revision, place.file);
-        let mut fruitless = 0;
+        let attempts_max = ATTEMPTS_FILE_MAX + (bytes_max >> 20);
+        let (mut attempts, mut fruitless) = (0, 0);
         loop {
             let before = file.metadata().map_err(io("read"))?.len();
             if before > bytes_max {
@@ -128,7 +141,8 @@ impl Hub {
                 Err(Broken::Passing(error)) => {
                     let after = file.metadata().map_err(io("read"))?.len();
                     fruitless = if after > before { 0 } else { fruitless + 1 };
-                    if fruitless >= ATTEMPTS_MAX {
+                    attempts += 1;
+                    if fruitless >= ATTEMPTS_MAX || attempts >= attempts_max {
                         return Err(error);
                     }
                     tracing::warn!(error = crate::error::chain(&error), bytes = after, "a download goes on");
@@ -150,7 +164,9 @@ impl Hub {
     ) -> Result<(), Broken> {
         let failed = |source| Broken::Passing(ModelError::Download { url: url.to_owned(), source });
         let local = |action| move |error| Broken::Final(ModelError::io(action, path)(error));
-        let mut response = self.get(url, done).map_err(Broken::Passing)?;
+        let has_answered = || self.has_answered.load(Ordering::Relaxed);
+        let unreached = |error| if has_answered() { Broken::Passing(error) } else { Broken::Final(error) };
+        let mut response = self.get(url, done).map_err(unreached)?;
         let mut done = match response.status().as_u16() {
             // A file that is there in full has no rest.
             416 if done == bytes_max => return Ok(()),
@@ -195,7 +211,8 @@ impl Hub {
         if from > 0 {
             request = request.header("Range", format!("bytes={from}-"));
         }
-        request.call().map_err(|error| ModelError::Download { url: url.to_owned(), source: Box::new(error) })
+        let failed = |error| ModelError::Download { url: url.to_owned(), source: Box::new(error) };
+        request.call().map_err(failed).inspect(|_| self.has_answered.store(true, Ordering::Relaxed))
     }
 
     /// The error of a response that is none of those expected, in the hub's words.
@@ -203,12 +220,8 @@ impl Hub {
         let status = response.status().as_u16();
         let told = response.headers().get("x-error-message").map(|value| value.as_bytes().to_owned());
         let words = told.or_else(|| response.body_mut().with_config().limit(WORDS_BYTES_MAX).read_to_vec().ok());
-        let words = words.unwrap_or_default();
-        let words = match &self.token {
-            Some(token) => token.redact(words),
-            None => words,
-        };
-        let message = words_of_body(&words, response.status().canonical_reason());
+        let body = ErrorBody { bytes: &words.unwrap_or_default(), is_cut: false };
+        let message = body.words(response.status().canonical_reason(), self.token.as_ref());
         ModelError::Hub { url: url.to_owned(), status, message }
     }
 }

@@ -20,6 +20,8 @@ pub(crate) struct Plan {
     pub(crate) swapped: Vec<(&'static str, Vec<u8>)>,
     /// How many bytes of each response with weights are sent before the connection is cut; none: all.
     pub(crate) cuts: Vec<usize>,
+    /// Files are redirected to within the hub, which wants its token there too.
+    pub(crate) redirects_within: bool,
     /// Ranges are not understood: the whole file is sent.
     pub(crate) ignores_ranges: bool,
     /// Ranges are understood wrongly: the answer begins elsewhere.
@@ -36,6 +38,7 @@ pub(crate) struct Asked {
     pub(crate) path: String,
     pub(crate) range: Option<String>,
     pub(crate) authorization: Option<String>,
+    pub(crate) encoding: Option<String>,
 }
 
 pub(crate) struct HubServer {
@@ -96,7 +99,7 @@ fn read(stream: &TcpStream) -> Asked {
         lines.iter().find_map(value)
     };
     let path = lines.first().and_then(|line| line.split(' ').nth(1)).unwrap_or_default().to_owned();
-    Asked { path, range: header("range"), authorization: header("authorization") }
+    Asked { path, range: header("range"), authorization: header("authorization"), encoding: header("accept-encoding") }
 }
 
 fn answer(plan: &mut Plan, endpoint: &str, asked: &Asked, mut stream: &TcpStream) -> std::io::Result<()> {
@@ -104,7 +107,9 @@ fn answer(plan: &mut Plan, endpoint: &str, asked: &Asked, mut stream: &TcpStream
         let head = format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n");
         stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body))
     };
-    if let Some(name) = asked.path.strip_prefix("/elsewhere/") {
+    let is_let_in = plan.token.is_none_or(|token| asked.authorization == Some(format!("Bearer {token}")));
+    let within = asked.path.strip_prefix("/within/").filter(|_| is_let_in);
+    if let Some(name) = asked.path.strip_prefix("/elsewhere/").or(within) {
         if !plan.failures.is_empty() {
             return reply(&format!("{} Failing", plan.failures.remove(0)), "", 0, b"");
         }
@@ -131,7 +136,7 @@ fn answer(plan: &mut Plan, endpoint: &str, asked: &Asked, mut stream: &TcpStream
             }
         };
     }
-    if plan.token.is_some_and(|token| asked.authorization != Some(format!("Bearer {token}"))) {
+    if !is_let_in {
         let words = format!("X-Error-Message: Access to model org/name is restricted, {:?}\r\n", asked.authorization);
         return reply("401 Unauthorized", &words, 0, b"");
     }
@@ -141,6 +146,7 @@ fn answer(plan: &mut Plan, endpoint: &str, asked: &Asked, mut stream: &TcpStream
         return reply("200 OK", "Content-Type: application/json\r\n", body.len(), body.as_bytes());
     }
     match asked.path.strip_prefix(&format!("/org/name/resolve/{COMMIT}/")) {
+        Some(name) if plan.redirects_within => reply("302 Found", &format!("Location: /within/{name}\r\n"), 0, b""),
         Some(name) => reply(
             "302 Found",
             &format!("Location: {}/elsewhere/{name}\r\n", endpoint.replace("127.0.0.1", "localhost")),

@@ -12,6 +12,7 @@ use crate::error::ModelError;
 
 /// The weights in one file.
 const WEIGHTS: &str = "model.safetensors";
+const SAFETENSORS: &str = ".safetensors";
 /// The list of the files that the weights are in.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
@@ -19,6 +20,8 @@ const OPTIONAL: [&str; 4] =
     ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
 const NAME_BYTES_MAX: usize = 96;
 const FILES_MAX: usize = 4096;
+/// Largest file: so large that none is, and so small that the sizes of all can be added.
+const FILE_BYTES_MAX: u64 = 1 << 50;
 
 /// The name of a repository, `ORG/NAME`: safe as a path and in an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +49,7 @@ impl fmt::Display for Repository {
 }
 
 /// A word that is safe as a folder, as a file and in an address.
-fn is_plain(word: &str) -> bool {
+pub(super) fn is_plain(word: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     (1..=NAME_BYTES_MAX).contains(&word.len()) && !word.starts_with(['.', '-']) && word.bytes().all(is_plain)
 }
@@ -86,6 +89,18 @@ pub(crate) struct RemoteFile {
     /// In bytes.
     pub(crate) size: u64,
     pub(crate) checksum: Checksum,
+}
+
+impl RemoteFile {
+    /// Whether its name is safe as a path, and its size one that a file may have.
+    pub(super) fn is_sound(&self) -> bool {
+        is_plain(&self.name) && self.size <= FILE_BYTES_MAX
+    }
+}
+
+/// Whether a checkpoint may have so many files, and each of them is sound.
+pub(super) fn are_sound(files: &[RemoteFile]) -> bool {
+    files.len() <= FILES_MAX && files.iter().all(RemoteFile::is_sound)
 }
 
 /// A repository's files in its top folder.
@@ -134,7 +149,7 @@ impl Snapshot {
                     (sibling.size?, Checksum::GitBlob(blob.to_lowercase()))
                 }
             };
-            is_plain(&sibling.rfilename).then_some(RemoteFile { name: sibling.rfilename, size, checksum })
+            Some(RemoteFile { name: sibling.rfilename, size, checksum }).filter(RemoteFile::is_sound)
         });
         Ok(Self { commit: sha, files: files.take(FILES_MAX).collect() })
     }
@@ -176,6 +191,9 @@ impl Snapshot {
         };
         if names.is_empty() {
             return Err(format!("{INDEX} names no file"));
+        }
+        if let Some(other) = names.iter().find(|name| !name.ends_with(SAFETENSORS)) {
+            return Err(format!("{INDEX} names {other:?}, which is no {SAFETENSORS} file"));
         }
         let found = |name: String| self.file(&name).cloned().ok_or_else(|| format!("it has no {name}"));
         names.into_iter().map(found).collect()
@@ -256,7 +274,10 @@ mod tests {
             found(&index(&[one, "model-3-of-2.safetensors"])),
             Err("it has no model-3-of-2.safetensors".to_owned())
         );
-        assert_eq!(found(&index(&["../../etc/passwd"])), Err("it has no ../../etc/passwd".to_owned()));
+        let other = |name: &str| Err(format!("{INDEX} names {name:?}, which is no .safetensors file"));
+        for name in ["../../etc/passwd", "turnflow.json", "config.json"] {
+            assert_eq!(found(&index(&[one, name])), other(name));
+        }
         assert_eq!(found(&index(&[])), Err(format!("{INDEX} names no file")));
         found("{}").expect_err("no map");
     }
@@ -271,6 +292,19 @@ mod tests {
         let neither = format!("it has neither {WEIGHTS} nor {INDEX}");
         check(&["config.json", "tokenizer.json"], &neither);
         check(&["config.json", "tokenizer.json", "pytorch_model.bin"], &format!("{neither}, only pytorch_model.bin"));
+    }
+
+    #[test]
+    fn sizes_can_be_added() {
+        let lfs = |size: u64| json!({"sha256": "a".repeat(64), "size": size, "pointerSize": 1});
+        let list = json!({"sha": "d".repeat(40), "siblings": [
+            {"rfilename": "a.safetensors", "lfs": lfs(u64::MAX)},
+            {"rfilename": "b.safetensors", "lfs": lfs(FILE_BYTES_MAX)},
+            {"rfilename": "c.json", "size": u64::MAX, "blobId": "c".repeat(40)},
+        ]});
+        let files = Snapshot::parse(list.to_string().as_bytes()).expect("a list").files;
+        assert_eq!(names(Ok(files)), Ok(vec!["b.safetensors".to_owned()]));
+        assert!(FILE_BYTES_MAX.checked_mul(FILES_MAX as u64).is_some());
     }
 
     #[test]

@@ -140,6 +140,37 @@ fn the_next_pull_goes_on_where_one_gave_up() {
 }
 
 #[test]
+fn a_download_that_hardly_gets_further_ends() {
+    let server = HubServer::start(Plan { cuts: vec![1; 500], ..single() });
+    let error = Place::new().pull(&server).expect_err("a byte with each attempt");
+    assert!(error.starts_with("cannot download HUB/org/name/resolve/"), "{error}");
+    let attempts = server.fetched().iter().filter(|file| file.starts_with("model.")).count();
+    assert_eq!(attempts as u64, ATTEMPTS_FILE_MAX);
+}
+
+#[test]
+fn a_hub_that_has_never_answered_is_not_asked_twice() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+    let connections = std::thread::spawn(move || {
+        // Each is closed without a word; the last one ends the count.
+        listener.incoming().flatten().take_while(|stream| !is_last(stream)).count()
+    });
+    fn is_last(mut stream: &std::net::TcpStream) -> bool {
+        let mut first = [0];
+        stream.read_exact(&mut first).is_ok() && first == *b"E"
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    let place = FilePlace { repository: "org/name", revision: COMMIT, file: "model.safetensors" };
+    let hub = Hub::impatient(&endpoint, None);
+    let error = hub.download(&place, 10, &dir.path().join("file"), &|_| {}).expect_err("nobody answers");
+    assert!(matches!(error, ModelError::Download { .. }), "{error}");
+    let mut last = std::net::TcpStream::connect(endpoint.trim_start_matches("http://")).expect("it listens");
+    last.write_all(b"END").expect("sent");
+    assert_eq!(connections.join().expect("no panic"), 1);
+}
+
+#[test]
 fn a_server_that_knows_no_ranges_sends_it_all_again() {
     let server = HubServer::start(Plan { cuts: vec![400], ignores_ranges: true, ..single() });
     Place::new().pull(&server).expect("pulled").verify(&|_| {}).expect("intact");
@@ -195,7 +226,12 @@ fn a_gate_wants_a_token_that_goes_nowhere_else() {
     place.pull_as(&server, Some(secret(TOKEN))).expect("pulled");
     for asked in server.requests() {
         assert_eq!(asked.authorization.is_some(), !asked.path.starts_with("/elsewhere/"), "{asked:?}");
+        assert_eq!(asked.encoding.as_deref(), Some("identity"), "{asked:?}");
     }
+    // Within the hub it is needed after a redirect too.
+    let server = HubServer::start(Plan { token: Some(TOKEN), redirects_within: true, ..single() });
+    Place::new().pull_as(&server, Some(secret(TOKEN))).expect("pulled").verify(&|_| {}).expect("intact");
+    assert!(server.requests().iter().any(|asked| asked.path == "/within/model.safetensors"));
     assert!(!format!("{:?}", Hub::new(&server.endpoint, Some(secret(TOKEN)))).contains(TOKEN));
 }
 
@@ -227,6 +263,45 @@ fn another_commit_replaces_what_it_changes() {
     assert_eq!(server.fetched(), ["config.json", "model.safetensors"]);
     let left: Vec<_> = place.content().into_iter().filter(|name| name.contains("model")).collect();
     assert_eq!(left, ["model.safetensors"], "what the new commit does not have is gone");
+}
+
+#[test]
+fn a_pull_that_ended_between_its_files_is_not_taken_for_whole() {
+    let place = Place::new();
+    let first = place.pull(&HubServer::start(split())).expect("pulled");
+    assert_eq!(Installed::read_whole(&place.folder()).expect("whole"), Some(first));
+    // A folder in the way of a file: the pull ends after some have their names.
+    fs::create_dir(place.folder().join("model.safetensors")).expect("made");
+    let mut plan = single();
+    plan.files.iter_mut().filter(|(name, _)| *name == "config.json").for_each(|(_, content)| content.push(b'\n'));
+    let server = HubServer::start(plan);
+    place.pull(&server).expect_err("a folder cannot be replaced");
+    assert!(fs::read(place.folder().join("config.json")).expect("there").ends_with(b"\n"), "of the new commit");
+    let error = Installed::read_whole(&place.folder()).expect_err("of two commits").to_string();
+    assert!(error.contains("has not come to its end"), "{error}");
+    fs::remove_dir(place.folder().join("model.safetensors")).expect("removed");
+    let whole = place.pull(&server).expect("pulled");
+    assert_eq!(Installed::read_whole(&place.folder()).expect("whole"), Some(whole));
+    let left: Vec<_> = place.content().into_iter().filter(|name| name.contains("model")).collect();
+    assert_eq!(left, ["model.safetensors"], "what only the first commit has is gone");
+}
+
+#[test]
+fn a_record_is_not_believed() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let check = |name: &str, size: u64, is_sound: bool| {
+        let file = serde_json::json!({"name": name, "size": size, "checksum": {"sha256": "a".repeat(64)}});
+        let files = vec![file; 2];
+        let record = serde_json::json!({"repository": "a/b", "revision": "main", "commit": COMMIT, "files": files});
+        fs::write(dir.path().join("turnflow.json"), record.to_string()).expect("written");
+        let read = Installed::read(dir.path()).map(|installed| installed.expect("a record").bytes());
+        assert_eq!(read.ok(), is_sound.then_some(2 * size), "{name} {size}");
+    };
+    check("a.safetensors", 7, true);
+    for name in ["../a", "/etc/passwd", "a/b", "..", ""] {
+        check(name, 7, false);
+    }
+    check("a.safetensors", u64::MAX, false);
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! A circuit breaker: a server that keeps failing is left alone for a while.
 //!
 //! Contract: closed, every request may go. After so many failures in a row it opens, and none may. After a rest it is half
-//! open: one request may go, the probe. When that does well the breaker closes, else it opens again. What comes of requests that
-//! began in an earlier state does not count. It reads no clock.
+//! open: one request may go, the probe. At its first token the breaker closes, else it opens again; until an answer has ended
+//! well, one more failure opens it. What comes of requests that began in an earlier state does not count. It reads no clock.
 //!
 //! Source: M. Nygard, "Release It!", the chapter on stability patterns.
 
@@ -136,6 +136,15 @@ pub(crate) struct Pass {
 }
 
 impl Pass {
+    /// The server has begun to answer. A probe lets the others go: an answer may take long.
+    pub(crate) fn spoke(&self) {
+        let mut inner = self.breaker.lock();
+        if inner.generation == self.generation && matches!(inner.state, State::HalfOpen { .. }) {
+            // Not another generation: what the probe comes to counts still.
+            inner.state = State::Closed;
+        }
+    }
+
     /// The server did well.
     pub(crate) fn did_well(self) {
         self.tell(Inner::did_well);
@@ -212,6 +221,31 @@ mod tests {
         assert_eq!(breaker.state(), (BreakerState::Closed, 2));
         let all: Vec<_> = (0..5).map(|_| breaker.admit(now + REST * 2).expect("closed")).collect();
         all.into_iter().for_each(Pass::did_well);
+    }
+
+    #[test]
+    fn a_probe_that_speaks_closes_it() {
+        let (breaker, now) = breaker();
+        open(&breaker, now);
+        let probe = breaker.admit(now + REST).expect("the probe");
+        probe.spoke();
+        assert_eq!(breaker.state().0, BreakerState::Closed);
+        breaker.admit(now + REST).expect("the others go while the probe is answered").spoke();
+        probe.failed(now + REST);
+        assert_eq!(breaker.state(), (BreakerState::Open, 2), "it broke off: one failure is enough");
+        let probe = breaker.admit(now + REST * 2).expect("the probe");
+        probe.spoke();
+        probe.did_well();
+        for _ in 0..2 {
+            let pass = breaker.admit(now + REST * 2).expect("closed");
+            pass.spoke();
+            pass.failed(now + REST * 2);
+        }
+        assert_eq!(breaker.state().0, BreakerState::Closed, "it is as it was");
+        let pass = breaker.admit(now + REST * 2).expect("closed");
+        pass.spoke();
+        pass.failed(now + REST * 2);
+        assert_eq!(breaker.state().0, BreakerState::Open, "first tokens make up for no failure");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! Contract: [`Server::ask`] ends within its limits of time whatever the server does, reads no more than a bounded number of
 //! bytes, and hands out each piece of text once, in order. Dropping its future closes the connection. It tries once; what comes
-//! of it is for the caller. The key goes into the request and nowhere else: it is taken out of everything a server says.
+//! of it is for the caller. Once the server has said why an answer ends, what fails takes nothing of it back. The key goes into the
+//! request and nowhere else: it is taken out of what a server says before that is told.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -24,7 +25,7 @@ use super::RemoteConfig;
 use super::fault::{Phase, RemoteFault};
 use super::retry::asked_for;
 use super::sse::EventReader;
-use super::wire::{Reply, Seen, Transcript, shortened, words_of_body};
+use super::wire::{ErrorBody, Reply, Seen, Transcript, told};
 use crate::error::{Cause, ModelError, chain};
 use crate::secret::Secret;
 
@@ -66,7 +67,7 @@ impl Server {
     /// # Errors
     /// When the address, the key or a certificate is unusable.
     pub(crate) fn new(config: &RemoteConfig) -> Result<Self, ModelError> {
-        let uri = uri_of(&config.base_url)?;
+        let uri = uri_of(&config.base_url).map_err(|reason| unusable(format!("base-url {reason}")))?;
         let key = config.key()?;
         let authorization = key.as_ref().map(header_of).transpose()?;
         let mut http = HttpConnector::new();
@@ -93,7 +94,8 @@ impl Server {
         Ok(Self { client, uri, key, authorization, limits })
     }
 
-    /// Sends a request and hands out the text of the answer piece by piece. Cancel-safe in that dropping it ends everything.
+    /// Sends a request and hands out the text of the answer piece by piece; `on_token` is called before, and when the model does
+    /// what is not shown. Cancel-safe in that dropping it ends everything.
     ///
     /// # Errors
     /// Whatever went wrong; the pieces handed out so far are void.
@@ -101,12 +103,29 @@ impl Server {
         &self,
         question: Question,
         total: Limit,
+        on_token: &(dyn Fn() + Sync),
         on_delta: &mut (dyn FnMut(String) + Send),
     ) -> Result<Reply, RemoteFault> {
         let Question { body, prompt_bytes } = question;
         let first = Limit::after(self.limits.first_token, Phase::FirstToken).sooner(total);
         let response = self.send(body, first).await?;
-        self.read(response, prompt_bytes, first, total, on_delta).await
+        let mut transcript = Transcript::new(self.key.as_ref());
+        let mut heard = |data: &[u8]| -> Result<Seen, RemoteFault> {
+            let mut pieces = Vec::new();
+            let seen = transcript.take(data, &mut |piece| pieces.push(piece))?;
+            if seen == Seen::Token {
+                on_token();
+            }
+            pieces.into_iter().for_each(&mut *on_delta);
+            Ok(seen)
+        };
+        let read = self.read(response, first, total, &mut heard).await;
+        match read {
+            Err(RemoteFault::Timeout { .. } | RemoteFault::BrokenOff { .. } | RemoteFault::TooLong { .. })
+                if transcript.is_finished() => {}
+            read => read?,
+        }
+        transcript.end(prompt_bytes)
     }
 
     async fn send(&self, body: Bytes, limit: Limit) -> Result<Response<Incoming>, RemoteFault> {
@@ -126,35 +145,32 @@ impl Server {
         }
         let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         if !kind.trim_start().to_ascii_lowercase().starts_with("text/event-stream") {
-            let reason = format!("the content type is {:?}, expected text/event-stream", shortened(kind));
+            let reason = format!("the content type is {:?}, expected text/event-stream", told(kind, self.key.as_ref()));
             return Err(RemoteFault::Protocol { reason });
         }
         Ok(response)
     }
 
+    /// Reads events up to the end mark, or to the end.
     async fn read(
         &self,
         response: Response<Incoming>,
-        prompt_bytes: usize,
         first: Limit,
         total: Limit,
-        on_delta: &mut (dyn FnMut(String) + Send),
-    ) -> Result<Reply, RemoteFault> {
+        heard: &mut (dyn FnMut(&[u8]) -> Result<Seen, RemoteFault> + Send),
+    ) -> Result<(), RemoteFault> {
         let mut body = response.into_body();
         let mut reader = EventReader::new(self.limits.line_bytes);
-        let mut transcript = Transcript::default();
         let mut events = Vec::new();
         let mut limit = first;
         let mut bytes_left = self.limits.response_bytes;
         loop {
             let Some(bytes) = next_bytes(&mut body, limit).await? else {
                 events.extend(reader.finish());
-                let mut is_ended = false;
                 for event in events.drain(..) {
-                    is_ended |= transcript.take(&self.clean(event), on_delta)? == Seen::End;
-                }
-                if is_ended || transcript.is_finished() {
-                    return transcript.end(prompt_bytes);
+                    if heard(&event)? == Seen::End {
+                        return Ok(());
+                    }
                 }
                 return Err(RemoteFault::BrokenOff { reason: "it ended without an end mark".to_owned() });
             };
@@ -163,13 +179,13 @@ impl Server {
                 .ok_or(RemoteFault::TooLong { what: "an answer", limit: self.limits.response_bytes })?;
             reader.push(&bytes, &mut events)?;
             for event in events.drain(..) {
-                match transcript.take(&self.clean(event), on_delta)? {
+                match heard(&event)? {
                     Seen::Token => limit = Limit::after(self.limits.between_tokens, Phase::BetweenTokens).sooner(total),
                     Seen::Other => {}
                     Seen::End => {
                         // Read to its end the connection can be used again; cut off here it is closed.
                         let _the_answer_is_whole = timeout(DRAIN_MAX, body.frame()).await;
-                        return transcript.end(prompt_bytes);
+                        return Ok(());
                     }
                 }
             }
@@ -183,29 +199,19 @@ impl Server {
         let status = response.status();
         let mut body = response.into_body();
         let mut read = Vec::new();
-        while read.len() < ERROR_BYTES_MAX {
+        let is_cut = loop {
             match next_bytes(&mut body, limit).await {
                 Ok(Some(bytes)) => read.extend_from_slice(&bytes),
-                Ok(None) | Err(_) => break,
+                Ok(None) => break false,
+                Err(_) => break true,
             }
-        }
-        let is_cut = read.len() >= ERROR_BYTES_MAX;
+            if read.len() >= ERROR_BYTES_MAX {
+                break true;
+            }
+        };
         read.truncate(ERROR_BYTES_MAX);
-        let mut read = self.clean(read);
-        if is_cut && let Some(key) = &self.key {
-            // Half a key may stand where it was cut.
-            read.truncate(read.len().saturating_sub(key.bearer().len()));
-        }
-        let message = words_of_body(&read, status.canonical_reason());
+        let message = ErrorBody { bytes: &read, is_cut }.words(status.canonical_reason(), self.key.as_ref());
         RemoteFault::Status { status: status.as_u16(), message, retry_after }
-    }
-
-    /// What a server sent, without the key. Before anything is shortened: of half a key nobody could tell.
-    fn clean(&self, sent: Vec<u8>) -> Vec<u8> {
-        match &self.key {
-            Some(key) => key.redact(sent),
-            None => sent,
-        }
     }
 }
 
@@ -292,22 +298,21 @@ fn fault_of(error: &hyper_util::client::legacy::Error) -> RemoteFault {
     if error.is_connect() { RemoteFault::Connect { reason } } else { RemoteFault::BrokenOff { reason } }
 }
 
-/// The address that completions are asked at, from the base address that servers document.
-pub(super) fn uri_of(base: &str) -> Result<Uri, ModelError> {
-    // The address may hold a password, so that it is not told before it is known not to.
-    let refused = |reason: &str| unusable(format!("the base address {reason}"));
-    let uri: Uri = base.trim_end_matches('/').parse().map_err(|_| refused("is not an address"))?;
+/// The address that completions are asked at, from the base address that servers document; else what is wrong with that. It
+/// may hold a password, so that it is not told.
+pub(super) fn uri_of(base: &str) -> Result<Uri, &'static str> {
+    const NO_ADDRESS: &str = "must be an address";
+    let uri: Uri = base.trim_end_matches('/').parse().map_err(|_| NO_ADDRESS)?;
     if !matches!(uri.scheme_str(), Some("http" | "https")) {
-        return Err(refused("must begin with http:// or https://"));
+        return Err("must begin with http:// or https://");
     }
     if uri.authority().is_none_or(|authority| authority.as_str().contains('@')) {
-        return Err(refused("must hold a host, and no password"));
+        return Err("must hold a host, and no password");
     }
     if uri.query().is_some() {
-        return Err(refused("must not hold a query"));
+        return Err("must not hold a query");
     }
-    let whole = format!("{}/chat/completions", base.trim_end_matches('/'));
-    whole.parse().map_err(|_| refused("is not an address"))
+    format!("{}/chat/completions", base.trim_end_matches('/')).parse().map_err(|_| NO_ADDRESS)
 }
 
 /// The `Authorization` header with a key, marked so that the client does not print it either.

@@ -26,11 +26,21 @@ use serde::{Deserialize, Serialize};
 pub use breaker::BreakerState;
 pub use fault::{Phase, RemoteFault};
 pub use tier::{RemoteHealth, RemoteStats, RemoteTier};
+pub(crate) use wire::ErrorBody;
 pub use wire::LimitField;
-pub(crate) use wire::words_of_body;
 
 use crate::error::ModelError;
-use crate::secret::Secret;
+use crate::secret::{Secret, is_variable};
+
+/// A setting that cannot be used. What it is set to is not told where it may hold a secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{key} {reason}")]
+pub struct WrongSetting {
+    /// Its name, such as `base-url`.
+    pub key: &'static str,
+    /// What would be right: what follows after the name.
+    pub reason: String,
+}
 
 /// Which server is asked, and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -118,17 +128,26 @@ impl RemoteConfig {
         }
     }
 
-    /// Checks what can be checked without asking the server: numbers, the address, and that the key is there.
+    /// Checks what can be checked without reading files and without asking the server.
     ///
     /// # Errors
-    /// The first thing that is wrong.
-    pub fn check(&self) -> Result<(), ModelError> {
-        let refused = |reason: String| Err(ModelError::Endpoint { reason });
-        http::uri_of(&self.base_url)?;
-        if self.model.trim().is_empty() {
-            return refused("the model has no name".to_owned());
+    /// The first setting that is wrong.
+    pub fn check(&self) -> Result<(), WrongSetting> {
+        let refused = |key, reason: &str| Err(WrongSetting { key, reason: reason.to_owned() });
+        if let Err(reason) = http::uri_of(&self.base_url) {
+            return refused("base-url", reason);
         }
-        for (name, value) in [
+        if self.model.trim().is_empty() {
+            return refused("model", "must name a model");
+        }
+        if self.key_env.is_some() && self.key_file.is_some() {
+            return refused("key-file", "must not be set beside key-env");
+        }
+        if self.key_env.as_ref().is_some_and(|name| !is_variable(name)) {
+            // Somebody may have written the key itself.
+            return refused("key-env", "must be the name of an environment variable: letters, digits and _");
+        }
+        for (key, value) in [
             ("connect-ms-max", self.connect_ms_max),
             ("first-token-ms-max", self.first_token_ms_max),
             ("between-tokens-ms-max", self.between_tokens_ms_max),
@@ -140,15 +159,26 @@ impl RemoteConfig {
             ("line-bytes-max", self.line_bytes_max as u64),
         ] {
             if value == 0 {
-                return refused(format!("{name} is 0"));
+                return refused(key, "must be at least 1");
             }
         }
-        for (name, value, max) in [("temperature", self.temperature, 2.0), ("top-p", self.top_p, 1.0)] {
+        if self.first_token_ms_max >= self.total_ms_max {
+            return refused("first-token-ms-max", &format!("must be less than total-ms-max, {}", self.total_ms_max));
+        }
+        for (key, value, max) in [("temperature", self.temperature, 2.0), ("top-p", self.top_p, 1.0)] {
             if value.is_some_and(|value| !(0.0..=max).contains(&value)) {
-                return refused(format!("{name} is not between 0 and {max}"));
+                return refused(key, &format!("must lie between 0 and {max}"));
             }
         }
-        self.key().map(drop)
+        Ok(())
+    }
+
+    /// Checks that the key and the certificates can be read, as [`RemoteTier::start`] reads them.
+    ///
+    /// # Errors
+    /// What is wrong with them, or with the address.
+    pub fn check_files(&self) -> Result<(), ModelError> {
+        http::Server::new(self).map(drop)
     }
 
     const fn total(&self) -> Duration {
@@ -158,8 +188,7 @@ impl RemoteConfig {
     /// The key, where one is configured.
     pub(crate) fn key(&self) -> Result<Option<Secret>, ModelError> {
         match (&self.key_env, &self.key_file) {
-            (Some(_), Some(_)) => Err(ModelError::Endpoint { reason: "both key-env and key-file are set".to_owned() }),
-            (Some(variable), None) => Secret::from_env(variable).map(Some),
+            (Some(variable), _) => Secret::from_env(variable).map(Some),
             (None, Some(path)) => Secret::from_file(path).map(Some),
             (None, None) => Ok(None),
         }

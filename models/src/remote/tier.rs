@@ -119,14 +119,14 @@ impl RemoteTier {
     /// model, which may be empty, and `language` that of the answers.
     ///
     /// # Errors
-    /// When a setting is wrong, the key is missing, or there is no thread.
+    /// When a setting is wrong, the key or a certificate cannot be read, or there is no thread.
     pub fn start(
         config: RemoteConfig,
         prompt: PromptConfig,
         system_prompt: &str,
         language: &str,
     ) -> Result<Self, ModelError> {
-        config.check()?;
+        config.check().map_err(|wrong| ModelError::Endpoint { reason: wrong.to_string() })?;
         let no_thread = |source| ModelError::Thread { what: ENGINE, source };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(no_thread)?;
         let limits =
@@ -179,8 +179,9 @@ impl TierBackend for RemoteTier {
             let error = ModelError::Full { what: ENGINE, limit: self.shared.config.queue_max };
             return Err(Rejected { job: Box::new(job), error });
         };
+        // What a job may take is no more than what an answer may.
         self.jobs
-            .send(Work { job, entry })
+            .send(Work { job: job.within(self.shared.config.total()), entry })
             .map_err(|refused| Rejected { job: Box::new(refused.0.job), error: ModelError::Stopped { what: ENGINE } })
     }
 
@@ -384,7 +385,7 @@ impl Shared {
         on_delta: &mut (dyn FnMut(String) + Send),
     ) -> Result<Reply, RemoteFault> {
         let pass = self.breaker.admit(Instant::now())?;
-        let result = self.server.ask(question, total, on_delta).await;
+        let result = self.server.ask(question, total, &|| pass.spoke(), on_delta).await;
         match &result {
             Err(fault) if fault.counts_against_server() => pass.failed(Instant::now()),
             // Too little time was given: that says nothing about the server.
@@ -396,7 +397,10 @@ impl Shared {
 
     fn count(&self, reply: &Reply) {
         let count = |counter: &AtomicU64, happened: bool| counter.fetch_add(u64::from(happened), Ordering::Relaxed);
-        count(&self.counters.usage_estimated, reply.usage_is_estimate);
+        let earlier = count(&self.counters.usage_estimated, reply.usage_is_estimate);
+        if reply.usage_is_estimate && earlier == 0 {
+            tracing::warn!(server = self.config.base_url, "a remote server tells no usage: it is estimated");
+        }
         count(&self.counters.cut_off, reply.finish == Finish::Length);
         count(&self.counters.refused, reply.finish == Finish::Refused);
     }

@@ -2,7 +2,8 @@
 //!
 //! Contract: a [`Transcript`] takes the data of each event in order, hands out each piece of text, and at the end says
 //! what the answer is. It believes nothing: an error in the stream, a refusal, an answer without an end or without text are
-//! told apart, and a usage that is missing or makes no sense is replaced by an estimate. Only the first choice counts.
+//! told apart, and a usage that is missing or makes no sense is replaced by an estimate. Only the first choice counts. The key is in
+//! no fault, and in no piece of text, unless it is so short that it may be there by chance.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -10,6 +11,7 @@ use turnflow_state::Usage;
 
 use super::fault::RemoteFault;
 use crate::checkpoint::ChatMessage;
+use crate::secret::Secret;
 
 /// Longest part of a server's words that an error tells, in characters.
 pub(crate) const WORDS_MAX: usize = 300;
@@ -102,20 +104,27 @@ struct Choice {
 struct Delta {
     content: Option<String>,
     refusal: Option<String>,
-    #[serde(alias = "reasoning_content")]
+    // Servers differ in the name, and some send both.
     reasoning: Option<Value>,
+    reasoning_content: Option<Value>,
 }
 
 /// An answer while it comes in.
 #[derive(Debug, Default)]
-pub(crate) struct Transcript {
+pub(crate) struct Transcript<'a> {
+    key: Option<&'a Secret>,
     text: String,
     is_refusal: bool,
     finish_reason: Option<String>,
     usage: Option<Usage>,
 }
 
-impl Transcript {
+impl<'a> Transcript<'a> {
+    /// Nothing yet, from a server that was sent this key.
+    pub(crate) fn new(key: Option<&'a Secret>) -> Self {
+        Self { key, ..Self::default() }
+    }
+
     /// Takes the data of the next event.
     ///
     /// # Errors
@@ -125,10 +134,10 @@ impl Transcript {
             return Ok(Seen::End);
         }
         let event: Event = serde_json::from_slice(data).map_err(|error| RemoteFault::Protocol {
-            reason: format!("an event is {}: {error}", shortened(&String::from_utf8_lossy(data))),
+            reason: format!("an event is {}: {}", self.told(&plain(data)), self.told(&error.to_string())),
         })?;
         if let Some(error) = event.error.filter(|error| !error.is_null()) {
-            return Err(RemoteFault::Reported { message: words_of(&error) });
+            return Err(RemoteFault::Reported { message: words_of(&error, self.key) });
         }
         if let Some(usage) = event.usage.as_ref().and_then(usage_of) {
             self.usage = Some(usage);
@@ -139,10 +148,13 @@ impl Transcript {
             let Some(delta) = choice.delta else { continue };
             let refusal = delta.refusal.filter(|text| !text.is_empty());
             self.is_refusal |= refusal.is_some();
-            if delta.reasoning.is_some_and(|value| !value.is_null()) {
+            if [&delta.reasoning, &delta.reasoning_content].into_iter().flatten().any(says_something) {
                 seen = Seen::Token;
             }
-            for piece in [delta.content.filter(|text| !text.is_empty()), refusal].into_iter().flatten() {
+            for mut piece in [delta.content.filter(|text| !text.is_empty()), refusal].into_iter().flatten() {
+                if let Some(key) = self.key.filter(|key| key.is_telling()) {
+                    piece = key.redact(&piece);
+                }
                 self.text.push_str(&piece);
                 on_delta(piece);
                 seen = Seen::Token;
@@ -159,14 +171,17 @@ impl Transcript {
     /// The answer to a request with a prompt of so many bytes.
     ///
     /// # Errors
-    /// [`RemoteFault::Withheld`].
+    /// [`RemoteFault::Withheld`], or [`RemoteFault::Reported`] when the server gave up.
     pub(crate) fn end(self, prompt_bytes: usize) -> Result<Reply, RemoteFault> {
         let reason = self.finish_reason.as_deref().unwrap_or("stop");
+        if matches!(reason, "abort" | "error") {
+            return Err(RemoteFault::Reported { message: format!("it ended with the finish reason {reason}") });
+        }
         if reason == "content_filter" {
             return Err(RemoteFault::Withheld { reason: "the server's content filter stopped it".to_owned() });
         }
         if self.text.trim().is_empty() {
-            let reason = format!("it is empty, with the finish reason {}", shortened(reason));
+            let reason = format!("it is empty, with the finish reason {}", self.told(reason));
             return Err(RemoteFault::Withheld { reason });
         }
         let finish = match reason {
@@ -178,6 +193,20 @@ impl Transcript {
         let estimate = || Usage { input_tokens: tokens(prompt_bytes), output_tokens: tokens(self.text.len()) };
         let usage_is_estimate = self.usage.is_none();
         Ok(Reply { usage: self.usage.unwrap_or_else(estimate), text: self.text, finish, usage_is_estimate })
+    }
+
+    fn told(&self, words: &str) -> String {
+        told(words, self.key)
+    }
+}
+
+/// Whether there is a piece of reasoning in its field.
+fn says_something(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        _ => true,
     }
 }
 
@@ -194,24 +223,50 @@ pub(crate) const fn tokens_of(bytes: usize) -> usize {
 }
 
 /// What an error object, or a body that holds one, says.
-fn words_of(value: &Value) -> String {
+fn words_of(value: &Value, key: Option<&Secret>) -> String {
     let error = value.get("error").filter(|error| !error.is_null()).unwrap_or(value);
     let message = error.get("message").or_else(|| value.get("message")).or_else(|| value.get("detail"));
     let text = message.unwrap_or(error);
-    shortened(&text.as_str().map_or_else(|| text.to_string(), str::to_owned))
+    told(&text.as_str().map_or_else(|| text.to_string(), str::to_owned), key)
 }
 
-/// What the body of an error says; `fallback` where it says nothing.
-pub(crate) fn words_of_body(body: &[u8], fallback: Option<&'static str>) -> String {
-    match serde_json::from_slice(body) {
-        Ok(value) => words_of(&value),
-        Err(_) if body.trim_ascii().is_empty() => fallback.unwrap_or("no words").to_owned(),
-        Err(_) => shortened(&String::from_utf8_lossy(body)),
+/// The body of an error, or as much of it as came.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ErrorBody<'a> {
+    pub(crate) bytes: &'a [u8],
+    /// Whether there is more of it.
+    pub(crate) is_cut: bool,
+}
+
+impl ErrorBody<'_> {
+    /// What it says; `fallback` where it says nothing.
+    pub(crate) fn words(self, fallback: Option<&'static str>, key: Option<&Secret>) -> String {
+        if let Ok(value) = serde_json::from_slice(self.bytes) {
+            return words_of(&value, key);
+        }
+        let text = String::from_utf8_lossy(self.bytes);
+        let text = match key {
+            Some(key) if self.is_cut => key.redact_cut(&text),
+            Some(key) => key.redact(&text),
+            None => text.into_owned(),
+        };
+        if text.trim().is_empty() { fallback.unwrap_or("no words").to_owned() } else { shortened(&text) }
     }
 }
 
-/// A server's words on one line, shortened.
-pub(crate) fn shortened(text: &str) -> String {
+/// Data as a text in which nothing is hidden by the escapes of JSON.
+fn plain(data: &[u8]) -> String {
+    serde_json::from_slice(data)
+        .map_or_else(|_| String::from_utf8_lossy(data).into_owned(), |value: Value| value.to_string())
+}
+
+/// A server's words without the key, on one line, shortened: in this order, because of half a key nobody could tell.
+pub(crate) fn told(words: &str, key: Option<&Secret>) -> String {
+    key.map_or_else(|| shortened(words), |key| shortened(&key.redact(words)))
+}
+
+/// Words on one line, shortened.
+fn shortened(text: &str) -> String {
     let mut words = text.split_whitespace().collect::<Vec<_>>().join(" ").replace(char::is_control, "?");
     if let Some((cut, _)) = words.char_indices().nth(WORDS_MAX) {
         words.truncate(cut);
@@ -291,6 +346,10 @@ mod tests {
         check(&[text.clone(), finish("eos")], Ok(Finish::Complete));
         check(&[delta(json!({"refusal": "I can't help with that."})), finish("stop")], Ok(Finish::Refused));
         check(&[text.clone(), finish("content_filter")], Err("no answer: the server's content filter stopped it"));
+        for reason in ["abort", "error"] {
+            let told = format!("the server reports an error: it ended with the finish reason {reason}");
+            check(&[text.clone(), finish(reason)], Err(&told));
+        }
         check(&[finish("tool_calls")], Err("no answer: it is empty, with the finish reason tool_calls"));
         check(
             &[delta(json!({"content": " \n"})), finish("length")],
@@ -311,6 +370,10 @@ mod tests {
         assert_eq!(see(r#"{"choices": [{"delta": {"role": "assistant", "content": ""}}]}"#), Ok(Seen::Other));
         assert_eq!(see(r#"{"choices": [{"delta": {"reasoning_content": "Hm"}}]}"#), Ok(Seen::Token));
         assert_eq!(see(r#"{"choices": [{"delta": {"reasoning": "Hm", "content": null}}]}"#), Ok(Seen::Token));
+        let both = r#"{"choices": [{"delta": {"reasoning": "Hm", "reasoning_content": "Hm", "content": ""}}]}"#;
+        assert_eq!(see(both), Ok(Seen::Token));
+        let neither = r#"{"choices": [{"delta": {"reasoning": [], "reasoning_content": "", "content": ""}}]}"#;
+        assert_eq!(see(neither), Ok(Seen::Other));
         assert_eq!(see(r#"{"choices": [{"delta": {"content": "A"}, "finish_reason": null}]}"#), Ok(Seen::Token));
         assert_eq!(see(r#"{"choices": null, "error": null}"#), Ok(Seen::Other));
         assert_eq!(see(" [DONE] "), Ok(Seen::End));
@@ -328,9 +391,50 @@ mod tests {
             (json!({"error": "bad"}), "bad"),
             (json!("plain\u{7}"), "plain?"),
         ] {
-            assert_eq!(words_of(&value), expected);
+            assert_eq!(words_of(&value, None), expected);
         }
         assert_eq!(shortened(&"ü".repeat(1000)).chars().count(), WORDS_MAX + 1);
+    }
+
+    fn key(text: &str) -> Secret {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), text).expect("written");
+        Secret::from_file(file.path()).expect("a key")
+    }
+
+    #[test]
+    fn the_key_is_in_no_words() {
+        let key = key("sk-0123456789");
+        let words = |bytes: &str, is_cut| ErrorBody { bytes: bytes.as_bytes(), is_cut }.words(Some("Bad"), Some(&key));
+        assert_eq!(words(r#"{"error": "key sk\u002d0123456789"}"#, false), "key [secret]", "hidden by JSON");
+        assert_eq!(words("key sk-0123456789", false), "key [secret]");
+        assert_eq!(words("key sk-01234", true), "key");
+        assert_eq!(words("sk-01234", true), "Bad");
+        let at_the_end = format!("{}sk-0123456789", "x".repeat(WORDS_MAX - 4));
+        assert!(!words(&at_the_end, false).contains("sk-"), "shortened within the key");
+        let mut transcript = Transcript::new(Some(&key));
+        let mut take = |data: &str| transcript.take(data.as_bytes(), &mut |_| {}).expect_err(data).to_string();
+        for rubbish in [r#"{"choices": "sk\u002d0123456789"}"#, r#"{"error": "sk\u002d0123456789"}"#, "sk-0123456789"] {
+            let told = take(rubbish);
+            assert!(told.contains("[secret]") && !told.contains("0123456789"), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_dummy_key_leaves_answers_alone() {
+        for dummy in ["x", "none", "null"] {
+            let key = key(dummy);
+            let mut transcript = Transcript::new(Some(&key));
+            let event =
+                json!({"choices": [{"index": 0, "delta": {"content": format!("{dummy} extra"), "refusal": null}}]});
+            let mut pieces = Vec::new();
+            let seen = transcript.take(event.to_string().as_bytes(), &mut |piece| pieces.push(piece));
+            assert_eq!((seen, pieces), (Ok(Seen::Token), vec![format!("{dummy} extra")]));
+        }
+        let key = key("sk-0123456789");
+        let mut transcript = Transcript::new(Some(&key));
+        let event = r#"{"choices": [{"delta": {"content": "It is sk\u002d0123456789."}}]}"#;
+        transcript.take(event.as_bytes(), &mut |piece| assert_eq!(piece, "It is [secret].")).expect("a token");
     }
 
     #[test]

@@ -20,9 +20,8 @@ pub(crate) struct Asked {
     pub(crate) body: String,
 }
 
-/// One request, and the way to answer it.
+/// The way to answer one request.
 pub(crate) struct Exchange {
-    pub(crate) asked: Asked,
     stream: TcpStream,
     is_over: bool,
 }
@@ -161,10 +160,9 @@ fn serve(connection: usize, stream: TcpStream, steps: &Mutex<std::vec::IntoIter<
         let mut body = vec![0; length.map_or(0, |length| length.trim().parse().expect("a number"))];
         reader.read_exact(&mut body).expect("a whole request");
         let body = String::from_utf8(body).expect("UTF-8");
-        let asked = Asked { connection, head, body };
-        let _the_test_is_over = told.send(asked.clone());
+        let _the_test_is_over = told.send(Asked { connection, head, body });
         let step = steps.lock().expect("no panic").next();
-        let mut exchange = Exchange { asked, stream: stream.try_clone().expect("a second handle"), is_over: false };
+        let mut exchange = Exchange { stream: stream.try_clone().expect("a second handle"), is_over: false };
         match step {
             Some(step) => step(&mut exchange),
             None => exchange.cut(),

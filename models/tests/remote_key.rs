@@ -172,7 +172,7 @@ fn the_key_is_sent_and_never_shown() {
         "status: 404",
         "HTTP status 400: key",
         "HTTP status 400: key [secret].",
-        "the content type is \"[secret]\", expected",
+        "the content type is \\\"[secret]\\\", expected",
         "My key is [secret].",
     ];
     let logged = recorder.0.lock().expect("no panic").clone();

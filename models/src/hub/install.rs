@@ -293,8 +293,9 @@ impl Staging<'_> {
     fn names_in_place(&self) -> BTreeSet<String> {
         let recorded = Installed::read(self.folder).ok().flatten().map_or_else(Vec::new, |installed| installed.files);
         // The list is written in one piece, so that it cannot be read only when there is none.
-        let listed = fs::read(self.partial.join(NAMES)).ok().and_then(|json| serde_json::from_slice(&json).ok());
-        let names = listed.unwrap_or_else(Vec::new).into_iter().chain(recorded.into_iter().map(|file| file.name));
+        let listed = fs::read(self.partial.join(NAMES)).ok();
+        let listed: Option<Vec<String>> = listed.and_then(|json| serde_json::from_slice(&json).ok());
+        let names = listed.unwrap_or_default().into_iter().chain(recorded.into_iter().map(|file| file.name));
         names.filter(|name: &String| is_plain(name)).collect()
     }
 

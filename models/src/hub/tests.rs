@@ -295,7 +295,7 @@ fn a_record_is_not_believed() {
         let record = serde_json::json!({"repository": "a/b", "revision": "main", "commit": COMMIT, "files": files});
         fs::write(dir.path().join("turnflow.json"), record.to_string()).expect("written");
         let read = Installed::read(dir.path()).map(|installed| installed.expect("a record").bytes());
-        assert_eq!(read.ok(), is_sound.then_some(2 * size), "{name} {size}");
+        assert_eq!(read.ok(), is_sound.then(|| 2 * size), "{name} {size}");
     };
     check("a.safetensors", 7, true);
     for name in ["../a", "/etc/passwd", "a/b", "..", ""] {

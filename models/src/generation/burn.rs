@@ -16,7 +16,7 @@ use crate::checkpoint::{Checkpoint, Precision};
 use crate::decoder::{FusedDecoder, FusedOptions, PlainDecoder, Slice, StepModel};
 use crate::device::DeviceChoice;
 use crate::error::ModelError;
-use crate::hub::RECORD;
+use crate::hub::{Installed, RECORD};
 use crate::kernels::Instructions;
 use crate::tier::TierHandle;
 use crate::weights::ModelHome;
@@ -117,7 +117,7 @@ impl BurnTier {
         scope: (&str, &str),
         home: &ModelHome,
     ) -> Result<TierHandle, ModelError> {
-        let checkpoint = Checkpoint::open(&config.folder(home))?;
+        let checkpoint = open(config, home)?;
         let Loaded { mut model, kind, .. } = load(&checkpoint, config, home)?;
         warm_up(model.as_mut())?;
         Self::with_decoder((checkpoint, model, &kind), config, prompt, sampling, scope)
@@ -152,6 +152,16 @@ impl BurnTier {
         };
         start(model, voice, config.engine)
     }
+}
+
+/// Opens the checkpoint of a configuration.
+///
+/// # Errors
+/// When it cannot be used, or is not all there.
+pub(super) fn open(config: &BurnConfig, home: &ModelHome) -> Result<Checkpoint, ModelError> {
+    let folder = config.folder(home);
+    Installed::read_whole(&folder)?;
+    Checkpoint::open(&folder)
 }
 
 /// A decoder, and what it takes.

@@ -12,11 +12,10 @@ use crossbeam_channel::{Sender, unbounded};
 use serde::Serialize;
 use turnflow_state::Usage;
 
-use super::burn::{BurnConfig, load};
+use super::burn::{BurnConfig, load, open};
 use super::engine::{GenerationEngine, GenerationLimits, GenerationStats};
 use super::sampler::Sampling;
 use super::ticket::{Plan, Work};
-use crate::checkpoint::Checkpoint;
 use crate::decoder::{Slice, StepModel, StepShape};
 use crate::error::ModelError;
 use crate::queue::Lane;
@@ -78,7 +77,7 @@ impl GenerationBench {
     /// # Errors
     /// When it cannot be used.
     pub fn open(config: &BurnConfig, home: &ModelHome) -> Result<Self, ModelError> {
-        let checkpoint = Checkpoint::open(&config.folder(home))?;
+        let checkpoint = open(config, home)?;
         let loaded = load(&checkpoint, config, home)?;
         Ok(Self { model: Lent::new(loaded.model), limits: config.engine, bytes: loaded.bytes })
     }

@@ -2,6 +2,7 @@
 
 #![expect(clippy::expect_used, reason = "helpers of tests fail loudly too")]
 
+#[expect(dead_code, reason = "reads nothing of the sample shop")]
 mod binary;
 #[path = "../../models/src/hub/server.rs"]
 mod server;

@@ -1,7 +1,5 @@
 //! Runs the real `turnflow` binary.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

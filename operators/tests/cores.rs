@@ -257,10 +257,11 @@ fn gather_waits_for_every_shard_in_any_order() {
     assert_eq!(out[0].as_ref().expect("goes on").missed, "nearest cached question at 0.910, but 0.95 is required");
 }
 
-/// A tier that fails.
-struct Fails(RefCell<Option<ModelError>>, RefCell<Vec<Duration>>);
+/// A tier that fails, and remembers how long it was waited for.
+#[derive(Clone)]
+struct Fails(Rc<RefCell<Option<ModelError>>>, Rc<RefCell<Vec<Duration>>>);
 
-impl Generator for Rc<Fails> {
+impl Generator for Fails {
     fn generate(&self, _: Lane, request: TierRequest, report: Report<String, Generated>) -> bool {
         self.1.borrow_mut().push(request.waited);
         report.finish(Err(self.0.take().expect("asked once")));
@@ -282,7 +283,7 @@ fn a_tier_that_fails_is_told_by_whose_fault_it_is() {
             (ModelError::Cancelled, TurnErrorKind::Internal),
         ] {
             let words = error.to_string();
-            let tier = Rc::new(Fails(RefCell::new(Some(error)), RefCell::default()));
+            let tier = Fails(Rc::new(RefCell::new(Some(error))), Rc::default());
             let wake = Wake::new(worker.sync_activator_for(vec![0]));
             let mut generate = Generate::new(tier.clone(), 4, Audiences::default(), &wake);
             let mut out = Vec::new();

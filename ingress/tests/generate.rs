@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crossbeam_channel::{Receiver, unbounded};
 use tokio::sync::mpsc;
-use turnflow::grpc::proto::ask_response::Event;
+use turnflow::grpc::proto::ask_response::Event as Said;
 use turnflow::grpc::proto::{AskRequest, Done, Tier};
 use turnflow_models::{
     BurnConfig, BurnTier, Checkpoint, FusedDecoder, FusedOptions, GenerationStats, Lane, ModelError, PromptConfig,
@@ -46,43 +46,51 @@ impl StepModel for Stepwise {
     }
 }
 
-/// A tier that tells of which question a piece was written, and whose client has left.
-struct Told {
-    tier: TierHandle,
-    wrote: mpsc::UnboundedSender<String>,
-    left: mpsc::UnboundedSender<String>,
+/// What becomes of a question.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Event {
+    Taken,
+    /// A piece of its answer was written.
+    Written,
+    /// Its client has left, or has heard the end.
+    Left,
 }
+
+/// A tier that tells what becomes of its questions.
+struct Told(TierHandle, mpsc::UnboundedSender<(Event, String)>);
 
 impl TierBackend for Told {
     fn tier(&self) -> turnflow_state::Tier {
-        self.tier.tier()
+        self.0.tier()
     }
 
     fn identity(&self) -> String {
-        self.tier.identity()
+        self.0.identity()
     }
 
     fn submit(&self, lane: Lane, job: TierJob) -> Result<(), Rejected<TierJob>> {
-        let (left, question) = (self.left.clone(), job.request.question.clone());
-        job.request.cancel.on_cancel(move || drop(left.send(question)));
-        let (wrote, question, mut on_delta) = (self.wrote.clone(), job.request.question.clone(), job.on_delta);
+        let TierJob { request, mut on_delta, done, .. } = job;
+        let (told, question) = (self.1.clone(), request.question.clone());
+        let tell = move |event| drop(told.send((event, question.clone())));
+        let (left, written) = (tell.clone(), tell.clone());
+        request.cancel.on_cancel(move || left(Event::Left));
         let on_delta = Box::new(move |piece| {
-            let _gone = wrote.send(question.clone());
+            written(Event::Written);
             on_delta(piece);
         });
-        self.tier.submit(lane, job.request, on_delta, job.done)
+        self.0.submit(lane, request, on_delta, done).inspect(|()| tell(Event::Taken))
     }
 
     fn stats(&self) -> TierStats {
-        self.tier.stats()
+        self.0.stats()
     }
 
     fn queued(&self) -> usize {
-        self.tier.queued()
+        self.0.queued()
     }
 
     fn generation(&self) -> Option<GenerationStats> {
-        self.tier.generation()
+        self.0.generation()
     }
 }
 
@@ -114,14 +122,12 @@ async fn a_conversation_streams_while_another_client_leaves() {
     bounded(async {
         let (go, may) = unbounded();
         let (told_step, mut steps) = mpsc::unbounded_channel();
-        let (told_left, mut left) = mpsc::unbounded_channel();
-        let (told_wrote, mut wrote) = mpsc::unbounded_channel();
+        let (told, mut events) = mpsc::unbounded_channel();
         let (own, handle) = std::sync::mpsc::channel();
         let server = TestServer::start_with(
             |_| {},
             move |config, parts| {
-                let tier = tier(config, may, told_step);
-                parts.tier = TierHandle::new(Told { tier, wrote: told_wrote, left: told_left });
+                parts.tier = TierHandle::new(Told(tier(config, may, told_step), told));
                 own.send(parts.tier.clone()).expect("the test listens");
             },
         )
@@ -133,15 +139,17 @@ async fn a_conversation_streams_while_another_client_leaves() {
         assert_eq!(steps.recv().await, Some(1), "its first step");
         let asked = AskRequest { turn: Some(turn("leaves", "1", LEAVES)) };
         let mut leaving = leaves.ask(asked).await.expect("asked").into_inner();
+        while events.recv().await.expect("open") != (Event::Taken, LEAVES.to_owned()) {}
         // Both are written together, a step at a time, until the one that will leave has heard a piece.
-        while !std::iter::from_fn(|| wrote.try_recv().ok()).any(|question| question == LEAVES) {
+        let written = (Event::Written, LEAVES.to_owned());
+        while !std::iter::from_fn(|| events.try_recv().ok()).any(|event| event == written) {
             go.send(()).expect("the decoder waits");
             // What the step before it wrote is written when the next begins.
             steps.recv().await.expect("a step");
         }
-        while !matches!(leaving.message().await.expect("open").and_then(|next| next.event), Some(Event::Delta(_))) {}
+        while !matches!(leaving.message().await.expect("open").and_then(|next| next.event), Some(Said::Delta(_))) {}
         drop((leaving, leaves));
-        assert_eq!(left.recv().await.as_deref(), Some(LEAVES));
+        while events.recv().await.expect("open") != (Event::Left, LEAVES.to_owned()) {}
         // At most one step was let go that has not been taken; in the one after it, the other is alone.
         loop {
             go.send(()).expect("the decoder waits");
@@ -162,9 +170,9 @@ async fn a_conversation_streams_while_another_client_leaves() {
         let mut text = String::new();
         let done: Done = loop {
             match staying.message().await.expect("open").and_then(|next| next.event) {
-                Some(Event::Delta(piece)) => text.push_str(&piece.text),
-                Some(Event::Done(done)) => break done,
-                Some(Event::Accepted(_)) => {}
+                Some(Said::Delta(piece)) => text.push_str(&piece.text),
+                Some(Said::Done(done)) => break done,
+                Some(Said::Accepted(_)) => {}
                 other => panic!("expected a delta or the answer, got {other:?}"),
             }
         };

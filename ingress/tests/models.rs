@@ -58,7 +58,7 @@ fn a_checkpoint_is_pulled_listed_and_verified() {
     assert_eq!((&told["family"], &told["loads"]), (&Value::from("llama"), &Value::from(true)));
     assert_eq!((&told["repository"], &told["commit"]), (&Value::from("org/name"), &Value::from(COMMIT)));
     let numbers = told["parameters"].as_u64().expect("a number");
-    assert!(numbers > 0 && told["weight_bytes"]["f32"] == Value::from(4 * numbers));
+    assert!(numbers > 0 && told["weight_bytes"]["f32"] == 4 * numbers);
     assert_eq!(told["weight_bytes"]["f16"], Value::from(2 * numbers));
 
     let (code, stdout, _) = run(&["models", "list", "--json"]);

@@ -150,9 +150,12 @@ fn cores_read_no_clock_no_randomness_no_environment() {
 #[test]
 fn status_codes_stay_at_the_door() {
     const FORBIDDEN: &[&str] = &["StatusCode", "Code::", "tonic::", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"];
+    // A client has to know what servers say, and a program how it ends.
+    let at_the_door = |path: &std::path::Path| path.ends_with("remote/http.rs");
     for folder in ["state/src", "models/src", "operators/src", "pipeline/src"] {
-        for (path, text) in sources(folder) {
+        for (path, text) in sources(folder).into_iter().filter(|(path, _)| !at_the_door(path)) {
             for (number, line) in code(&text) {
+                let line = line.replace("ExitCode::", "");
                 for word in FORBIDDEN {
                     assert!(!line.contains(word), "{}:{number} knows {word}", path.display());
                 }

@@ -1,3 +1,5 @@
+//! Choices of a device, and probes that answer, fail, babble or hang.
+
 use super::*;
 
 fn shell(script: &str) -> Command {

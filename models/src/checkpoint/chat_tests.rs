@@ -1,3 +1,5 @@
+//! Chat templates: what they render, what they refuse, and how long they may take.
+
 use std::time::Duration;
 
 use serde_json::json;

@@ -1,3 +1,5 @@
+//! Configurations of each family, and those that make no sense.
+
 use std::path::Path;
 
 use serde_json::{Value, json};

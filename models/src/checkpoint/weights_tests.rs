@@ -1,3 +1,5 @@
+//! Weights in one file and in several, and files that are damaged.
+
 use std::path::Path;
 
 use safetensors::tensor::TensorView;

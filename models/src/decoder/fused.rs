@@ -1,7 +1,7 @@
 //! The Llama family on the CPU, at the speed of its memory: the same decoder as `plain.rs`, on kernels of our own.
 //!
 //! Contract: with `f32` weights, logits agree with those of [`PlainDecoder`](super::PlainDecoder) to 1e-4 of the largest,
-//! and greedy tokens exactly; with `f16` weights to 5e-3, with `bf16` to 2e-2. All weights are read once in a step, however
+//! and greedy tokens exactly; with all in `f16` to 5e-3, with all in `bf16` to 5e-2. All weights are read once in a step, however
 //! many tokens are in it. Memory is allocated when the decoder is loaded, and when a step has more tokens than any before.
 //!
 //! The slices' tokens are the rows of all products, one after the other, prefill and decode alike. The last layer's

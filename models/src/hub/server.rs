@@ -140,8 +140,7 @@ fn answer(plan: &mut Plan, endpoint: &str, asked: &Asked, mut stream: &TcpStream
         let words = format!("X-Error-Message: Access to model org/name is restricted, {:?}\r\n", asked.authorization);
         return reply("401 Unauthorized", &words, 0, b"");
     }
-    let revision = format!("/api/models/org/name/revision/main?blobs=true");
-    if asked.path == revision {
+    if asked.path == "/api/models/org/name/revision/main?blobs=true" {
         let body = list(plan).to_string();
         return reply("200 OK", "Content-Type: application/json\r\n", body.len(), body.as_bytes());
     }

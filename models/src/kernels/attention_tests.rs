@@ -1,3 +1,5 @@
+//! Attention over blocks against the plain way, and the memory that it says it takes.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Products with packed weights against the plain way.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The pool: every task once, panics, and threads that rest.
+
 use std::sync::atomic::AtomicU32;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What is done row by row against the plain way.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -253,7 +253,7 @@ mod tests {
             ["README.md", ".gitattributes", "pytorch_model.bin", "onnx/model.onnx", "original/model.safetensors"];
         let small = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"];
         let snapshot = listed(&[&rest[..], &small, &["model.safetensors"]].concat());
-        let settings = vec!["config.json", "tokenizer.json", "tokenizer_config.json"];
+        let settings = ["config.json", "tokenizer.json", "tokenizer_config.json"];
         assert_eq!(names(snapshot.settings()), Ok(settings.iter().map(ToString::to_string).collect()));
         let weights = snapshot.weights(None).expect("one file");
         let checksum = Checksum::Sha256("ab".repeat(32));

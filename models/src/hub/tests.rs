@@ -105,7 +105,7 @@ fn what_a_decoder_needs_is_pulled_once() {
             plan_size(&plan, weights[0])
         )));
         installed.verify(&|_| {}).expect("intact");
-        assert_eq!(super::installed(&place.home).expect("a list"), [installed.clone()]);
+        assert_eq!(super::installed(&place.home).expect("a list"), std::slice::from_ref(&installed));
         server.requests();
         assert_eq!(place.pull(&server), Ok(installed));
         assert_eq!(server.fetched(), Vec::<String>::new(), "the second time nothing is fetched");

@@ -122,7 +122,7 @@ impl ScriptedServer {
                     return;
                 }
                 let (steps, told) = (Arc::clone(&steps), told.clone());
-                std::thread::spawn(move || serve(connection, stream, &steps, &told));
+                std::thread::spawn(move || serve(connection, &stream, &steps, &told));
             }
         });
         Self { address, asked, stop }
@@ -146,7 +146,7 @@ impl Drop for ScriptedServer {
     }
 }
 
-fn serve(connection: usize, stream: TcpStream, steps: &Mutex<std::vec::IntoIter<Step>>, told: &Sender<Asked>) {
+fn serve(connection: usize, stream: &TcpStream, steps: &Mutex<std::vec::IntoIter<Step>>, told: &Sender<Asked>) {
     let mut reader = BufReader::new(stream.try_clone().expect("a second handle"));
     loop {
         let mut head = String::new();

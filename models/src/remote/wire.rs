@@ -290,7 +290,7 @@ mod tests {
         transcript.end(40).map(|reply| (reply, pieces))
     }
 
-    fn delta(delta: Value) -> Value {
+    fn delta(delta: &Value) -> Value {
         json!({"id": "x", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta}]})
     }
 
@@ -301,10 +301,10 @@ mod tests {
     #[test]
     fn an_answer_with_its_usage() {
         let events = [
-            delta(json!({"role": "assistant", "content": ""})),
-            delta(json!({"content": "Within ", "refusal": null})),
+            delta(&json!({"role": "assistant", "content": ""})),
+            delta(&json!({"content": "Within ", "refusal": null})),
             json!({"choices": [{"index": 1, "delta": {"content": "another choice"}}]}),
-            delta(json!({"content": "30 days."})),
+            delta(&json!({"content": "30 days."})),
             finish("stop"),
             json!({"choices": [], "usage": {"prompt_tokens": 12, "completion_tokens": 5, "total_tokens": 17}}),
         ];
@@ -317,7 +317,7 @@ mod tests {
 
     #[test]
     fn a_usage_that_makes_no_sense_is_estimated() {
-        let answer = delta(json!({"content": "Yes, twelve."}));
+        let answer = delta(&json!({"content": "Yes, twelve."}));
         for usage in [
             json!(null),
             json!({}),
@@ -340,11 +340,11 @@ mod tests {
             let found = read(events).map(|(reply, _)| reply.finish).map_err(|fault| fault.to_string());
             assert_eq!(found, expected.map_err(str::to_owned), "{events:?}");
         };
-        let text = delta(json!({"content": "Yes."}));
+        let text = delta(&json!({"content": "Yes."}));
         check(std::slice::from_ref(&text), Ok(Finish::Complete));
         check(&[text.clone(), finish("length")], Ok(Finish::Length));
         check(&[text.clone(), finish("eos")], Ok(Finish::Complete));
-        check(&[delta(json!({"refusal": "I can't help with that."})), finish("stop")], Ok(Finish::Refused));
+        check(&[delta(&json!({"refusal": "I can't help with that."})), finish("stop")], Ok(Finish::Refused));
         check(&[text.clone(), finish("content_filter")], Err("no answer: the server's content filter stopped it"));
         for reason in ["abort", "error"] {
             let told = format!("the server reports an error: it ended with the finish reason {reason}");
@@ -352,7 +352,7 @@ mod tests {
         }
         check(&[finish("tool_calls")], Err("no answer: it is empty, with the finish reason tool_calls"));
         check(
-            &[delta(json!({"content": " \n"})), finish("length")],
+            &[delta(&json!({"content": " \n"})), finish("length")],
             Err("no answer: it is empty, with the finish reason length"),
         );
         check(

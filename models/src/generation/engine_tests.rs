@@ -281,9 +281,11 @@ fn a_fault_ends_those_in_the_step_and_nobody_else() {
 #[test]
 fn after_a_panic_those_who_were_not_in_the_step_are_computed_again() {
     let (told, steps) = unbounded();
+    let (release, held) = bounded::<()>(0);
     let hook = move |slices: &[Slice<'_>]| {
         told.send(slices[0].tokens[0]).expect("the test listens");
         assert_ne!(slices[0].tokens, [42], "as asked");
+        let _released = held.recv();
         Ok(())
     };
     // One token a step: who writes goes before who still reads.
@@ -291,6 +293,7 @@ fn after_a_panic_those_who_were_not_in_the_step_are_computed_again() {
     let (_, reads) = submit(&engine, Lane::Turn, plan(&(1..40).collect::<Vec<_>>(), 3));
     assert_eq!(steps.recv(), Ok(1));
     let (_, panics) = submit(&engine, Lane::Turn, plan(&[42], 3));
+    drop(release);
     assert!(matches!(end(&panics), Err(ModelError::Shared { .. })));
     assert_eq!(end(&reads).expect("written").len(), 3);
     let stats = settled(&engine);

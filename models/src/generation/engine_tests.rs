@@ -139,7 +139,8 @@ fn what_is_written_does_not_depend_on_the_others() {
         assert_eq!(together, alone, "{blocks} blocks, sharing {share_prefixes}, {step_tokens_max} tokens a step");
         let stats = settled(&engine);
         assert_eq!((stats.sequences, stats.blocks_held), (0, 0), "{stats:?}");
-        assert_eq!(stats.preemptions > 0, preempts, "{stats:?}");
+        // Where there is memory for all, a turn may still take the place of one of the background.
+        assert!(stats.preemptions > 0 || !preempts, "{stats:?}");
         assert_eq!(stats.prompt_tokens_shared > 0, share_prefixes, "{stats:?}");
         // As many as memory holds.
         let least = if preempts { stats.steps } else { 2 * stats.steps };

@@ -66,6 +66,8 @@ pub(crate) struct Blocks {
     idle: BTreeMap<u64, u32>,
     published: HashMap<Chain, u32>,
     releases: u64,
+    /// How often all was forgotten.
+    forgotten: u64,
     shares: Shares,
 }
 
@@ -76,6 +78,8 @@ pub(crate) struct Table {
     /// Blocks from the start whose chain is known: they are found or published.
     chained: usize,
     chain: Chain,
+    /// How often all was forgotten before it began.
+    forgotten: u64,
 }
 
 impl Table {
@@ -102,6 +106,7 @@ impl Blocks {
             idle: BTreeMap::new(),
             published: HashMap::new(),
             releases: 0,
+            forgotten: 0,
             shares: Shares::default(),
         }
     }
@@ -141,9 +146,12 @@ impl Blocks {
     ///
     /// The last token is never found, because a sequence has to read at least one to go on.
     pub(crate) fn find(&mut self, table: &mut Table, tokens: &[u32]) -> usize {
+        if table.blocks.is_empty() {
+            table.forgotten = self.forgotten;
+        }
         let before = table.chained;
         let whole = tokens.len().saturating_sub(1) / self.block_tokens;
-        while self.sharing && table.chained < whole {
+        while self.shares_with(table) && table.chained < whole {
             let own = &tokens[table.chained * self.block_tokens..][..self.block_tokens];
             let chain = table.chain.then(own);
             let Some(block) = self.lookup(table.chain, chain, own) else { break };
@@ -151,6 +159,11 @@ impl Blocks {
             (table.chained, table.chain) = (table.chained + 1, chain);
         }
         table.chained - before
+    }
+
+    /// Whether what a table holds may be shared, and it may hold what others share.
+    fn shares_with(&self, table: &Table) -> bool {
+        self.sharing && table.forgotten == self.forgotten
     }
 
     fn lookup(&self, before: Chain, chain: Chain, tokens: &[u32]) -> Option<u32> {
@@ -182,11 +195,7 @@ impl Blocks {
     /// Publishes the whole blocks of a table whose tokens, the first `computed` of a sequence, are in them. Where another
     /// sequence was faster, its block takes the place of this one's.
     pub(crate) fn publish(&mut self, table: &mut Table, tokens: &[u32], computed: usize) {
-        while self.sharing && (table.chained + 1) * self.block_tokens <= computed {
-            if table.chained > 0 && !self.published.contains_key(&table.chain) {
-                // What comes before was forgotten: nothing would find it.
-                break;
-            }
+        while self.shares_with(table) && (table.chained + 1) * self.block_tokens <= computed {
             let own = &tokens[table.chained * self.block_tokens..][..self.block_tokens];
             let (before, chain) = (table.chain, table.chain.then(own));
             match self.lookup(before, chain, own) {
@@ -202,8 +211,10 @@ impl Blocks {
         }
     }
 
-    /// Forgets what is published, so that none of it is found again: what is in it may be wrong. Whoever holds it keeps it.
+    /// Forgets what is published, so that none of it is found again: what is in it may be wrong. Whoever holds it keeps it, and
+    /// publishes and finds nothing more, because that would rest on it.
     pub(crate) fn forget(&mut self) {
+        self.forgotten += 1;
         self.published.clear();
         self.slots.iter_mut().for_each(|slot| slot.content = None);
         self.free.extend(std::mem::take(&mut self.idle).into_values());

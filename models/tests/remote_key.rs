@@ -97,6 +97,16 @@ fn serve(responses: Vec<String>) -> (String, Receiver<String>, String) {
     (format!("https://localhost:{port}/v1"), heads, authority.pem())
 }
 
+fn prompt(instructions: &str) -> PromptConfig {
+    PromptConfig {
+        prompt_tokens_max: 1000,
+        history_tokens_max: 100,
+        answer_tokens_max: 64,
+        instructions: instructions.to_owned(),
+        unknown_text: "No idea.".to_owned(),
+    }
+}
+
 fn ask(tier: &TierHandle) -> Vec<String> {
     let (events, heard) = unbounded();
     let pieces = events.clone();
@@ -144,13 +154,7 @@ fn the_key_is_sent_and_never_shown() {
     let mut config = RemoteConfig::new(base_url, "m");
     (config.key_file, config.ca_file, config.retries_max) = (Some(path), Some(ca), 0);
     (config.breaker_failures, config.first_token_ms_max) = (100, 10_000);
-    let prompt = PromptConfig {
-        prompt_tokens_max: 1000,
-        history_tokens_max: 100,
-        answer_tokens_max: 64,
-        instructions: "Answer.".to_owned(),
-        unknown_text: "No idea.".to_owned(),
-    };
+    let prompt = prompt("Answer.");
     let mut shown = format!("{config:?}");
     let tier = RemoteTier::start(config, prompt, "", "en").expect("a tier");
     let health = tier.health();
@@ -193,13 +197,7 @@ fn an_authority_that_is_not_known_is_not_trusted() {
     let (base_url, _heads, _authority) = serve(vec![]);
     let mut config = RemoteConfig::new(base_url, "m");
     config.retries_max = 0;
-    let prompt = PromptConfig {
-        prompt_tokens_max: 1000,
-        history_tokens_max: 100,
-        answer_tokens_max: 64,
-        instructions: String::new(),
-        unknown_text: "No idea.".to_owned(),
-    };
+    let prompt = prompt("");
     let start = |config: &RemoteConfig| RemoteTier::start(config.clone(), prompt.clone(), "", "en");
     let told = ask(&TierHandle::new(start(&config).expect("a tier")));
     assert!(told[0].contains("Connect") && told[0].contains("UnknownIssuer"), "{told:?}");

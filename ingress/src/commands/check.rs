@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use serde::Serialize;
-use turnflow_models::{Checkpoint, Installed, verify};
+use turnflow_models::{ModelHome, verify};
 use turnflow_pipeline::{Config, TierKind, verifier};
 use turnflow_state::Store;
 
@@ -41,7 +41,7 @@ pub(super) fn run(context: &Context, args: &StoreArgs) -> Result<(), Failure> {
     ];
     if config.tier.kind == TierKind::Burn {
         let folder = config.tier.burn.folder(&home);
-        findings.push(finding("model", &folder.display(), check_model(config, &folder)));
+        findings.push(finding("model", &folder.display(), check_model(config, &home)));
     }
     if config.tier.kind == TierKind::Openai {
         findings.push(finding("server", &config.tier.openai.base_url, check_server(config)));
@@ -88,9 +88,8 @@ fn check_verifier(config: &Config) -> anyhow::Result<String> {
     Ok(if verifier(config)?.is_some() { "fits the settings" } else { "a plain rule stands in for it" }.to_owned())
 }
 
-fn check_model(config: &Config, folder: &Path) -> anyhow::Result<String> {
-    Installed::read_whole(folder)?;
-    let checkpoint = Checkpoint::open(folder)?;
+fn check_model(config: &Config, home: &ModelHome) -> anyhow::Result<String> {
+    let checkpoint = config.tier.burn.open(home)?;
     checkpoint.check_dialect()?;
     let sizes = &checkpoint.config;
     let kv = config.tier.burn.kv_bytes_max as f64 / 1e6;

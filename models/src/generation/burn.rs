@@ -96,6 +96,16 @@ impl BurnConfig {
         let pulled = || self.model.to_str().and_then(|name| home.checkpoint_dir(name).ok()).filter(|dir| dir.is_dir());
         if self.model.is_dir() { self.model.clone() } else { pulled().unwrap_or_else(|| self.model.clone()) }
     }
+
+    /// Opens the checkpoint; nothing of its weights is loaded.
+    ///
+    /// # Errors
+    /// When it cannot be used, or a pull has left it in parts.
+    pub fn open(&self, home: &ModelHome) -> Result<Checkpoint, ModelError> {
+        let folder = self.folder(home);
+        Installed::read_whole(&folder)?;
+        Checkpoint::open(&folder)
+    }
 }
 
 /// Opens tiers of this kind.
@@ -117,7 +127,7 @@ impl BurnTier {
         scope: (&str, &str),
         home: &ModelHome,
     ) -> Result<TierHandle, ModelError> {
-        let checkpoint = open(config, home)?;
+        let checkpoint = config.open(home)?;
         let Loaded { mut model, kind, .. } = load(&checkpoint, config, home)?;
         warm_up(model.as_mut())?;
         Self::with_decoder((checkpoint, model, &kind), config, prompt, sampling, scope)
@@ -152,16 +162,6 @@ impl BurnTier {
         };
         start(model, voice, config.engine)
     }
-}
-
-/// Opens the checkpoint of a configuration.
-///
-/// # Errors
-/// When it cannot be used, or is not all there.
-pub(super) fn open(config: &BurnConfig, home: &ModelHome) -> Result<Checkpoint, ModelError> {
-    let folder = config.folder(home);
-    Installed::read_whole(&folder)?;
-    Checkpoint::open(&folder)
 }
 
 /// A decoder, and what it takes.

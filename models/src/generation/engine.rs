@@ -187,8 +187,8 @@ impl<W: Work> Engine<W> {
             if let Err(error) = turned {
                 tracing::error!(error = chain(&error), "the engine failed, and begins anew");
                 self.schedule.give_up(&Arc::new(error));
-                self.publish_stats();
             }
+            self.publish_stats();
         }
         self.shared.watch.close();
     }
@@ -201,31 +201,29 @@ impl<W: Work> Engine<W> {
         self.schedule.drop_lapsed(Instant::now());
         self.schedule.admit();
         let planned = self.schedule.plan();
-        self.publish_stats();
         if planned.is_empty() {
             return;
         }
         let result = self.step(&planned);
+        let has_panicked = matches!(result, Err(ModelError::Panicked { .. }));
         self.schedule.stepped(planned.iter().map(|&(_, count)| count), result.is_err());
         match result {
             Ok(()) => self.advance(&planned),
             Err(error) => {
                 tracing::error!(sequences = planned.len(), error = chain(&error), "a step failed");
-                let has_panicked = matches!(error, ModelError::Panicked { .. });
                 let error = Arc::new(error);
                 for &(index, _) in &planned {
                     self.schedule.running[index].end = Some(Err(ModelError::Shared { source: Arc::clone(&error) }));
                 }
                 self.schedule.distrust();
-                if has_panicked {
-                    self.reset();
-                }
             }
         }
         // Whoever hears an end finds it counted.
         self.publish_stats();
         self.schedule.remove_ended();
-        self.publish_stats();
+        if has_panicked {
+            self.reset();
+        }
     }
 
     /// Begins with an empty memory: after a panic nobody knows what is in it.

@@ -12,7 +12,7 @@ use crossbeam_channel::{Sender, unbounded};
 use serde::Serialize;
 use turnflow_state::Usage;
 
-use super::burn::{BurnConfig, load, open};
+use super::burn::{BurnConfig, load};
 use super::engine::{GenerationEngine, GenerationLimits, GenerationStats};
 use super::sampler::Sampling;
 use super::ticket::{Plan, Work};
@@ -77,7 +77,7 @@ impl GenerationBench {
     /// # Errors
     /// When it cannot be used.
     pub fn open(config: &BurnConfig, home: &ModelHome) -> Result<Self, ModelError> {
-        let checkpoint = open(config, home)?;
+        let checkpoint = config.open(home)?;
         let loaded = load(&checkpoint, config, home)?;
         Ok(Self { model: Lent::new(loaded.model), limits: config.engine, bytes: loaded.bytes })
     }

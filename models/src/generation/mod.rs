@@ -23,5 +23,7 @@ pub use burn::{BurnConfig, BurnTier, KeptPrecision, SamplingFrom};
 pub use engine::{GenerationLimits, GenerationStats};
 pub use measure::{GenerationBench, GenerationLoad, GenerationRun};
 pub use prompt::PromptConfig;
+#[cfg(test)]
+pub(crate) use prompt::tests::found;
 pub(crate) use prompt::{Author, Measure, Prompt, Reader};
 pub use sampler::Sampling;

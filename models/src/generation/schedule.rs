@@ -188,7 +188,6 @@ impl<W: Work> Schedule<W> {
 
     /// Has all that go on be computed again, in an empty memory.
     pub(super) fn begin_again(&mut self) {
-        self.remove_ended();
         while !self.running.is_empty() {
             self.preempt_last();
         }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, unbounded};
-use turnflow_state::{Answer, ArticleId, Chunk, ChunkId, ContentHash, ScoredChunk, Source, TenantId, Tier, Usage};
+use turnflow_state::{Answer, ScoredChunk, Source, Tier, Usage};
 
 use super::server::{Exchange, ScriptedServer, Step, delta, ending};
 use super::*;
 use crate::cancel::Cancel;
 use crate::error::{ModelError, chain};
-use crate::generation::PromptConfig;
+use crate::generation::{PromptConfig, found};
 use crate::queue::{Lane, Rejected};
 use crate::tier::{TierHandle, TierJob, TierRequest};
 
@@ -51,26 +51,12 @@ fn bed(steps: Vec<Step>, settings: impl FnOnce(&mut RemoteConfig)) -> Bed {
 }
 
 /// The one chunk that answers rest on.
-fn found() -> ScoredChunk {
-    let (title, text) = ("Returns", "You have 30 days.");
-    let chunk = Chunk {
-        id: ChunkId {
-            tenant: TenantId::new("shop").expect("valid"),
-            article: ArticleId::new("returns").expect("valid"),
-            ordinal: 0,
-        },
-        version: 7,
-        title: title.to_owned(),
-        text: text.to_owned(),
-        hash: ContentHash::of(title, text),
-        vector: [1.0].into(),
-        since: 1,
-    };
-    ScoredChunk { chunk: chunk.into(), score: 0.5 }
+fn returns() -> ScoredChunk {
+    found("returns", "Returns", "You have 30 days.")
 }
 
 fn request(question: &str) -> TierRequest {
-    TierRequest::new(question, Arc::from([1.0]), vec![found()])
+    TierRequest::new(question, Arc::from([1.0]), vec![returns()])
 }
 
 /// What a job tells: pieces, then the end.
@@ -134,7 +120,7 @@ fn an_answer_streams() {
     let bed = bed(steps, |config| config.temperature = Some(0.0));
     let usage = Usage { input_tokens: 11, output_tokens: 7 };
     let text = "Within 30 days.".to_owned();
-    let whole = Answer { text, tier: Tier::Openai, sources: vec![Source::of(&found().chunk)], usage, grounded: true };
+    let whole = Answer { text, tier: Tier::Openai, sources: vec![Source::of(&returns().chunk)], usage, grounded: true };
     let piece = |text: &str| Heard::Piece(text.to_owned());
     assert_eq!(bed.hear("How long?"), [piece("Within"), piece(" 30"), piece(" days."), Heard::Done(whole)]);
     assert_eq!(bed.outcome("And now?").as_deref(), Ok("Again."));

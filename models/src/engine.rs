@@ -131,7 +131,7 @@ pub(crate) fn start(
     let memo = RefCell::new(Memo::new(memo_bytes_max));
     let engine = Engine { model, budget, counters: Arc::clone(&counters), memo };
     let queue =
-        JobQueue::start(ENGINE, config.queue_max, [move |jobs: &Lanes<EncodeJob>| engine.run(jobs.lane(Lane::Turn))])?;
+        JobQueue::start(ENGINE, config.queue_max, [move |jobs: &Lanes<EncodeJob>| engine.run(jobs.lane(Lane::New))])?;
     Ok(EncoderHandle { queue, tokenizer, dimension, texts_max: budget.texts_max, counters })
 }
 
@@ -156,7 +156,7 @@ impl EncoderHandle {
             let error = ModelError::TooManyTexts { what: ENGINE, texts: job.texts.len(), limit: JOB_TEXTS_MAX };
             return Err(Rejected { job: Box::new(job), error });
         }
-        self.queue.submit(Lane::Turn, job)
+        self.queue.submit(Lane::New, job)
     }
 
     /// Encodes any number of texts, waiting for a place in the queue and for the vectors. Goes batch by batch, so that
@@ -173,7 +173,7 @@ impl EncoderHandle {
                 let _waiter_is_gone = sender.send(result);
             });
             let job = EncodeJob { texts: texts.by_ref().take(self.texts_max).collect(), done };
-            self.queue.submit_blocking(Lane::Turn, job).map_err(|rejected| Arc::new(rejected.error))?;
+            self.queue.submit_blocking(Lane::New, job).map_err(|rejected| Arc::new(rejected.error))?;
             let result = receiver.recv().map_err(|_| Arc::new(ModelError::Stopped { what: ENGINE }))?;
             vectors.extend(result?);
         }

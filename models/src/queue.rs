@@ -13,18 +13,20 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select_biased};
 
 use crate::error::ModelError;
 
-/// Where a job stands in line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where a job stands in line: jobs of an earlier lane are served first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
+    /// Somebody waits for it in a conversation that is under way, or has waited too long.
+    Ongoing,
     /// Somebody waits for it.
-    Turn,
+    New,
     /// Nobody does: it is served only when no job of a turn waits.
     Background,
 }
 
 impl Lane {
     /// Every lane, in the order in which they are served.
-    pub const ALL: &[Self] = &[Self::Turn, Self::Background];
+    pub const ALL: &[Self] = &[Self::Ongoing, Self::New, Self::Background];
 }
 
 /// The engine's end of a queue.
@@ -33,10 +35,12 @@ pub(crate) struct Lanes<J>([Receiver<J>; Lane::ALL.len()]);
 impl<J> Lanes<J> {
     /// Waits for the next job; None when there is none and nobody is left to hand one in.
     pub(crate) fn next(&self) -> Option<J> {
-        let [turns, background] = &self.0;
+        // The senders of all lanes are dropped together, and what one still holds is served before it ends.
+        let [ongoing, new, background] = &self.0;
         select_biased! {
-            recv(turns) -> job => job.or_else(|_| background.recv()).ok(),
-            recv(background) -> job => job.or_else(|_| turns.recv()).ok(),
+            recv(ongoing) -> job => job.or_else(|_| new.recv()).or_else(|_| background.recv()).ok(),
+            recv(new) -> job => job.or_else(|_| ongoing.recv()).or_else(|_| background.recv()).ok(),
+            recv(background) -> job => job.or_else(|_| ongoing.recv()).or_else(|_| new.recv()).ok(),
         }
     }
 
@@ -92,15 +96,15 @@ impl<J: Send + 'static> JobQueue<J> {
         R: FnOnce(&Lanes<J>) + Send + 'static,
     {
         let limit = limit.max(1);
-        let [(turns, turned), (background, backed)] = [bounded(limit), bounded(limit)];
+        let lanes: [(Sender<J>, Receiver<J>); Lane::ALL.len()] = std::array::from_fn(|_| bounded(limit));
         for (number, run) in runners.into_iter().enumerate() {
-            let lanes = Lanes([turned.clone(), backed.clone()]);
+            let lanes = Lanes(lanes.each_ref().map(|(_, jobs)| jobs.clone()));
             std::thread::Builder::new()
                 .name(format!("{what}-{number}"))
                 .spawn(move || run(&lanes))
                 .map_err(|source| ModelError::Thread { what, source })?;
         }
-        Ok(Self { what, limit, lanes: [turns, background] })
+        Ok(Self { what, limit, lanes: lanes.map(|(hand_in, _)| hand_in) })
     }
 
     /// Hands in a job, or gives it back at once.
@@ -161,21 +165,22 @@ mod tests {
             }
         };
         let queue = JobQueue::start("test", 2, [runner]).expect("a thread");
-        queue.submit(Lane::Turn, 1).expect("free");
+        queue.submit(Lane::New, 1).expect("free");
         assert_eq!(served.recv(), Ok(1));
         queue.submit(Lane::Background, 10).expect("free");
         queue.submit(Lane::Background, 11).expect("free");
-        queue.submit(Lane::Turn, 2).expect("free");
-        queue.submit(Lane::Turn, 3).expect("free");
+        queue.submit(Lane::New, 2).expect("free");
+        queue.submit(Lane::New, 3).expect("free");
         assert_eq!(queue.queued(), 4);
-        for (lane, job) in [(Lane::Turn, 4), (Lane::Background, 12)] {
+        queue.submit(Lane::Ongoing, 20).expect("free");
+        for (lane, job) in [(Lane::New, 4), (Lane::Background, 12)] {
             let rejected = queue.submit(lane, job).expect_err("full");
             assert_eq!((*rejected.job, rejected.to_string().as_str()), (job, "the queue of test is full: 2 jobs wait"));
         }
         // What was taken is served even though nobody can hand in anything any more.
         drop(queue);
         drop(gate);
-        assert_eq!(served.iter().collect::<Vec<_>>(), [2, 3, 10, 11], "turns overtake what nobody waits for");
+        assert_eq!(served.iter().collect::<Vec<_>>(), [20, 2, 3, 10, 11], "who has waited longest for a conversation comes first, who nobody waits for last");
     }
 
     #[test]
@@ -187,9 +192,9 @@ mod tests {
             }
         };
         let queue = JobQueue::start("test", 2, [runner]).expect("a thread");
-        for (job, lane) in [Lane::Background, Lane::Turn, Lane::Background, Lane::Turn].into_iter().enumerate() {
+        for (job, lane) in [Lane::Background, Lane::New, Lane::Ongoing, Lane::New].into_iter().enumerate() {
             queue.submit(lane, job as u32).expect("free");
-            assert_eq!(served.recv(), Ok(job as u32), "a thread that sleeps wakes for either");
+            assert_eq!(served.recv(), Ok(job as u32), "a thread that sleeps wakes for each");
         }
         drop(queue);
         assert_eq!(served.recv(), Err(crossbeam_channel::RecvError), "the thread has ended");

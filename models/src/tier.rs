@@ -387,7 +387,7 @@ mod tests {
         let (open, gate) = unbounded();
         let handle = TierEngine::start(Arc::new(Parrot { gate }), TierEngineConfig::default()).expect("threads");
         let heard: Vec<_> =
-            ["two words", "panic", "fail", "on"].map(|q| submit(&handle, Lane::Turn, q).expect("free")).into();
+            ["two words", "panic", "fail", "on"].map(|q| submit(&handle, Lane::New, q).expect("free")).into();
         drop(open);
         let heard: Vec<Vec<String>> = heard.into_iter().map(|events| events.iter().collect()).collect();
         assert_eq!(heard[0], ["two ", "words", "done: two words"]);
@@ -414,9 +414,9 @@ mod tests {
         assert_eq!(arrivals.recv().as_deref(), Ok("first"), "an idle tier makes nobody wait");
         for (lane, question) in [
             (Lane::Background, "second"),
-            (Lane::Turn, "turn"),
+            (Lane::New, "turn"),
             (Lane::Background, "third"),
-            (Lane::Turn, "another turn"),
+            (Lane::New, "another turn"),
         ] {
             heard.push(submit(&handle, lane, question).expect("free"));
         }
@@ -446,7 +446,7 @@ mod tests {
         let handle = TierEngine::start(Arc::new(Parrot { gate }), config).expect("threads");
         let mut taken = Vec::new();
         let rejected = loop {
-            match submit(&handle, Lane::Turn, "again") {
+            match submit(&handle, Lane::New, "again") {
                 Ok(heard) => taken.push(heard),
                 Err(rejected) => break rejected,
             }

@@ -115,7 +115,7 @@ fn ask(tier: &TierHandle) -> Vec<String> {
         events.send(format!("{result:?}")).expect("the test listens");
     });
     let request = TierRequest::new("?", Arc::from([1.0]), Vec::new());
-    tier.submit(Lane::Turn, request, on_delta, done).expect("a free place");
+    tier.submit(Lane::New, request, on_delta, done).expect("a free place");
     heard.iter().collect()
 }
 

@@ -84,7 +84,7 @@ fn written(model: Box<dyn StepModel>, limits: GenerationLimits, alone: bool) -> 
     let engine = GenerationEngine::start(model, limits).expect("threads");
     let ask = |plan: Plan| -> Receiver<Vec<u32>> {
         let (told, hear) = unbounded();
-        assert!(engine.submit(Lane::Turn, Job(plan, Vec::new(), told)).is_ok());
+        assert!(engine.submit(Lane::New, Job(plan, Vec::new(), told)).is_ok());
         hear
     };
     let hear = |answer: Receiver<Vec<u32>>| answer.recv().expect("an end");
@@ -134,7 +134,7 @@ fn a_checkpoint_answers_as_a_tier() {
         let pieces = told.clone();
         let on_delta = Box::new(move |piece| pieces.send(Ok(piece)).expect("the test listens"));
         let done = Box::new(move |end| told.send(Err(end)).expect("the test listens"));
-        tier.submit(Lane::Turn, request, on_delta, done).expect("there is room");
+        tier.submit(Lane::New, request, on_delta, done).expect("there is room");
         let (mut text, mut answer) = (String::new(), None);
         for event in hear {
             match event {

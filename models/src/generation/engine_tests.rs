@@ -119,7 +119,7 @@ fn what_is_written_does_not_depend_on_the_others() {
         .into_iter()
         .map(|plan| {
             let engine = engine(16, GenerationLimits { share_prefixes: false, step_tokens_max: 64, ..LIMITS }, None);
-            end(&submit(&engine, Lane::Turn, plan).1).expect("written")
+            end(&submit(&engine, Lane::New, plan).1).expect("written")
         })
         .collect();
     assert!(alone.iter().any(|tokens| tokens.len() > 10) && alone.iter().any(|tokens| tokens.len() < 5));
@@ -132,7 +132,7 @@ fn what_is_written_does_not_depend_on_the_others() {
     ] {
         let limits = GenerationLimits { share_prefixes, step_tokens_max, ..LIMITS };
         let engine = engine(blocks, limits, None);
-        let lanes = [Lane::Turn, Lane::Background];
+        let lanes = [Lane::New, Lane::Background];
         let heard: Vec<_> =
             plans().into_iter().zip(lanes.iter().cycle()).map(|(plan, &lane)| submit(&engine, lane, plan)).collect();
         let together: Vec<_> = heard.iter().map(|(_, hear)| end(hear).expect("written")).collect();
@@ -151,7 +151,7 @@ fn what_is_written_does_not_depend_on_the_others() {
 /// The stats after the engine has taken in that its last job ended: a job is told its end in the middle of a turn.
 fn settled(engine: &GenerationEngine<Job>) -> GenerationStats {
     let before = engine.stats().steps;
-    assert!(end(&submit(engine, Lane::Turn, plan(&[49], 1)).1).is_ok());
+    assert!(end(&submit(engine, Lane::New, plan(&[49], 1)).1).is_ok());
     // The one that is written now is told its end before its own turn is counted, so another one is needed.
     loop {
         let stats = engine.stats();
@@ -180,10 +180,10 @@ fn gated() -> (Hook, Sender<()>, Receiver<Vec<(u32, usize, usize)>>) {
 fn a_gone_clients_blocks_are_free_before_the_next_step() {
     let (hook, leave, steps) = gated();
     let engine = engine(40, LIMITS, Some(hook));
-    let (_, stays) = submit(&engine, Lane::Turn, plan(&[1], 30));
+    let (_, stays) = submit(&engine, Lane::New, plan(&[1], 30));
     assert_eq!(steps.recv().expect("a step").len(), 1);
-    let (cancel, goes) = submit(&engine, Lane::Turn, plan(&[2; 6], 30));
-    let (cancelled, never) = submit(&engine, Lane::Turn, plan(&[5; 6], 30));
+    let (cancel, goes) = submit(&engine, Lane::New, plan(&[2; 6], 30));
+    let (cancelled, never) = submit(&engine, Lane::New, plan(&[5; 6], 30));
     cancelled.cancel();
     leave.send(()).expect("running");
     assert_eq!(steps.recv().expect("a step").len(), 2, "it joins; what is cancelled before does not");
@@ -210,7 +210,7 @@ fn what_is_late_is_given_up() {
     let engine = engine(40, LIMITS, None);
     let (mut late, hear) = job(plan(&[1], 30));
     late.deadline = Some(Instant::now());
-    assert!(engine.submit(Lane::Turn, late).is_ok());
+    assert!(engine.submit(Lane::New, late).is_ok());
     assert!(matches!(end(&hear), Err(ModelError::Late { .. })));
 }
 
@@ -218,11 +218,11 @@ fn what_is_late_is_given_up() {
 fn a_long_prompt_does_not_hold_up_those_who_write() {
     let (hook, leave, steps) = gated();
     let engine = engine(80, LIMITS, Some(hook));
-    let writers: Vec<_> = (0..3).map(|token| submit(&engine, Lane::Turn, plan(&[token], 20)).1).collect();
+    let writers: Vec<_> = (0..3).map(|token| submit(&engine, Lane::New, plan(&[token], 20)).1).collect();
     // All three are known before the second step at the latest.
     steps.recv().expect("a step");
     let long: Vec<u32> = (0..60).map(|n| n % 40).collect();
-    let (_, reader) = submit(&engine, Lane::Turn, plan(&long, 2));
+    let (_, reader) = submit(&engine, Lane::New, plan(&long, 2));
     leave.send(()).expect("running");
     for (position, count) in [(0, 12), (12, 12), (24, 12), (36, 12), (48, 12)] {
         let step = steps.recv().expect("a step");
@@ -236,20 +236,22 @@ fn a_long_prompt_does_not_hold_up_those_who_write() {
 }
 
 #[test]
-fn turns_go_before_the_background_and_take_its_place() {
-    let (hook, leave, steps) = gated();
-    let engine = engine(10, GenerationLimits { sequences_max: 1, ..LIMITS }, Some(hook));
-    let (_, first) = submit(&engine, Lane::Background, plan(&[1; 8], 12));
-    steps.recv().expect("a step");
-    let (_, second) = submit(&engine, Lane::Background, plan(&[2], 1));
-    let (_, turn) = submit(&engine, Lane::Turn, plan(&[9], 2));
-    drop(leave);
-    let order: Vec<u32> = steps.iter().take(3).map(|step| step[0].0).collect();
-    assert_eq!(order[0], 9, "the turn is in the very next step");
-    assert_eq!(end(&turn).expect("written").len(), 2);
-    assert_eq!(end(&first).expect("written").len(), 12);
-    assert_eq!(end(&second).expect("written").len(), 1);
-    assert_eq!(settled(&engine).preemptions, 1);
+fn earlier_lanes_go_before_later_ones_and_take_their_place() {
+    for (early, late) in [(Lane::New, Lane::Background), (Lane::Ongoing, Lane::New)] {
+        let (hook, leave, steps) = gated();
+        let engine = engine(10, GenerationLimits { sequences_max: 1, ..LIMITS }, Some(hook));
+        let (_, first) = submit(&engine, late, plan(&[1; 8], 12));
+        steps.recv().expect("a step");
+        let (_, second) = submit(&engine, late, plan(&[2], 1));
+        let (_, overtakes) = submit(&engine, early, plan(&[9], 2));
+        drop(leave);
+        let order: Vec<u32> = steps.iter().take(3).map(|step| step[0].0).collect();
+        assert_eq!(order[0], 9, "{early:?} is in the very next step");
+        assert_eq!(end(&overtakes).expect("written").len(), 2);
+        assert_eq!(end(&first).expect("written").len(), 12, "it goes on where it was");
+        assert_eq!(end(&second).expect("written").len(), 1);
+        assert_eq!(settled(&engine).preemptions, 1);
+    }
 }
 
 #[test]
@@ -266,7 +268,7 @@ fn a_fault_ends_those_in_the_step_and_nobody_else() {
             if asked && count.fetch_add(1, Ordering::Relaxed) == 0 { fault() } else { Ok(()) }
         };
         let engine = engine(40, GenerationLimits { sequences_max: 2, ..LIMITS }, Some(Arc::new(hook)));
-        let heard: Vec<_> = [1, 42, 2, 42].map(|token| submit(&engine, Lane::Turn, plan(&[token], 40)).1).into();
+        let heard: Vec<_> = [1, 42, 2, 42].map(|token| submit(&engine, Lane::New, plan(&[token], 40)).1).into();
         let ends: Vec<_> = heard.iter().map(end).collect();
         let failed: Vec<_> = ends.iter().filter_map(|end| end.as_ref().err()).map(ToString::to_string).collect();
         assert!((1..=2).contains(&failed.len()) && failed.iter().all(|found| found == message), "{failed:?}");
@@ -291,9 +293,9 @@ fn after_a_panic_those_who_were_not_in_the_step_are_computed_again() {
     };
     // One token a step: who writes goes before who still reads.
     let engine = engine(40, GenerationLimits { step_tokens_max: 1, ..LIMITS }, Some(Arc::new(hook)));
-    let (_, reads) = submit(&engine, Lane::Turn, plan(&(1..40).collect::<Vec<_>>(), 3));
+    let (_, reads) = submit(&engine, Lane::New, plan(&(1..40).collect::<Vec<_>>(), 3));
     assert_eq!(steps.recv(), Ok(1));
-    let (_, panics) = submit(&engine, Lane::Turn, plan(&[42], 3));
+    let (_, panics) = submit(&engine, Lane::New, plan(&[42], 3));
     drop(release);
     assert!(matches!(end(&panics), Err(ModelError::Shared { .. })));
     assert_eq!(end(&reads).expect("written").len(), 3);
@@ -330,7 +332,7 @@ impl StepModel for Nan {
 fn logits_that_are_no_numbers_end_one_alone() {
     let model = Nan(Remembering::new(40, 4, 64, VOCABULARY), usize::MAX);
     let engine = GenerationEngine::start(Box::new(model), LIMITS).expect("threads");
-    let heard = [1, 42, 2].map(|token| submit(&engine, Lane::Turn, plan(&[token], 5)).1);
+    let heard = [1, 42, 2].map(|token| submit(&engine, Lane::New, plan(&[token], 5)).1);
     let [one, bad, two] = heard.each_ref().map(end);
     assert!(one.is_ok() && two.is_ok() && matches!(bad, Err(ModelError::Logits { .. })));
 }
@@ -343,7 +345,7 @@ fn nobody_goes_on_from_what_gave_no_numbers() {
     prompt.push(42);
     let mut shared = Vec::new();
     for is_good in [false, true, true] {
-        let (_, hear) = submit(&engine, Lane::Turn, plan(&prompt, 2));
+        let (_, hear) = submit(&engine, Lane::New, plan(&prompt, 2));
         assert_eq!(end(&hear).is_ok(), is_good);
         shared.push(settled(&engine).prompt_tokens_shared);
     }
@@ -362,15 +364,15 @@ fn a_stuck_step_ends_its_turns_and_the_engine_goes_on_when_it_returns() {
         Ok(())
     };
     let engine = engine(40, GenerationLimits { step_ms_max: 100, ..LIMITS }, Some(Arc::new(hook)));
-    let (_, hear) = submit(&engine, Lane::Turn, plan(&[42], 5));
+    let (_, hear) = submit(&engine, Lane::New, plan(&[42], 5));
     is_stuck.recv().expect("a step");
     assert!(matches!(end(&hear), Err(ModelError::Stuck { limit_ms: 100 })), "told while the step is stuck");
     let (mut late, told) = job(plan(&[1], 5));
     late.deadline = Some(Instant::now());
-    assert!(engine.submit(Lane::Turn, late).is_ok());
+    assert!(engine.submit(Lane::New, late).is_ok());
     assert!(matches!(end(&told), Err(ModelError::Late { .. })), "who waits is told in time all the same");
-    let (_, waits) = submit(&engine, Lane::Turn, plan(&[2], 5));
-    let many: Vec<_> = (0..2 * LIMITS.queue_max).map(|_| submit(&engine, Lane::Turn, plan(&[3], 1)).1).collect();
+    let (_, waits) = submit(&engine, Lane::New, plan(&[2], 5));
+    let many: Vec<_> = (0..2 * LIMITS.queue_max).map(|_| submit(&engine, Lane::New, plan(&[3], 1)).1).collect();
     let told = many.last().expect("one for which there is no place");
     assert!(matches!(end(told), Err(ModelError::Stuck { .. })), "told at once");
     drop(release);
@@ -383,11 +385,11 @@ fn a_stuck_step_ends_its_turns_and_the_engine_goes_on_when_it_returns() {
 fn what_cannot_be_taken_comes_back_or_is_told_why() {
     let (hook, leave, steps) = gated();
     let engine = engine(4, GenerationLimits { queue_max: 1, sequences_max: 1, ..LIMITS }, Some(hook));
-    let (_, first) = submit(&engine, Lane::Turn, plan(&[1], 2));
+    let (_, first) = submit(&engine, Lane::New, plan(&[1], 2));
     steps.recv().expect("a step");
-    let (_, second) = submit(&engine, Lane::Turn, plan(&[1; 16], 2));
+    let (_, second) = submit(&engine, Lane::New, plan(&[1; 16], 2));
     assert_eq!(engine.queued(), 1);
-    let rejected = engine.submit(Lane::Turn, job(plan(&[2], 1)).0).expect_err("full");
+    let rejected = engine.submit(Lane::New, job(plan(&[2], 1)).0).expect_err("full");
     assert!(matches!(rejected.error, ModelError::Full { limit: 1, .. }) && rejected.job.plan.prompt == [2]);
     let (_, third) = submit(&engine, Lane::Background, plan(&[3; 14], 40));
     drop(leave);
@@ -396,7 +398,7 @@ fn what_cannot_be_taken_comes_back_or_is_told_why() {
     assert_eq!(error.to_string(), "a prompt of 16 tokens, at most 15 fit");
     assert_eq!(end(&third).expect("written").len(), 2, "up to what fits into memory");
     // What was taken is written even though nobody can hand in anything any more.
-    let (_, last) = submit(&engine, Lane::Turn, plan(&[4], 3));
+    let (_, last) = submit(&engine, Lane::New, plan(&[4], 3));
     drop(engine);
     assert_eq!(end(&last).expect("written").len(), 3);
 }

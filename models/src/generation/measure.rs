@@ -152,7 +152,7 @@ impl GenerationBench {
             let (told, ends) = unbounded();
             for plan in *batch {
                 let probe = Probe { plan: plan.clone(), began: Instant::now(), first_ms: None, told: told.clone() };
-                engine.submit(Lane::Turn, probe).map_err(|rejected| rejected.error)?;
+                engine.submit(Lane::New, probe).map_err(|rejected| rejected.error)?;
             }
             drop(told);
             for (result, first_ms) in &ends {

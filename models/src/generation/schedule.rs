@@ -1,8 +1,8 @@
 //! Scheduling: which sequences are in memory, and which tokens a step reads.
 //!
 //! Contract: `running` is ordered by lane, then by age, and each of its sequences has blocks for all that it has to read but
-//! the token that it wrote last. A sequence of a turn never waits for one of the background, and no sequence gives its blocks
-//! to a younger one of its lane. The oldest always goes on, so everything ends. Nothing here blocks.
+//! the token that it wrote last. A sequence never waits for one of a later lane, and none gives its blocks
+//! to a younger one of its own. The oldest always goes on, so everything ends. Nothing here blocks.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -212,7 +212,7 @@ impl<W: Work> Schedule<W> {
                 let Some(sequence) = begun else { continue };
                 if let Err(sequence) = self.place(sequence) {
                     self.waiting[lane as usize].push_front(Waiting::Begun(sequence));
-                    // What nobody waits for does not overtake.
+                    // Nothing of a later lane overtakes.
                     return;
                 }
             }
@@ -254,7 +254,7 @@ impl<W: Work> Schedule<W> {
         }))
     }
 
-    /// Gives a sequence blocks for all of its tokens, and those of the background have to yield to a turn.
+    /// Gives a sequence blocks for all of its tokens, and those of later lanes have to yield to it, the youngest first.
     fn place(&mut self, mut sequence: Box<Sequence<W>>) -> Result<(), Box<Sequence<W>>> {
         let lane = sequence.ticket.lane;
         loop {
@@ -272,7 +272,7 @@ impl<W: Work> Schedule<W> {
                 return Ok(());
             }
             self.blocks.release(&mut sequence.table);
-            let yields = lane == Lane::Turn && self.running.last().is_some_and(|last| last.ticket.lane != lane);
+            let yields = self.running.last().is_some_and(|last| last.ticket.lane > lane);
             if !yields {
                 return Err(sequence);
             }

@@ -57,7 +57,7 @@ fn ask(tier: &TierHandle, request: TierRequest) -> Receiver<Result<String, Box<E
     let (events, heard) = unbounded();
     let deltas = events.clone();
     let on_delta = Box::new(move |piece| drop(deltas.send(Ok(piece))));
-    tier.submit(Lane::Turn, request, on_delta, Box::new(move |result| drop(events.send(Err(Box::new(result))))))
+    tier.submit(Lane::New, request, on_delta, Box::new(move |result| drop(events.send(Err(Box::new(result))))))
         .expect("there is room");
     heard
 }

@@ -39,8 +39,8 @@ pub(crate) enum Entry {
 impl Gate {
     /// A gate for so many jobs at once and so many that wait in each lane.
     pub(crate) fn new(slots: usize, waiting_max: usize) -> Self {
-        let lanes = [VecDeque::new(), VecDeque::new()];
-        Self(Arc::new(Mutex::new(Inner { free: slots.max(1), waiting_max: waiting_max.max(1), lanes })))
+        let (free, waiting_max) = (slots.max(1), waiting_max.max(1));
+        Self(Arc::new(Mutex::new(Inner { free, waiting_max, lanes: Default::default() })))
     }
 
     /// Lets a job in, or gives None when its lane is full.
@@ -124,8 +124,8 @@ mod tests {
         let gate = Gate::new(1, 2);
         let slot = now(&gate, Lane::Background);
         let mut background = later(&gate, Lane::Background);
-        let [mut first, mut second] = [later(&gate, Lane::Turn), later(&gate, Lane::Turn)];
-        assert!(gate.enter(Lane::Turn).is_none(), "the lane is full");
+        let [mut first, mut second] = [later(&gate, Lane::New), later(&gate, Lane::New)];
+        assert!(gate.enter(Lane::New).is_none(), "the lane is full");
         assert_eq!(gate.waiting(), 3);
         drop(slot);
         let slot = first.try_recv().expect("the first turn");
@@ -134,18 +134,18 @@ mod tests {
         let slot = second.try_recv().expect("the second turn");
         drop(slot);
         drop(background.try_recv().expect("nobody else waits"));
-        drop(now(&gate, Lane::Turn));
+        drop(now(&gate, Lane::New));
         assert_eq!(gate.waiting(), 0);
     }
 
     #[test]
     fn who_leaves_takes_no_place() {
         let gate = Gate::new(1, 2);
-        let slot = now(&gate, Lane::Turn);
-        let [left, mut stayed] = [later(&gate, Lane::Turn), later(&gate, Lane::Turn)];
+        let slot = now(&gate, Lane::New);
+        let [left, mut stayed] = [later(&gate, Lane::New), later(&gate, Lane::New)];
         drop(left);
         assert_eq!(gate.waiting(), 1);
-        let mut newcomer = later(&gate, Lane::Turn);
+        let mut newcomer = later(&gate, Lane::New);
         drop(slot);
         let slot = stayed.try_recv().expect("next in line");
         drop(newcomer.try_recv());
@@ -153,10 +153,10 @@ mod tests {
         drop(slot);
         drop(newcomer.try_recv().expect("next in line"));
         // A slot that is lost on the way to one who leaves comes back.
-        let slot = now(&gate, Lane::Turn);
-        let waiter = later(&gate, Lane::Turn);
+        let slot = now(&gate, Lane::New);
+        let waiter = later(&gate, Lane::New);
         drop(slot);
         drop(waiter);
-        drop(now(&gate, Lane::Turn));
+        drop(now(&gate, Lane::New));
     }
 }

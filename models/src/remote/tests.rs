@@ -80,7 +80,7 @@ fn submit(tier: &TierHandle, lane: Lane, request: TierRequest) -> Result<Receive
 
 impl Bed {
     fn ask(&self, question: &str) -> Receiver<Heard> {
-        submit(&self.tier, Lane::Turn, request(question)).expect("a free place")
+        submit(&self.tier, Lane::New, request(question)).expect("a free place")
     }
 
     /// Everything that a job tells until its end.
@@ -281,7 +281,7 @@ fn a_connection_that_does_not_come_about() {
     let tier = start(config.clone()).expect("a tier");
     let health = tier.health();
     let tier = TierHandle::new(tier);
-    let end = submit(&tier, Lane::Turn, request("?")).expect("a place").iter().last();
+    let end = submit(&tier, Lane::New, request("?")).expect("a place").iter().last();
     let expected = format!("https://{address}/v1 gave no answer: no connection within 60 ms");
     assert_eq!(end, Some(Heard::Failed(expected)));
     assert_eq!(health.stats().retries, 2, "nothing was sent: it is safe to try again");
@@ -289,7 +289,7 @@ fn a_connection_that_does_not_come_about() {
     drop(listener);
     config.base_url = format!("http://{address}/v1");
     let tier = TierHandle::new(start(config).expect("a tier"));
-    let Some(Heard::Failed(error)) = submit(&tier, Lane::Turn, request("?")).expect("a place").iter().last() else {
+    let Some(Heard::Failed(error)) = submit(&tier, Lane::New, request("?")).expect("a place").iter().last() else {
         panic!("an answer from nobody");
     };
     assert!(error.contains("gave no answer: cannot connect: "), "{error}");

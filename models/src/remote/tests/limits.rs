@@ -65,7 +65,7 @@ fn every_wait_ends() {
     }
     let bed = bed(vec![stuck()], total);
     let patient = TierRequest { time_max: Some(Duration::from_secs(3600)), ..request("?") };
-    let late = bed.outcome_of(&submit(&bed.tier, Lane::Turn, patient).expect("a place"));
+    let late = bed.outcome_of(&submit(&bed.tier, Lane::New, patient).expect("a place"));
     assert_eq!(late, Err("the answer was not complete within 500 ms".to_owned()), "a job with more time has no more");
 }
 
@@ -81,9 +81,9 @@ fn who_cancels_closes_the_connection() {
     let bed = bed(vec![open, answer("Yes.")], |config| config.in_flight_max = 1);
     let cancel = Cancel::new();
     let ask = |question: &str| TierRequest { cancel: cancel.clone(), ..request(question) };
-    let first = submit(&bed.tier, Lane::Turn, ask("first")).expect("a place");
+    let first = submit(&bed.tier, Lane::New, ask("first")).expect("a place");
     assert_eq!(first.recv(), Ok(Heard::Piece("Well,".to_owned())));
-    let waiting = submit(&bed.tier, Lane::Turn, ask("waiting")).expect("a place");
+    let waiting = submit(&bed.tier, Lane::New, ask("waiting")).expect("a place");
     assert_eq!((bed.tier.queued(), bed.health.stats().in_flight), (1, 1));
     let next = bed.ask("next");
     cancel.cancel();
@@ -112,10 +112,10 @@ fn a_deadline_is_kept_in_line_and_under_way() {
     assert_eq!(first.recv(), Ok(Heard::Piece("Well,".to_owned())));
     let hurried = || TierRequest { time_max: Some(Duration::from_millis(40)), ..request("hurried") };
     let late = Err("the answer was not complete within 40 ms".to_owned());
-    assert_eq!(bed.outcome_of(&submit(&bed.tier, Lane::Turn, hurried()).expect("a place")), late);
+    assert_eq!(bed.outcome_of(&submit(&bed.tier, Lane::New, hurried()).expect("a place")), late);
     drop(release);
     assert_eq!(bed.outcome_of(&first).as_deref(), Ok("Well,"));
-    assert_eq!(bed.outcome_of(&submit(&bed.tier, Lane::Turn, hurried()).expect("a place")), late);
+    assert_eq!(bed.outcome_of(&submit(&bed.tier, Lane::New, hurried()).expect("a place")), late);
 }
 
 #[test]
@@ -131,13 +131,13 @@ fn so_many_at_once_and_turns_first() {
     let steps = (0..6).map(|_| held()).collect();
     let bed = bed(steps, |config| (config.in_flight_max, config.queue_max) = (2, 2));
     let submit = |lane, question: &str| submit(&bed.tier, lane, request(question));
-    let mut heard: Vec<_> = ["1", "2"].map(|question| submit(Lane::Turn, question).expect("a slot")).into();
+    let mut heard: Vec<_> = ["1", "2"].map(|question| submit(Lane::New, question).expect("a slot")).into();
     // Both are under way before anything else is handed in.
     let mut order: Vec<_> = bed.server.asked.iter().take(2).collect();
-    for (lane, question) in [(Lane::Background, "5"), (Lane::Background, "6"), (Lane::Turn, "3"), (Lane::Turn, "4")] {
+    for (lane, question) in [(Lane::Background, "5"), (Lane::Background, "6"), (Lane::New, "3"), (Lane::New, "4")] {
         heard.push(submit(lane, question).expect("a place in line"));
     }
-    let rejected = submit(Lane::Turn, "7").expect_err("the lane is full");
+    let rejected = submit(Lane::New, "7").expect_err("the lane is full");
     assert_eq!(rejected.job.request.question, "7");
     assert_eq!(rejected.error.to_string(), "the queue of remote tier is full: 2 jobs wait");
     assert_eq!((bed.health.stats().in_flight, bed.tier.queued()), (2, 4));
@@ -219,7 +219,7 @@ fn a_panic_ends_one_job() {
     let done = Box::new(move |result: Result<Answer, ModelError>| {
         told.send(result.map_err(|error| error.to_string())).expect("the test listens");
     });
-    bed.tier.submit(Lane::Turn, request("?"), on_delta, done).expect("a place");
+    bed.tier.submit(Lane::New, request("?"), on_delta, done).expect("a place");
     assert_eq!(end.recv(), Ok(Err("panic in remote tier: as asked".to_owned())));
     assert_eq!(bed.outcome("?").as_deref(), Ok("Yes."));
 }

@@ -127,8 +127,8 @@ async fn a_conversation_streams_while_another_client_leaves() {
         let server = TestServer::start_with(
             |_| {},
             move |config, parts| {
-                parts.tier = TierHandle::new(Told(tier(config, may, told_step), told));
-                own.send(parts.tier.clone()).expect("the test listens");
+                parts.tiers.large = TierHandle::new(Told(tier(config, may, told_step), told));
+                own.send(parts.tiers.large.clone()).expect("the test listens");
             },
         )
         .await;

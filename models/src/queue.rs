@@ -180,7 +180,11 @@ mod tests {
         // What was taken is served even though nobody can hand in anything any more.
         drop(queue);
         drop(gate);
-        assert_eq!(served.iter().collect::<Vec<_>>(), [20, 2, 3, 10, 11], "who has waited longest for a conversation comes first, who nobody waits for last");
+        assert_eq!(
+            served.iter().collect::<Vec<_>>(),
+            [20, 2, 3, 10, 11],
+            "who has waited longest for a conversation comes first, who nobody waits for last"
+        );
     }
 
     #[test]

@@ -114,6 +114,16 @@ impl Audiences {
         }
     }
 
+    /// What was said so far is void: another answer follows.
+    pub(crate) fn restart(&self, leader: RequestId) {
+        if let Some(audience) = self.open.borrow_mut().get_mut(&leader) {
+            audience.pieces.clear();
+            for listener in &mut audience.listeners {
+                listener.void |= std::mem::take(&mut listener.told) > 0;
+            }
+        }
+    }
+
     /// No piece follows.
     pub(crate) fn close(&self, leader: RequestId, out: &mut Vec<ToCommit>) {
         if let Some(mut audience) = self.open.borrow_mut().remove(&leader) {

@@ -25,7 +25,6 @@ use turnflow_models::Evidence;
 use turnflow_state::{Answer, ChunkId, ContentHash, EntryId, Source, Support, TenantId};
 
 use crate::bound::Sample;
-use crate::commit::Price;
 use crate::message::{Ask, Candidate, Purpose, QuestionKey, RequestId, Resolution, Settled, owner_hash};
 use crate::shell::Mailbox;
 
@@ -195,7 +194,6 @@ const NOBODY: RequestId = RequestId { worker: 0, number: 0 };
 #[derive(Debug)]
 pub struct Audits {
     limits: AuditLimits,
-    price: Price,
     queue: VecDeque<QuestionKey>,
     /// Those that wait and those that are under way.
     suspects: HashMap<QuestionKey, Suspect>,
@@ -210,10 +208,10 @@ impl Audits {
     /// # Panics
     /// When nothing could ever be under way.
     #[must_use]
-    pub fn new(limits: AuditLimits, price: Price) -> Self {
+    pub fn new(limits: AuditLimits) -> Self {
         assert!(limits.in_flight_max > 0, "an audit needs a place");
         let (queue, suspects, withheld) = (VecDeque::new(), HashMap::new(), VecDeque::new());
-        Self { limits, price, queue, suspects, withheld, stats: AuditStats::default() }
+        Self { limits, queue, suspects, withheld, stats: AuditStats::default() }
     }
 
     /// Takes a hit that is to be audited, if there is room.
@@ -255,7 +253,7 @@ impl Audits {
             let usage = settled.answer.usage;
             self.stats.input_tokens += u64::from(usage.input_tokens);
             self.stats.output_tokens += u64::from(usage.output_tokens);
-            self.stats.cost_micros += self.price.cost_micros(usage);
+            self.stats.cost_micros += settled.cost_micros;
         }
         let found = suspect.compared(settled);
         match found.1.agreed {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use turnflow_state::{
     Answer, CacheEntry, Committer, Completion, Conversation, EntryId, Stage as StageName, StateError, Store,
-    StoreBatch, Turn, TurnError, TurnErrorKind, TurnEvent, TurnRecord, Usage, Verdict,
+    StoreBatch, Tier, TierSize, Turn, TurnError, TurnErrorKind, TurnEvent, TurnRecord, Usage, Verdict,
 };
 
 use crate::jobs::{Came, Jobs, Report};
@@ -80,6 +80,26 @@ impl Price {
     }
 }
 
+/// What the tokens of each tier cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Prices {
+    /// Of the small one.
+    pub small: Price,
+    /// Of the large one.
+    pub large: Price,
+}
+
+impl Prices {
+    /// Of the tier of a size.
+    #[must_use]
+    pub const fn of(&self, size: TierSize) -> Price {
+        match size {
+            TierSize::Small => self.small,
+            TierSize::Large => self.large,
+        }
+    }
+}
+
 /// Numbers the entries of one worker: no two workers give the same number.
 #[derive(Clone, Copy, Debug)]
 pub struct EntryNumbers {
@@ -116,7 +136,7 @@ struct Writing {
 /// The core.
 pub struct Commit<J> {
     journal: J,
-    price: Price,
+    prices: Prices,
     numbers: EntryNumbers,
     jobs: Jobs<Writing, (), Written>,
     /// Batches wait here only between `push` and `poll`, so that one activation's writes are handed over together.
@@ -143,8 +163,8 @@ pub enum Committed {
 impl<J: Journal> Commit<J> {
     /// A stage in front of a journal.
     #[must_use]
-    pub fn new(journal: J, price: Price, numbers: EntryNumbers, wake: &Wake) -> Self {
-        Self { journal, price, numbers, jobs: Jobs::new(wake), queue: VecDeque::new() }
+    pub fn new(journal: J, prices: Prices, numbers: EntryNumbers, wake: &Wake) -> Self {
+        Self { journal, prices, numbers, jobs: Jobs::new(wake), queue: VecDeque::new() }
     }
 
     fn ended(&mut self, outcome: Outcome, out: &mut Vec<Committed>) {
@@ -157,7 +177,9 @@ impl<J: Journal> Commit<J> {
                 out.push(Committed::End(Ended::new(&ask, events)));
             }
             Ending::Served(served) if ask.purpose.is_background() => {
-                let settled = self.settled(&ask, served.answer, &served.verdict, served.basis, served.offer);
+                let cost_micros = self.cost_micros(&ask, served.answer.usage);
+                let settled =
+                    self.settled(&ask, served.answer, &served.verdict, cost_micros, served.basis, served.offer);
                 out.push(end(&ask, Vec::new(), Some(settled)));
             }
             Ending::Served(served) => match self.prepare(&ask, *served) {
@@ -180,23 +202,31 @@ impl<J: Journal> Commit<J> {
         let Served { answer, verdict, basis, offer, streamed } = served;
         let asked_a_tier = !verdict.level.is_hit();
         let usage = if asked_a_tier { answer.usage } else { Usage::default() };
-        let settled = self.settled(ask, answer.clone(), &verdict, basis, offer);
+        let cost_micros = self.cost_micros(ask, usage);
+        let settled = self.settled(ask, answer.clone(), &verdict, cost_micros, basis, offer);
         let completion = Completion {
             text: answer.text.clone(),
             tier: answer.tier,
             grounded: answer.grounded,
             sources: answer.sources.clone(),
             usage,
-            cost_micros: self.price.cost_micros(usage),
+            cost_micros,
             verdict,
             latency: ask.latency,
             total_us: ask.latency.iter().map(|(_, elapsed_us)| u64::from(elapsed_us)).sum(),
         };
         let mut conversation = self.journal.conversation(&ask.turn)?.unwrap_or_default();
         conversation.record(ask.turn.id.clone());
+        if asked_a_tier && answer.tier != Tier::Scripted {
+            conversation.size = Some(ask.size);
+        }
         let mut batch = StoreBatch::new();
         batch.put_turn(&TurnRecord { turn: ask.turn.clone(), completion: completion.clone() }, &conversation)?;
         Ok((Box::new(completion), settled, streamed, batch))
+    }
+
+    fn cost_micros(&self, ask: &Ask, usage: Usage) -> u64 {
+        ask.spent_micros + self.prices.of(ask.size).cost_micros(usage)
     }
 
     /// What the question's shard hears of an answer.
@@ -205,6 +235,7 @@ impl<J: Journal> Commit<J> {
         ask: &Ask,
         answer: Arc<Answer>,
         verdict: &Verdict,
+        cost_micros: u64,
         basis: Option<Basis>,
         offer: Option<Box<CacheEntry>>,
     ) -> Settled {
@@ -213,6 +244,7 @@ impl<J: Journal> Commit<J> {
             origin: verdict.origin.clone().unwrap_or_else(|| ask.turn.key()),
             refreshed: verdict.refreshed,
             question: verdict.question.clone().unwrap_or_else(|| ask.turn.text.clone()),
+            cost_micros,
             basis,
             entry: offer.map(|entry| Box::new(CacheEntry { id: self.numbers.next(), ..*entry })),
         }

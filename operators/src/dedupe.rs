@@ -135,7 +135,7 @@ impl Dedupe {
                 match flight.waiting.pop_front() {
                     Some(mut heir) => {
                         self.waiting -= 1;
-                        heir.leads = true;
+                        (heir.leads, heir.promised) = (true, true);
                         flight.leader = heir.request;
                         heir.left(StageName::Dedupe, now_us);
                         out.push(Ok(heir));
@@ -177,6 +177,7 @@ fn same_question(
         refreshed,
         reason: reason.into(),
         evidence: None,
+        route: None,
     }
 }
 

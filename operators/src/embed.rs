@@ -1,15 +1,17 @@
 //! Embed: has the encoder engine turn the question into a vector, and never waits for it on the worker.
 //!
-//! Questions that find the engine full queue here, in order, and are offered again when something comes back.
+//! Questions that find the engine full wait here in a [queue](crate::prioritise::Queue), and are offered again when something comes
+//! back. Nothing before this stage costs much, so under [load](crate::load) new conversations are refused here.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use turnflow_models::{EncoderHandle, ModelError};
 use turnflow_state::{Stage as StageName, TurnError, TurnErrorKind};
 
 use crate::jobs::{Came, Jobs, Report};
+use crate::load::{Backlog, Load};
 use crate::message::{Ask, Outcome, Step};
+use crate::prioritise::{Class, Queue, crowded, late};
 use crate::shell::{Stage, Wake};
 
 /// A question's vector, or why there is none.
@@ -39,14 +41,18 @@ impl Embedder for EncoderHandle {
 pub struct Embed<E> {
     embedder: E,
     jobs: Jobs<Box<Ask>, (), Embedded>,
-    queue: VecDeque<Box<Ask>>,
+    queue: Queue,
+    load: Load,
+    /// Its number among the queues that tell the load.
+    number: usize,
+    served: u64,
 }
 
 impl<E: Embedder> Embed<E> {
-    /// A stage in front of an embedder.
+    /// A stage in front of an embedder, with a queue that has this number for the load.
     #[must_use]
-    pub fn new(embedder: E, wake: &Wake) -> Self {
-        Self { embedder, jobs: Jobs::new(wake), queue: VecDeque::new() }
+    pub fn new(embedder: E, queue: Queue, load: Load, number: usize, wake: &Wake) -> Self {
+        Self { embedder, jobs: Jobs::new(wake), queue, load, number, served: 0 }
     }
 }
 
@@ -54,14 +60,21 @@ impl<E: Embedder> Stage for Embed<E> {
     type Input = Box<Ask>;
     type Output = Step;
 
-    fn push(&mut self, mut ask: Box<Ask>, now_us: u64, _out: &mut Vec<Step>) {
+    fn push(&mut self, mut ask: Box<Ask>, now_us: u64, out: &mut Vec<Step>) {
         ask.entered_us = now_us;
-        self.queue.push_back(ask);
+        if let Err(retry_after_ms) = self.load.lock().admit(Class::of(&ask), now_us) {
+            return out.push(Err(crowded(ask, retry_after_ms)));
+        }
+        for ask in self.queue.push(ask) {
+            let retry_after_ms = self.load.lock().retry_after_ms();
+            out.push(Err(crowded(ask, retry_after_ms)));
+        }
     }
 
     fn poll(&mut self, now_us: u64, out: &mut Vec<Step>) {
         while let Some(came) = self.jobs.next_event() {
             let Came::Last(mut ask, result) = came else { continue };
+            self.served += 1;
             ask.left(StageName::Embed, now_us);
             match result {
                 Some(Ok(vector)) => {
@@ -75,8 +88,20 @@ impl<E: Embedder> Stage for Embed<E> {
                 None => out.push(Err(unembedded(ask))),
             }
         }
-        let embedder = &self.embedder;
-        self.jobs.start_all(&mut self.queue, |ask, report| embedder.embed(ask.question_in_context(), report));
+        out.extend(self.queue.extract_late(now_us).into_iter().map(|ask| Err(late(ask))));
+        let mut is_full = false;
+        while let Some((_, ask)) = self.queue.pop(now_us) {
+            let embedder = &self.embedder;
+            let started = self.jobs.start(ask, |ask, report| embedder.embed(ask.question_in_context(), report));
+            if let Err(ask) = started {
+                self.queue.put_back(ask);
+                is_full = true;
+                break;
+            }
+        }
+        let backlog =
+            Backlog { waiting: self.queue.waiting(), oldest_us: self.queue.oldest_us(), served: self.served, is_full };
+        self.load.lock().observe(self.number, backlog, now_us);
     }
 
     fn held(&self) -> usize {
@@ -85,6 +110,10 @@ impl<E: Embedder> Stage for Embed<E> {
 
     fn stalled(&self) -> bool {
         !self.queue.is_empty() && self.jobs.is_empty()
+    }
+
+    fn due_us(&self) -> Option<u64> {
+        self.queue.deadline_us()
     }
 }
 

@@ -201,7 +201,7 @@ impl Flights {
                 }
                 _ => {
                     let void = follower.ask.void || follower.has_heard();
-                    others.push(Box::new(Ask { void, ..*follower.ask }));
+                    others.push(Box::new(Ask { void, promised: true, ..*follower.ask }));
                 }
             }
         }
@@ -279,6 +279,7 @@ fn answered(follower: Follower, settled: &Settled, now_us: u64) -> Outcome {
         refreshed: settled.refreshed,
         reason: reason(&evidence, "was being answered"),
         evidence: Some(Box::new(evidence)),
+        route: None,
     };
     let basis = settled.basis.clone();
     let served = Served { answer: settled.answer.clone(), verdict, basis, offer: None, streamed };

@@ -1,22 +1,29 @@
 //! Generate: has a tier write the answer, streams its pieces, and says what the answer rests on.
 //!
-//! Turns wait in the [queue](crate::prioritise::Queue) of this stage, because only here it is known when a tier has
-//! room; those that nobody waits for in a lane of their own, which the tier serves when no turn waits. An answer
-//! that leans on the conversation is not offered to the cache; one that was not found in the knowledge base only for the same words.
+//! Turns wait here in a [queue](crate::prioritise::Queue) for each tier, because only here it is known when a tier has
+//! room; a tier's own queue is short, so that the order is decided here. A turn whose deadline comes before a tier could have
+//! answered it, as fast as it was of late, is not started. Where the small tier has no good answer, the large one is asked once
+//! in its place.
+//!
+//! An answer that leans on the conversation is not offered to the cache, nor one that another tier would have written but for the
+//! load; one that was not found in the knowledge base only for the same words.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use turnflow_models::{Cancel, Lane, ModelError, TierHandle, TierRequest};
 use turnflow_state::{
-    Answer, CacheEntry, CacheLevel, EntryId, Stage as StageName, Support, Tier, TurnError, TurnErrorKind, TurnEvent,
-    Verdict,
+    Answer, CacheEntry, CacheLevel, EntryId, Stage as StageName, Support, Tier, TierSize, TurnError, TurnErrorKind,
+    TurnEvent, Usage, Verdict,
 };
 
 use crate::audience::Audiences;
+use crate::commit::Price;
 use crate::jobs::{Came, Jobs, Report};
+use crate::load::{Backlog, Load};
 use crate::message::{Ask, Basis, Ending, Notice, Outcome, RequestId, Served, ToCommit};
-use crate::prioritise::Queue;
+use crate::prioritise::{Queue, QueueLimits, crowded, late};
 use crate::shell::{Stage, Wake};
 
 /// Above every cosine: no new chunk outdates an answer with such a last score.
@@ -27,15 +34,32 @@ pub type Generated = Result<Answer, ModelError>;
 
 /// Whatever writes answers.
 pub trait Generator: 'static {
-    /// Takes a request, reports pieces and then the answer; false when it is full for now.
-    fn generate(&self, lane: Lane, request: TierRequest, report: Report<String, Generated>) -> bool;
+    /// Has the tier of this size take a request, report pieces and then the answer; false when it is full for now.
+    fn generate(&self, size: TierSize, lane: Lane, request: TierRequest, report: Report<String, Generated>) -> bool;
 }
 
-impl Generator for TierHandle {
-    fn generate(&self, lane: Lane, request: TierRequest, report: Report<String, Generated>) -> bool {
+/// The tiers that answer.
+#[derive(Clone, Debug)]
+pub struct Tiers {
+    /// The large one, or the only one.
+    pub large: TierHandle,
+    /// The small one, where turns are routed.
+    pub small: Option<TierHandle>,
+}
+
+impl Tiers {
+    /// The tier of a size: the only one, where there is one.
+    #[must_use]
+    pub fn of(&self, size: TierSize) -> &TierHandle {
+        self.small.as_ref().filter(|_| size == TierSize::Small).unwrap_or(&self.large)
+    }
+}
+
+impl Generator for Tiers {
+    fn generate(&self, size: TierSize, lane: Lane, request: TierRequest, report: Report<String, Generated>) -> bool {
         let pieces = report.pieces();
         let on_delta = Box::new(move |piece| pieces.send(piece));
-        self.submit(lane, request, on_delta, Box::new(move |result| report.finish(result))).is_ok()
+        self.of(size).submit(lane, request, on_delta, Box::new(move |result| report.finish(result))).is_ok()
     }
 }
 
@@ -55,56 +79,160 @@ impl Clients for Patient {
     }
 }
 
+/// What the stage keeps to.
+#[derive(Clone, Debug)]
+pub struct GenerateSettings {
+    /// Chunks that retrieval wanted.
+    pub chunks_wanted: usize,
+    /// Order and bounds of each tier's queue.
+    pub queue: QueueLimits,
+    /// Whether the large tier is asked where the small one has no good answer.
+    pub escalate: bool,
+    /// What the small tier's tokens cost.
+    pub small_price: Price,
+    /// The first of the two numbers that its queues have for the load.
+    pub number: usize,
+}
+
+/// What stands in front of one tier.
+#[derive(Debug)]
+struct Gate {
+    queue: Queue,
+    /// Jobs under way, in the background and for turns.
+    background: usize,
+    turns: usize,
+    served: u64,
+    /// How long the fastest answers take of late, in microseconds.
+    fastest_us: u64,
+    is_full: bool,
+}
+
+impl Gate {
+    fn new(limits: &QueueLimits) -> Self {
+        Self { queue: Queue::new(limits.clone()), background: 0, turns: 0, served: 0, fastest_us: 0, is_full: false }
+    }
+
+    const fn under_way(&mut self, is_background: bool) -> &mut usize {
+        if is_background { &mut self.background } else { &mut self.turns }
+    }
+
+    /// Takes in that an answer took so long.
+    fn answered_in(&mut self, elapsed_us: u64) {
+        // Forgets slowly, so that one short answer does not stand for all.
+        let kept_us = self.fastest_us + self.fastest_us / 16 + 1;
+        self.fastest_us = if self.served == 0 { elapsed_us } else { elapsed_us.min(kept_us) };
+        self.served += 1;
+    }
+}
+
 /// The core.
 #[derive(Debug)]
 pub struct Generate<G, C = Patient> {
     generator: G,
     clients: C,
-    chunks_wanted: usize,
+    settings: GenerateSettings,
     jobs: Jobs<Box<Ask>, String, Generated>,
-    queue: Queue,
+    gates: [Gate; TierSize::ALL.len()],
+    load: Load,
     audiences: Audiences,
-    /// Jobs under way, by lane.
-    under_way: [usize; Lane::ALL.len()],
+    /// Turns that were given up before they were started; told by `poll`.
+    given_up: VecDeque<Outcome>,
 }
 
 impl<G: Generator> Generate<G> {
-    /// A stage in front of a tier, for turns whose retrieval wanted `chunks_wanted` chunks, with those who hear their pieces.
+    /// A stage in front of tiers, with those who hear the pieces of its turns.
     #[must_use]
-    pub fn new(generator: G, chunks_wanted: usize, audiences: Audiences, wake: &Wake) -> Self {
+    pub fn new(generator: G, settings: GenerateSettings, load: Load, audiences: Audiences, wake: &Wake) -> Self {
         audiences.joined.deliver_to(wake.clone());
-        let (jobs, queue) = (Jobs::new(wake), Queue::default());
-        Self { generator, clients: Patient, chunks_wanted, jobs, queue, audiences, under_way: Default::default() }
+        let gates = [Gate::new(&settings.queue), Gate::new(&settings.queue)];
+        let (jobs, given_up) = (Jobs::new(wake), VecDeque::new());
+        Self { generator, clients: Patient, settings, jobs, gates, load, audiences, given_up }
     }
 
     /// The same for clients that may leave: a tier need not finish what it writes for them.
     pub fn for_clients<C: Clients>(self, clients: C) -> Generate<G, C> {
-        let Self { generator, chunks_wanted, jobs, queue, audiences, under_way, .. } = self;
-        Generate { generator, clients, chunks_wanted, jobs, queue, audiences, under_way }
+        let Self { generator, settings, jobs, gates, load, audiences, given_up, .. } = self;
+        Generate { generator, clients, settings, jobs, gates, load, audiences, given_up }
     }
 }
 
 impl<G: Generator, C: Clients> Generate<G, C> {
-    fn start_waiting(&mut self, lane: Lane, now_us: u64, out: &mut Vec<ToCommit>) {
-        while let Some(mut ask) = self.queue.pop(lane) {
-            let (generator, clients) = (&self.generator, &self.clients);
+    fn wait(&mut self, ask: Box<Ask>) {
+        for ask in self.gates[ask.size as usize].queue.push(ask) {
+            let retry_after_ms = self.load.lock().retry_after_ms();
+            self.given_up.push_back(crowded(ask, retry_after_ms));
+        }
+    }
+
+    fn start_waiting(&mut self, size: TierSize, now_us: u64, out: &mut Vec<ToCommit>) {
+        let Self { generator, clients, jobs, gates, given_up, .. } = self;
+        let gate = &mut gates[size as usize];
+        given_up.extend(gate.queue.extract_late(now_us + gate.fastest_us).into_iter().map(late));
+        gate.is_full = false;
+        loop {
+            let turn = gate.queue.pop(now_us);
+            let next = turn.or_else(|| Some((Lane::Background, gate.queue.pop_background()?)));
+            let Some((lane, mut ask)) = next else { break };
             let waited_since = ask.entered_us;
             ask.left(StageName::Prioritise, now_us);
             ask.entered_us = now_us;
-            if std::mem::take(&mut ask.void) {
-                out.push(piece_of(&ask, TurnEvent::Restart));
-            }
+            let is_background = ask.purpose.is_background();
+            let void = std::mem::take(&mut ask.void);
+            let restart = void.then(|| piece_of(&ask, TurnEvent::Restart));
             let started =
-                self.jobs.start(ask, |ask, report| generator.generate(lane, request(ask, clients, now_us), report));
+                jobs.start(ask, |ask, report| generator.generate(size, lane, request(ask, clients, now_us), report));
             if let Err(mut ask) = started {
                 // Its wait goes on: what was booked above is booked again, in full, when it starts.
                 ask.latency.clear(StageName::Prioritise);
-                ask.entered_us = waited_since;
-                self.queue.put_back(ask);
+                (ask.entered_us, ask.void) = (waited_since, void);
+                gate.is_full = !is_background;
+                gate.queue.put_back(ask);
                 break;
             }
-            self.under_way[lane as usize] += 1;
+            // Its pieces come later than this.
+            out.extend(restart);
+            *gate.under_way(is_background) += 1;
         }
+    }
+
+    /// Takes in the end of a job: the end of its turn, or the large tier's turn.
+    fn came(&mut self, mut ask: Box<Ask>, result: Option<Generated>, now_us: u64, out: &mut Vec<ToCommit>) {
+        let gate = &mut self.gates[ask.size as usize];
+        *gate.under_way(ask.purpose.is_background()) -= 1;
+        gate.answered_in(now_us.saturating_sub(ask.entered_us));
+        ask.left(StageName::Generate, now_us);
+        if self.settings.escalate
+            && ask.size == TierSize::Small
+            && let Some(reason) = wants_more(result.as_ref())
+        {
+            let usage = result.and_then(Result::ok).map_or_else(Usage::default, |answer| answer.usage);
+            ask.spent_micros += self.settings.small_price.cost_micros(usage);
+            (ask.size, ask.promised, ask.void, ask.entered_us) = (TierSize::Large, true, true, now_us);
+            if let Some(route) = &mut ask.route {
+                (route.size, route.escalated, route.reason) = (TierSize::Large, true, reason.to_owned());
+            }
+            self.audiences.restart(ask.request);
+            return self.wait(ask);
+        }
+        self.audiences.close(ask.request, out);
+        out.push(ToCommit::End(ended(ask, result, self.settings.chunks_wanted)));
+    }
+
+    fn tell_load(&self, now_us: u64) {
+        let mut load = self.load.lock();
+        for (place, Gate { queue, served, is_full, .. }) in self.gates.iter().enumerate() {
+            let (waiting, oldest_us, served, is_full) = (queue.waiting(), queue.oldest_us(), *served, *is_full);
+            load.observe(self.settings.number + place, Backlog { waiting, oldest_us, served, is_full }, now_us);
+        }
+    }
+}
+
+/// Why the large tier is to be asked after the small one, if it is.
+fn wants_more(result: Option<&Generated>) -> Option<&'static str> {
+    match result {
+        Some(Ok(answer)) => (!answer.grounded).then_some("the small tier found no answer"),
+        Some(Err(ModelError::Cancelled | ModelError::Late { .. })) => None,
+        Some(Err(_)) | None => Some("the small tier failed"),
     }
 }
 
@@ -118,7 +246,9 @@ fn request(ask: &Ask, clients: &impl Clients, now_us: u64) -> TierRequest {
         (clients.cancel(ask.request), now_us.saturating_sub(ask.admitted_us))
     };
     let waited = Duration::from_micros(waited_us);
-    TierRequest { history, cancel, waited, ..TierRequest::new(question, vector, ask.retrieved.clone()) }
+    let within = |deadline_us: u64| Duration::from_micros(deadline_us.saturating_sub(ask.admitted_us));
+    let time_max = ask.deadline_us.map(within);
+    TierRequest { history, cancel, waited, time_max, ..TierRequest::new(question, vector, ask.retrieved.clone()) }
 }
 
 impl<G: Generator, C: Clients> Stage for Generate<G, C> {
@@ -127,7 +257,7 @@ impl<G: Generator, C: Clients> Stage for Generate<G, C> {
 
     fn push(&mut self, mut ask: Box<Ask>, now_us: u64, _out: &mut Vec<ToCommit>) {
         ask.entered_us = now_us;
-        self.queue.push(ask);
+        self.wait(ask);
     }
 
     fn poll(&mut self, now_us: u64, out: &mut Vec<ToCommit>) {
@@ -138,25 +268,32 @@ impl<G: Generator, C: Clients> Stage for Generate<G, C> {
                     self.audiences.said(ask.request, &piece, out);
                     out.push(piece_of(ask, TurnEvent::Delta(piece)));
                 }
-                Came::Last(mut ask, result) => {
-                    ask.left(StageName::Generate, now_us);
-                    self.audiences.close(ask.request, out);
-                    self.under_way[ask.purpose.lane() as usize] -= 1;
-                    out.push(ToCommit::End(ended(ask, result, self.chunks_wanted)));
-                }
+                Came::Last(ask, result) => self.came(ask, result, now_us, out),
             }
         }
         self.audiences.catch_up(out);
-        Lane::ALL.iter().for_each(|&lane| self.start_waiting(lane, now_us, out));
+        TierSize::ALL.iter().for_each(|&size| self.start_waiting(size, now_us, out));
+        for mut outcome in std::mem::take(&mut self.given_up) {
+            outcome.ask.left(StageName::Prioritise, now_us);
+            self.audiences.close(outcome.ask.request, out);
+            out.push(ToCommit::End(outcome));
+        }
+        self.tell_load(now_us);
     }
 
     fn held(&self) -> usize {
-        self.queue.len() + self.jobs.len()
+        self.gates.iter().map(|gate| gate.queue.len()).sum::<usize>() + self.given_up.len() + self.jobs.len()
     }
 
     fn stalled(&self) -> bool {
-        // What comes back in a lane makes room there, and wakes the stage.
-        Lane::ALL.iter().any(|&lane| !self.queue.is_lane_empty(lane) && self.under_way[lane as usize] == 0)
+        // What comes back makes room, and wakes the stage.
+        self.gates.iter().any(|Gate { queue, background, turns, .. }| {
+            (queue.waiting() > 0 && *turns == 0) || (!queue.is_empty() && turns + background == 0)
+        })
+    }
+
+    fn due_us(&self) -> Option<u64> {
+        self.gates.iter().filter_map(|gate| Some(gate.queue.deadline_us()?.saturating_sub(gate.fastest_us))).min()
     }
 }
 
@@ -168,6 +305,7 @@ fn ended(ask: Box<Ask>, result: Option<Generated>, chunks_wanted: usize) -> Outc
     match result {
         Some(Ok(answer)) => served(ask, answer, chunks_wanted, true),
         Some(Err(ModelError::Cancelled)) => ungenerated(ask, TurnErrorKind::Internal, "nobody waits for the answer"),
+        Some(Err(ModelError::Late { .. })) if ask.deadline_us.is_some() => late(ask),
         Some(Err(ModelError::Late { .. })) => {
             ungenerated(ask, TurnErrorKind::Overloaded, "no answer could be written in time")
         }
@@ -180,8 +318,7 @@ fn ended(ask: Box<Ask>, result: Option<Generated>, chunks_wanted: usize) -> Outc
             ungenerated(ask, TurnErrorKind::Overloaded, "no answer can be written at present")
         }
         // The tier has told the log why.
-        Some(Err(_)) => ungenerated(ask, TurnErrorKind::Internal, "no answer could be written"),
-        None => ungenerated(ask, TurnErrorKind::Internal, "no answer could be written"),
+        Some(Err(_)) | None => ungenerated(ask, TurnErrorKind::Internal, "no answer could be written"),
     }
 }
 
@@ -229,6 +366,7 @@ pub(crate) fn served(mut ask: Box<Ask>, answer: Answer, chunks_wanted: usize, st
     } else {
         (CacheLevel::Bypass, "the caller asked for it".to_owned())
     };
+    let route = ask.route.take();
     let verdict = Verdict {
         level,
         entry: None,
@@ -238,6 +376,7 @@ pub(crate) fn served(mut ask: Box<Ask>, answer: Answer, chunks_wanted: usize, st
         refreshed: false,
         reason,
         evidence: None,
+        route,
     };
     Outcome { ask, ending: Ending::Served(Box::new(Served { answer, verdict, basis, offer, streamed })) }
 }

@@ -9,6 +9,8 @@
 //!
 //! Which hits are answered in full as well is decided by [`audit`], and what that means for the policy by [`bound`].
 //!
+//! What load means for those who begin a conversation is decided by [`load`].
+//!
 //! What of the answers that fell is asked again in the background is decided by [`refresh`].
 //!
 //! What a turn carries is in [`message`]. What a worker remembers of answered questions is a [`shard::Shard`].
@@ -25,6 +27,7 @@ pub mod flights;
 pub mod generate;
 pub mod guard;
 pub mod jobs;
+pub mod load;
 pub mod lookup;
 pub mod message;
 pub mod policy;

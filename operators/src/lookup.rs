@@ -261,6 +261,7 @@ impl Gathered {
             refreshed: hit.refreshed,
             reason: reason(&hit.evidence, "was answered before"),
             evidence: Some(Box::new(hit.evidence)),
+            route: None,
         };
         let served = Served { answer: hit.answer, verdict, basis: Some(hit.basis), offer: None, streamed: false };
         Some(Err(Outcome { ask, ending: Ending::Served(Box::new(served)) }))

@@ -6,10 +6,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use turnflow_models::Lane;
 use turnflow_state::{
-    Answer, ArticleId, CacheControl, CacheEntry, ConversationId, EntryId, HitEvidence, ScopeId, ScoredChunk, Stage,
-    StageLatencies, Support, TenantId, Tier, Turn, TurnError, TurnEvent, TurnKey, TurnRecord, Verdict, normalise,
+    Answer, ArticleId, CacheControl, CacheEntry, ConversationId, EntryId, HitEvidence, RouteEvidence, ScopeId,
+    ScoredChunk, Stage, StageLatencies, Support, TenantId, TierSize, Turn, TurnError, TurnEvent, TurnKey, TurnRecord,
+    Verdict, normalise,
 };
 
 use crate::audit::Record;
@@ -79,12 +79,6 @@ impl Purpose {
     pub const fn is_background(self) -> bool {
         !matches!(self, Self::Turn)
     }
-
-    /// Where it stands in line for a tier.
-    #[must_use]
-    pub const fn lane(self) -> Lane {
-        if self.is_background() { Lane::Background } else { Lane::Turn }
-    }
 }
 
 /// A turn on its way, and what the stages have found out about it so far.
@@ -100,6 +94,8 @@ pub struct Ask {
     pub key: QuestionKey,
     /// When it was admitted, in microseconds on the clock of the process it entered.
     pub admitted_us: u64,
+    /// When its answer must be complete, on the same clock; None for as long as it takes.
+    pub deadline_us: Option<u64>,
     /// The knowledge base's epoch that was acknowledged when it was admitted: it is told nothing older.
     pub acknowledged: u64,
     /// When it entered the current stage, on the clock of the current process.
@@ -114,10 +110,14 @@ pub struct Ask {
     pub history: Vec<Exchange>,
     /// From recall: whether the turn can only be understood with its history.
     pub leans: bool,
+    /// From recall: the tier that answered the conversation before.
+    pub size_before: Option<TierSize>,
     /// From dedupe: whether other turns wait for this one's answer.
     pub leads: bool,
     /// From flights: whether what was streamed to it so far is void. Whoever streams to it next says so first.
     pub void: bool,
+    /// From dedupe, flights and generate: whether it has waited for an answer already that came to nothing.
+    pub promised: bool,
     /// From embed: the vector of the question.
     pub vector: Option<Arc<[f32]>>,
     /// From retrieve: the chunks that were found.
@@ -128,8 +128,14 @@ pub struct Ask {
     pub about: Option<ArticleId>,
     /// From lookup: why no cached answer was served.
     pub missed: String,
-    /// From route: who answers.
-    pub tier: Tier,
+    /// From route: which tier answers.
+    pub size: TierSize,
+    /// From route: why.
+    pub route: Option<Box<RouteEvidence>>,
+    /// From route: whether another tier would answer, were it not for the load.
+    pub degraded: bool,
+    /// From generate: what answers cost that came to nothing, in millionths of the configured currency.
+    pub spent_micros: u64,
 }
 
 impl Ask {
@@ -143,6 +149,7 @@ impl Ask {
             turn,
             key,
             admitted_us,
+            deadline_us: None,
             acknowledged: 0,
             entered_us: admitted_us,
             latency: StageLatencies::default(),
@@ -150,14 +157,19 @@ impl Ask {
             turns_before: 0,
             history: Vec::new(),
             leans: false,
+            size_before: None,
             leads: false,
             void: false,
+            promised: false,
             vector: None,
             retrieved: Vec::new(),
             read_epoch: 0,
             about: None,
             missed: String::new(),
-            tier: Tier::Extractive,
+            size: TierSize::Large,
+            route: None,
+            degraded: false,
+            spent_micros: 0,
         }
     }
 
@@ -173,10 +185,12 @@ impl Ask {
         !self.leans && !self.purpose.is_background() && self.turn.cache_control != CacheControl::Bypass
     }
 
-    /// Whether this turn's answer may be cached.
+    /// Whether this turn's answer may be cached: one that was written by another tier because of the load may not, or it would
+    /// be served long after.
     #[must_use]
     pub fn may_write_cache(&self) -> bool {
-        !self.leans && self.purpose != Purpose::Audit && self.turn.cache_control == CacheControl::Default
+        let may = !self.leans && self.purpose != Purpose::Audit && self.turn.cache_control == CacheControl::Default;
+        may && !self.degraded
     }
 
     /// The question as encoder and tier are to understand it: with what it leans on, if it leans on anything.
@@ -364,6 +378,8 @@ pub struct Settled {
     pub refreshed: bool,
     /// The question as it was asked there.
     pub question: String,
+    /// What it cost to write, in millionths of the configured currency.
+    pub cost_micros: u64,
     /// What it follows from; None when nobody else may get it.
     pub basis: Option<Basis>,
     /// The entry to remember.

@@ -108,7 +108,7 @@ impl<M: Memory> Recall<M> {
         };
         let repeated = self.memory.answered(&turn.key())?;
         if repeated.is_none() {
-            ask.turns_before = conversation.turns_answered;
+            (ask.turns_before, ask.size_before) = (conversation.turns_answered, conversation.size);
             ask.leans = ask.turns_before > 0 && leans(&turn.text);
             if ask.leans {
                 let records = self.memory.history(&turn.tenant, &turn.conversation, self.limits.history_turns_max)?;

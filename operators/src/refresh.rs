@@ -20,7 +20,6 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use turnflow_state::{Answer, CacheControl, CacheEntry, Channel, TurnKey};
 
-use crate::commit::Price;
 use crate::message::{Ask, Purpose, QuestionKey, RequestId, Resolution};
 use crate::shard::Remembered;
 use crate::validity::keeper::Proposal;
@@ -144,7 +143,6 @@ type Place = (Reverse<u32>, u64);
 #[derive(Debug)]
 pub struct Refresh {
     limits: RefreshLimits,
-    price: Price,
     queue: BTreeMap<Place, Wanted>,
     places: HashMap<QuestionKey, Place>,
     under_way: HashMap<QuestionKey, Wanted>,
@@ -158,11 +156,10 @@ impl Refresh {
     /// # Panics
     /// When nothing could ever be under way.
     #[must_use]
-    pub fn new(limits: RefreshLimits, price: Price) -> Self {
+    pub fn new(limits: RefreshLimits) -> Self {
         assert!(limits.in_flight_max > 0 && limits.tries_max > 0, "a refresh needs a place and a try");
         Self {
             limits,
-            price,
             queue: BTreeMap::new(),
             places: HashMap::new(),
             under_way: HashMap::new(),
@@ -233,7 +230,7 @@ impl Refresh {
             self.stats.answers += 1;
             self.stats.input_tokens += u64::from(usage.input_tokens);
             self.stats.output_tokens += u64::from(usage.output_tokens);
-            self.stats.cost_micros += self.price.cost_micros(usage);
+            self.stats.cost_micros += settled.cost_micros;
         }
         let made = settled.and_then(|settled| Some((settled.basis.clone()?, settled.entry.take()?)));
         // An answer that is not found any more, or in another article only, is for turns to miss: the question may have lost

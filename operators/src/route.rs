@@ -1,22 +1,85 @@
 //! Route: decides which tier answers a turn.
 //!
-//! Small talk gets its fixed reply here and ends. With the one embedded tier there is one decision about the rest; it stands
-//! here so that the way of a turn is whole, and so that nothing downstream assumes a tier.
+//! Small talk gets its fixed reply here and ends. With one tier there is one decision about the rest. With two, a
+//! [`Chooser`] decides by the question; a conversation that the large tier has answered stays with it; and while the process is
+//! [degraded](crate::load), those who begin a conversation get the small one. Nobody who is in a conversation is moved down.
 
-use turnflow_state::{Answer, Tier, Usage};
+use std::sync::Arc;
+
+use turnflow_state::{Answer, LoadLevel, RouteEvidence, Tier, TierSize, Usage};
 
 use crate::generate::served;
+use crate::load::Load;
 use crate::message::{Ask, Step};
+use crate::prioritise::Class;
 use crate::shell::Stage;
 use crate::smalltalk::SmallTalk;
 
+/// What a chooser says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    /// Which tier.
+    pub size: TierSize,
+    /// How likely the small one's answer is as good, where that is estimated.
+    pub probability: Option<f32>,
+    /// In a few words, why.
+    pub reason: String,
+}
+
+/// Chooses between two tiers by the question and what was retrieved for it. Must be quick: it runs on the worker.
+pub trait Chooser: Send + Sync + 'static {
+    /// Which tier is to answer.
+    fn choose(&self, ask: &Ask) -> Choice;
+}
+
 /// The core.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Route {
-    /// The tier that answers.
-    pub tier: Tier,
     /// What is said to small talk.
     pub small_talk: SmallTalk,
+    /// What chooses; None where there is one tier.
+    pub chooser: Option<Arc<dyn Chooser>>,
+    /// Whether a conversation stays with the large tier.
+    pub sticky: bool,
+    /// How loaded the process is.
+    pub load: Load,
+}
+
+impl std::fmt::Debug for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Route").field("sticky", &self.sticky).finish_non_exhaustive()
+    }
+}
+
+impl Route {
+    fn decide(&self, ask: &mut Ask) {
+        let load = self.load.lock().level();
+        let is_turn = !ask.purpose.is_background();
+        let Some(chooser) = &self.chooser else {
+            return note(ask, TierSize::Large, "there is one tier".to_owned(), None, load);
+        };
+        if self.sticky && ask.size_before == Some(TierSize::Large) {
+            return note(
+                ask,
+                TierSize::Large,
+                "the large tier has answered the conversation before".to_owned(),
+                None,
+                load,
+            );
+        }
+        let Choice { size, probability, reason } = chooser.choose(ask);
+        if size == TierSize::Large && is_turn && load > LoadLevel::Normal && Class::of(ask) != Class::Ongoing {
+            ask.degraded = true;
+            let reason = format!("under load a new conversation gets the small tier, though {reason}");
+            return note(ask, TierSize::Small, reason, probability, load);
+        }
+        note(ask, size, reason, probability, load);
+    }
+}
+
+fn note(ask: &mut Ask, size: TierSize, reason: String, probability: Option<f32>, load: LoadLevel) {
+    ask.size = size;
+    ask.route = Some(Box::new(RouteEvidence { size, reason, probability, load, escalated: false }));
 }
 
 impl Stage for Route {
@@ -27,7 +90,7 @@ impl Stage for Route {
         out.push(match self.small_talk.reply(&ask.turn.text) {
             Some(reply) => Err(served(ask, scripted(reply), 0, false)),
             None => {
-                ask.tier = self.tier;
+                self.decide(&mut ask);
                 Ok(ask)
             }
         });

@@ -70,6 +70,11 @@ pub trait Stage: 'static {
     fn stalled(&self) -> bool {
         false
     }
+
+    /// When it is to be polled even if nothing comes, in microseconds on the clock.
+    fn due_us(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// Wakes a stage from another thread, or from another stage. Many wakes before it runs cost as much as one.
@@ -149,7 +154,8 @@ impl<T> Mailbox<T> {
 }
 
 /// How soon a stage that found an engine full with other people's work asks again.
-const RETRY_AFTER: Duration = Duration::from_millis(1);
+const RETRY_AFTER_US: u64 = 1_000;
+const RETRY_AFTER: Duration = Duration::from_micros(RETRY_AFTER_US);
 
 /// Puts a stage into the dataflow.
 pub fn stage<'scope, S, P>(
@@ -176,6 +182,8 @@ where
         drop(initial);
         let mut held: Option<Capability<()>> = None;
         let mut decided = Vec::new();
+        // When it will be polled at the latest, so that a timer is not set over and over.
+        let mut timer_us = 0;
         move |_frontiers| {
             wake.disarm();
             let now_us = clock.now_us();
@@ -196,6 +204,10 @@ where
                 held = None;
             } else if core.stalled() {
                 again.activate_after(RETRY_AFTER);
+            } else if let Some(due_us) = core.due_us().filter(|&due_us| timer_us <= now_us || due_us < timer_us) {
+                // Not sooner than a stalled one: what is due already was there to be polled just now.
+                timer_us = due_us.max(now_us + RETRY_AFTER_US);
+                again.activate_after(Duration::from_micros(timer_us - now_us));
             }
         }
     });

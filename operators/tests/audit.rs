@@ -89,6 +89,7 @@ fn resolution(audit: &turnflow_operators::message::Ask, full: (Answer, Support),
         origin: audit.turn.key(),
         refreshed: false,
         question: audit.turn.text.clone(),
+        cost_micros: 6_000,
         basis: Some(Basis { support: Arc::new(full.1), valid_at, ..basis(&[1.0]) }),
         entry: None,
     };
@@ -111,7 +112,7 @@ fn a_share_of_the_hits_is_chosen_and_the_first_ones_of_an_entry() {
 
 #[test]
 fn audits_are_bounded_and_counted() {
-    let mut audits = Audits::new(LIMITS, Price { input_per_million: 100.0, output_per_million: 1_000.0 });
+    let mut audits = Audits::new(LIMITS);
     let mut want = |question: &str, entry: u64, tried: u32| {
         let suspect = considered(LIMITS, question, 1, &hit(entry, tried)).expect("chosen");
         audits.want(suspect);
@@ -151,7 +152,7 @@ fn audits_are_bounded_and_counted() {
 fn what_is_served_no_more_is_compared_with_its_turns_own_answer() {
     let suspects = Mailbox::default();
     let sampler = Sampler { limits: LIMITS, suspects: suspects.clone() };
-    let mut audits = Audits::new(LIMITS, Price::default());
+    let mut audits = Audits::new(LIMITS);
     let questions = ["a", "b", "c", "d"].map(|question| {
         let mut asked = ask(1, "c", question, question);
         asked.vector = Some([1.0].into());

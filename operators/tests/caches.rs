@@ -71,6 +71,7 @@ impl Together {
             origin: turn("a", "1", question).key(),
             refreshed: false,
             question: question.into(),
+            cost_micros: 0,
             basis: Some(basis(&[1.0])),
             entry: Some(Box::new(entry(id, scope("shop"), question, Some(vec![1.0])))),
         });

@@ -11,13 +11,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use support::{answer, ask, basis, numbers, policy, turn};
+use support::{answer, ask, basis, generate, numbers, policy, turn};
 use turnflow_models::{Lane, ModelError, RemoteFault, TierRequest};
 use turnflow_operators::Stage;
 use turnflow_operators::audience::Audiences;
 use turnflow_operators::audit::Record;
 use turnflow_operators::commit::{EntryNumbers, Price};
-use turnflow_operators::generate::{Generate, Generated, Generator};
+use turnflow_operators::generate::{Generated, Generator};
 use turnflow_operators::jobs::Report;
 use turnflow_operators::lookup::{Gather, ToGather};
 use turnflow_operators::message::{Ask, Candidate, Ending, Found, Outcome, RequestId, ToCommit};
@@ -25,7 +25,7 @@ use turnflow_operators::recall::{Memory, Recall, RecallLimits, Release, leans};
 use turnflow_operators::shell::{Mailbox, Wake};
 use turnflow_state::{
     CacheLevel, Completion, Conversation, ConversationId, EntryId, HitEvidence, StageLatencies, StateError, TenantId,
-    Tier, Turn, TurnErrorKind, TurnKey, TurnRecord, Usage, Verdict,
+    Tier, TierSize, Turn, TurnErrorKind, TurnKey, TurnRecord, Usage, Verdict,
 };
 
 fn record(turn: Turn) -> TurnRecord {
@@ -38,6 +38,7 @@ fn record(turn: Turn) -> TurnRecord {
         refreshed: false,
         reason: String::new(),
         evidence: None,
+        route: None,
     };
     let completion = Completion {
         text: format!("answer to {}", turn.id),
@@ -262,7 +263,7 @@ fn gather_waits_for_every_shard_in_any_order() {
 struct Fails(Rc<RefCell<Option<ModelError>>>, Rc<RefCell<Vec<Duration>>>);
 
 impl Generator for Fails {
-    fn generate(&self, _: Lane, request: TierRequest, report: Report<String, Generated>) -> bool {
+    fn generate(&self, _: TierSize, _: Lane, request: TierRequest, report: Report<String, Generated>) -> bool {
         self.1.borrow_mut().push(request.waited);
         report.finish(Err(self.0.take().expect("asked once")));
         true
@@ -285,7 +286,7 @@ fn a_tier_that_fails_is_told_by_whose_fault_it_is() {
             let words = error.to_string();
             let tier = Fails(Rc::new(RefCell::new(Some(error))), Rc::default());
             let wake = Wake::new(worker.sync_activator_for(vec![0]));
-            let mut generate = Generate::new(tier.clone(), 4, Audiences::default(), &wake);
+            let mut generate = generate(tier.clone(), Audiences::default(), &wake);
             let mut out = Vec::new();
             generate.push(Box::new(Ask { admitted_us: 40, ..*ask(1, "c", "1", "a question") }), 50, &mut out);
             (0..2).for_each(|_| generate.poll(70, &mut out));

@@ -10,20 +10,20 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use support::{answer, ask, basis, entry, numbers, scope, turn};
+use support::{answer, ask, basis, entry, generate, numbers, scope, turn};
 use turnflow_models::{Lane, TierRequest};
 use turnflow_operators::Stage;
 use turnflow_operators::audience::Audiences;
 use turnflow_operators::bound::{BoundLimits, SharedBound};
-use turnflow_operators::commit::{Commit, Committed, EntryNumbers, Journal, Price, Written};
+use turnflow_operators::commit::{Commit, Committed, EntryNumbers, Journal, Prices, Written};
 use turnflow_operators::flights::{Flights, Landed, ToFlights};
-use turnflow_operators::generate::{Generate, Generated, Generator};
+use turnflow_operators::generate::{Generated, Generator};
 use turnflow_operators::jobs::Report;
 use turnflow_operators::message::{Ask, Basis, Ending, Outcome, Purpose, RequestId, Served, Settled, Step, ToCommit};
 use turnflow_operators::policy::{Clarity, Policy};
 use turnflow_operators::shell::Wake;
 use turnflow_state::{
-    Answer, CacheControl, CacheLevel, Conversation, EntryId, StateError, StoreBatch, Turn, TurnEvent,
+    Answer, CacheControl, CacheLevel, Conversation, EntryId, StateError, StoreBatch, TierSize, Turn, TurnEvent,
 };
 
 /// Questions agree from a cosine of 0.9 on.
@@ -56,6 +56,7 @@ fn settled(number: u64, answer: Arc<Answer>, valid_at: u64) -> Settled {
         answer,
         origin: turn(&number.to_string(), "1", &question).key(),
         refreshed: false,
+        cost_micros: 0,
         basis: Some(Basis { valid_at, ..basis(&[1.0, 0.0]) }),
         entry: Some(Box::new(entry(number, scope("shop"), &question, None))),
         question,
@@ -200,7 +201,7 @@ fn an_answer_that_is_older_than_what_a_follower_may_know_is_not_served_to_it() {
 struct Told(Rc<RefCell<Vec<Report<String, Generated>>>>);
 
 impl Generator for Told {
-    fn generate(&self, _: Lane, _: TierRequest, report: Report<String, Generated>) -> bool {
+    fn generate(&self, _: TierSize, _: Lane, _: TierRequest, report: Report<String, Generated>) -> bool {
         self.0.borrow_mut().push(report);
         true
     }
@@ -225,7 +226,7 @@ fn followers_hear_what_the_tier_says() {
         let audiences = Audiences::default();
         let mut flights = heard_by(true, audiences.clone());
         let tier = Told::default();
-        let mut generate = Generate::new(tier.clone(), 4, audiences, &Wake::new(worker.sync_activator_for(vec![0])));
+        let mut generate = generate(tier.clone(), audiences, &Wake::new(worker.sync_activator_for(vec![0])));
         let mut out = Vec::new();
         let read = |number: u64, acknowledged: u64, read_epoch: u64| {
             Box::new(Ask { acknowledged, read_epoch, ..*asks(number, "tea", 0.0) })
@@ -292,7 +293,7 @@ fn an_answer_that_comes_whole_takes_back_what_was_heard_before() {
             comes(&mut flights, asks(1, "tea", 0.0));
             assert!(comes(&mut flights, Box::new(Ask { void, ..*asks(2, "tea", 0.0) })).is_empty());
             let answered = lands(&mut flights, 1, Some(settled(1, answer("yes"), 0))).remove(0).expect_err("it ends");
-            let mut commit = Commit::new(Nowhere, Price::default(), EntryNumbers::new(EntryId(0), 0, 1), &wake);
+            let mut commit = Commit::new(Nowhere, Prices::default(), EntryNumbers::new(EntryId(0), 0, 1), &wake);
             let mut out = Vec::new();
             commit.push(ToCommit::End(answered), 0, &mut out);
             (0..2).for_each(|_| commit.poll(0, &mut out));

@@ -38,7 +38,7 @@ fn fallen(question: &str, served: u32) -> Fallen {
 }
 
 fn refresh(limits: RefreshLimits) -> Refresh {
-    Refresh::new(limits, Price { input_per_million: 2.0, output_per_million: 8.0 })
+    Refresh::new(limits)
 }
 
 fn next(refresh: &mut Refresh) -> Option<Box<Ask>> {
@@ -56,7 +56,8 @@ fn resolution(question: &str, answer: Arc<Answer>) -> Resolution {
         answer.grounded.then(|| Box::new(CacheEntry { answer: answer.clone(), about: Some(article()), ..kept }));
     let origin = turn("c0", "t0", question).key();
     let basis = Some(basis(&[1.0]));
-    let settled = Settled { answer, origin, refreshed: false, question: question.into(), basis, entry };
+    let question_of = question.to_owned();
+    let settled = Settled { answer, origin, refreshed: false, question: question_of, cost_micros: 60, basis, entry };
     Resolution { purpose: Purpose::Refresh, key: key(question), result: Some(settled) }
 }
 

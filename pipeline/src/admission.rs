@@ -1,12 +1,12 @@
-//! The way in and the way out: places for turns in flight, and the streams that wait for their events.
+//! The way in and the way out: places for turns in flight, each tenant's share of them, and the streams that wait for their events.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use turnflow_models::Cancel;
-use turnflow_state::TurnEvent;
+use turnflow_state::{TenantId, TurnEvent};
 
 /// Why a turn was not admitted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,7 +20,7 @@ pub enum SubmitError {
         /// What is wrong.
         message: String,
     },
-    /// No place became free in time.
+    /// No place became free in time, or the tenant has too many in flight.
     #[error("too many turns are in flight, try again in {retry_after_ms} ms")]
     Overloaded {
         /// When trying again makes sense, in milliseconds.
@@ -55,6 +55,48 @@ impl Drop for TurnStream {
     }
 }
 
+/// How many turns each tenant has in flight.
+#[derive(Debug)]
+pub(crate) struct TenantPlaces {
+    max: usize,
+    taken: Mutex<HashMap<TenantId, usize>>,
+}
+
+impl TenantPlaces {
+    pub(crate) fn new(max: usize) -> Self {
+        Self { max, taken: Mutex::default() }
+    }
+
+    /// A place for a turn of a tenant, if it has one left.
+    pub(crate) fn enter(self: &Arc<Self>, tenant: &TenantId) -> Option<TenantPlace> {
+        let mut taken = lock(&self.taken);
+        let count = taken.entry(tenant.clone()).or_default();
+        (*count < self.max).then(|| {
+            *count += 1;
+            TenantPlace { places: Arc::clone(self), tenant: tenant.clone() }
+        })
+    }
+}
+
+/// A tenant's place, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct TenantPlace {
+    places: Arc<TenantPlaces>,
+    tenant: TenantId,
+}
+
+impl Drop for TenantPlace {
+    fn drop(&mut self) {
+        let mut taken = lock(&self.places.taken);
+        if let Some(count) = taken.get_mut(&self.tenant) {
+            *count -= 1;
+            if *count == 0 {
+                taken.remove(&self.tenant);
+            }
+        }
+    }
+}
+
 struct Waiting {
     // Unbounded in type, bounded in fact: the pieces of one answer and a terminal event.
     events: mpsc::UnboundedSender<TurnEvent>,
@@ -62,7 +104,7 @@ struct Waiting {
     epoch: u64,
     /// Cancelled when the client has left.
     cancel: Cancel,
-    _place: OwnedSemaphorePermit,
+    _places: (OwnedSemaphorePermit, Option<TenantPlace>),
 }
 
 /// Locks of their own for parts of the numbers, so that admission and delivery seldom meet.
@@ -80,13 +122,13 @@ impl Streams {
     }
 
     /// Opens a stream that holds a place until its terminal event.
-    pub(crate) fn open(&self, place: OwnedSemaphorePermit, epoch: u64) -> (u64, TurnStream) {
+    pub(crate) fn open(&self, places: (OwnedSemaphorePermit, Option<TenantPlace>), epoch: u64) -> (u64, TurnStream) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, events) = mpsc::unbounded_channel();
         // The receiver is right here.
         let _ = sender.send(TurnEvent::Accepted);
         let cancel = Cancel::new();
-        let waiting = Waiting { events: sender, epoch, cancel: cancel.clone(), _place: place };
+        let waiting = Waiting { events: sender, epoch, cancel: cancel.clone(), _places: places };
         self.shard(number).insert(number, waiting);
         (number, TurnStream { events, cancel })
     }

@@ -1,5 +1,7 @@
 //! Configuration: one embedded file is the only list of defaults, a user's file overrides parts of it, and all of
-//! it is checked before anything starts.
+//! it is [checked](check) before anything starts.
+
+mod check;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -7,19 +9,14 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use turnflow_models::{
     BurnConfig, EncoderEngineConfig, ExtractiveConfig, PromptConfig, RemoteConfig, Sampling, TierEngineConfig,
-    WrongSetting,
 };
 use turnflow_operators::bound::BoundLimits;
 use turnflow_operators::commit::Price;
+use turnflow_operators::load::LoadLimits;
+use turnflow_operators::prioritise::QueueLimits;
 use turnflow_operators::smalltalk::SmallTalk;
-use turnflow_state::{Limits, ScopeId, TenantId, Tier};
+use turnflow_state::{Limits, ScopeId, TenantId};
 
-/// Most threads of a kind.
-const THREADS_MAX: usize = 256;
-/// Longest queue.
-const QUEUE_MAX: usize = 1 << 17;
-/// Largest value of any other count.
-const COUNT_MAX: usize = 1 << 28;
 const DEFAULTS: &str = include_str!("default.toml");
 
 /// Why a configuration is not used.
@@ -59,7 +56,7 @@ pub enum ConfigError {
         /// Which file and line.
         place: String,
         /// The key, with its section.
-        key: &'static str,
+        key: String,
         /// Its value.
         value: String,
         /// What would make sense.
@@ -89,6 +86,12 @@ pub struct Config {
     pub refresh: RefreshConfig,
     /// Which hits on similar questions are answered in full as well.
     pub audit: AuditConfig,
+    /// The queues in front of encoder and tiers.
+    pub queue: QueueLimits,
+    /// What follows from load.
+    pub load: LoadLimits,
+    /// Which of two tiers answers.
+    pub routing: RoutingConfig,
     /// What is said to small talk.
     pub small_talk: SmallTalk,
     /// The knowledge base.
@@ -99,10 +102,10 @@ pub struct Config {
     pub encoder: EncoderEngineConfig,
     /// Who answers what no cache does.
     pub tier: TierConfig,
+    /// Who answers what is simple, where turns are routed.
+    pub small_tier: TierConfig,
     /// The extractive tier.
     pub extractive: ExtractiveConfig,
-    /// What tokens cost.
-    pub prices: PriceConfig,
     /// Replays of logs.
     pub replay: ReplayConfig,
 }
@@ -279,10 +282,23 @@ section!(
     }
 );
 section!(
+    /// Which of two tiers answers what no cache does.
+    RoutingConfig {
+        /// Whether there are two.
+        enabled: bool,
+        /// Whether a conversation that the large tier has answered stays with it.
+        sticky: bool,
+        /// Whether the large tier is asked where the small one has no good answer.
+        escalate: bool,
+    }
+);
+section!(
     /// Who answers what no cache does.
     TierConfig {
         /// What kind of tier.
         kind: TierKind,
+        /// What its tokens cost.
+        price: Price,
         /// Questions that may wait for the extractive tier, in each lane.
         queue_max: usize,
         /// Threads of the extractive tier.
@@ -295,17 +311,6 @@ section!(
         burn: BurnConfig,
         /// A language model behind another server.
         openai: RemoteConfig,
-    }
-);
-section!(
-    /// What tokens cost, by tier.
-    PriceConfig {
-        /// Of the extractive tier.
-        extractive: Price,
-        /// Of a language model in this process.
-        burn: Price,
-        /// Of a language model behind another server.
-        openai: Price,
     }
 );
 
@@ -329,19 +334,6 @@ impl TierConfig {
     }
 }
 
-impl PriceConfig {
-    /// The price of a tier. What is scripted has none.
-    #[must_use]
-    pub fn of(&self, tier: Tier) -> Price {
-        match tier {
-            Tier::Extractive => self.extractive,
-            Tier::Burn => self.burn,
-            Tier::Openai => self.openai,
-            Tier::Scripted => Price::default(),
-        }
-    }
-}
-
 impl Config {
     /// The embedded defaults.
     ///
@@ -354,13 +346,14 @@ impl Config {
     }
 
     /// The partition of everything cached for a tenant: every setting that may change an answer is part of it. `tier` is what
-    /// a tier says of [itself](turnflow_models::TierHandle::identity): a model is more than its settings.
+    /// tiers say of [themselves](crate::Parts::tiers_identity): a model is more than its settings.
     #[must_use]
     pub fn scope_of(&self, tenant: &TenantId, tier: &str) -> ScopeId {
         let retrieval = format!("{} of {} tokens", self.knowledge.chunks_retrieved, self.knowledge.chunk_tokens_max);
         let answers = match self.tier.kind {
-            TierKind::Extractive => ("extractive", format!("{:?}", self.extractive)),
-            TierKind::Burn | TierKind::Openai => ("tier", tier.to_owned()),
+            TierKind::Extractive if !self.routing.enabled => ("extractive", format!("{:?}", self.extractive)),
+            TierKind::Burn | TierKind::Openai if !self.routing.enabled => ("tier", tier.to_owned()),
+            _ => ("tiers", format!("{tier}, {:?}, {:?}", self.extractive, self.routing)),
         };
         let settings = [
             ("language", self.scope.language.as_str()),
@@ -392,6 +385,10 @@ impl Config {
     pub fn from_text(text: &str, name: &str) -> Result<Self, ConfigError> {
         let user = parse(text, name)?;
         let mut merged = parse(DEFAULTS, "embedded defaults")?;
+        // A small tier has the defaults of a tier.
+        if let Some(tier) = merged.get("tier").cloned() {
+            merged.insert("small-tier".to_owned(), tier);
+        }
         merge(&mut merged, user);
         let config: Self = serde_path_to_error::deserialize(merged).map_err(|error| {
             let (key, message) = (error.path().to_string(), error.inner().message().to_owned());
@@ -404,174 +401,8 @@ impl Config {
             };
             ConfigError::Key { place: place(text, name, &full), key: full, message }
         })?;
-        config.check(text, name)?;
+        check::check(&config, text, name)?;
         Ok(config)
-    }
-
-    fn check(&self, text: &str, name: &str) -> Result<(), ConfigError> {
-        let wrong = |key: &'static str, value: &dyn std::fmt::Display, message: &str| {
-            Err(ConfigError::Value {
-                place: place(text, name, key),
-                key,
-                value: value.to_string(),
-                message: message.into(),
-            })
-        };
-        for (key, value) in self.counts() {
-            if value == 0 {
-                return wrong(key, &value, "must be at least 1");
-            }
-            // Queues of this length are allocated when they are made, and every thread has a stack.
-            let most = match key.rsplit_once('.').map_or(key, |(_, leaf)| leaf) {
-                "threads" | "search-threads" => THREADS_MAX,
-                "bytes-max" | "tenant-bytes-max" | "kv-bytes-max" => usize::MAX,
-                "commit-queue-max"
-                | "turns-in-flight-max"
-                | "queue-max"
-                | "writes-waiting-max"
-                | "events-kept-max"
-                | "in-flight-max" => QUEUE_MAX,
-                _ => COUNT_MAX,
-            };
-            if value > most {
-                return wrong(key, &value, &format!("must be at most {most}"));
-            }
-        }
-        let similarity = self.cache.similarity_min;
-        if !(0.0..=1.0).contains(&similarity) {
-            return wrong("cache.similarity-min", &similarity, "must lie between 0 and 1");
-        }
-        let delta = self.policy.delta;
-        if !(delta > 0.0 && delta < 1.0) {
-            return wrong("policy.delta", &delta, "must lie between 0 and 1, as the share of hits that may be wrong");
-        }
-        let (share, disagreement) = (self.audit.share, self.audit.disagreement_max);
-        if !(0.0..=1.0).contains(&share) {
-            return wrong("audit.share", &share, "must lie between 0 and 1");
-        }
-        if !(disagreement > 0.0 && disagreement < 1.0) {
-            return wrong(
-                "audit.disagreement-max",
-                &disagreement,
-                "must lie between 0 and 1, as the share that may disagree",
-            );
-        }
-        if !(self.audit.step > 0.0 && self.audit.step.is_finite()) {
-            return wrong("audit.step", &self.audit.step, "must be a number above 0, as log odds");
-        }
-        for (key, value) in
-            [("policy.relevance-min", self.policy.relevance_min), ("policy.margin-min", self.policy.margin_min)]
-        {
-            if !(-1.0..=1.0).contains(&value) {
-                return wrong(key, &value, "must lie between -1 and 1");
-            }
-        }
-        let confidence = self.extractive.confidence_min;
-        if !(-1.0..=1.0).contains(&confidence) {
-            return wrong("extractive.confidence-min", &confidence, "must lie between -1 and 1");
-        }
-        if self.storage.commit_queue_max < self.limits.turns_in_flight_max {
-            let least = format!("must be at least limits.turns-in-flight-max, {}", self.limits.turns_in_flight_max);
-            return wrong("storage.commit-queue-max", &self.storage.commit_queue_max, &least);
-        }
-        if self.limits.message_bytes_max < self.limits.text_bytes_max {
-            let least = format!("must be at least limits.text-bytes-max, {}", self.limits.text_bytes_max);
-            return wrong("limits.message-bytes-max", &self.limits.message_bytes_max, &least);
-        }
-        let PriceConfig { extractive, burn, openai } = self.prices;
-        for (key, value) in [
-            ("prices.extractive.input-per-million", extractive.input_per_million),
-            ("prices.extractive.output-per-million", extractive.output_per_million),
-            ("prices.burn.input-per-million", burn.input_per_million),
-            ("prices.burn.output-per-million", burn.output_per_million),
-            ("prices.openai.input-per-million", openai.input_per_million),
-            ("prices.openai.output-per-million", openai.output_per_million),
-        ] {
-            if !value.is_finite() || value < 0.0 {
-                return wrong(key, &value, "must be a finite number, not negative");
-            }
-        }
-        let Sampling { temperature, top_p, repetition_penalty, .. } = self.tier.sampling;
-        if !(temperature.is_finite() && temperature >= 0.0) {
-            return wrong("tier.sampling.temperature", &temperature, "must be a finite number, not negative");
-        }
-        if !(top_p > 0.0 && top_p <= 1.0) {
-            return wrong("tier.sampling.top-p", &top_p, "must be above 0 and at most 1");
-        }
-        if !(repetition_penalty.is_finite() && repetition_penalty > 0.0) {
-            return wrong("tier.sampling.repetition-penalty", &repetition_penalty, "must be a finite number above 0");
-        }
-        let BurnConfig { model, engine, .. } = &self.tier.burn;
-        if engine.step_tokens_max < engine.sequences_max {
-            let least = format!("must be at least tier.burn.engine.sequences-max, {}", engine.sequences_max);
-            return wrong("tier.burn.engine.step-tokens-max", &engine.step_tokens_max, &least);
-        }
-        if self.tier.kind == TierKind::Burn && model.as_os_str().is_empty() {
-            return wrong(
-                "tier.burn.model",
-                &"\"\"",
-                "must name the folder of a checkpoint, because tier.kind is \"burn\"",
-            );
-        }
-        if self.tier.kind == TierKind::Openai
-            && let Err(WrongSetting { key, reason }) = self.tier.openai.check()
-        {
-            let key = format!("tier.openai.{key}");
-            return Err(ConfigError::Key { place: place(text, name, &key), key, message: reason });
-        }
-        Ok(())
-    }
-
-    /// Settings of which there must be at least one.
-    fn counts(&self) -> [(&'static str, usize); 43] {
-        let (limits, prompt, burn) = (&self.limits, &self.tier.prompt, &self.tier.burn);
-        // What is counted in 64 bits is bounded all the same.
-        let count = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
-        [
-            ("storage.commit-queue-max", self.storage.commit_queue_max),
-            ("workers.threads", self.workers.threads),
-            ("workers.search-threads", self.workers.search_threads),
-            ("limits.text-bytes-max", limits.text_bytes_max),
-            ("limits.message-bytes-max", limits.message_bytes_max),
-            ("limits.streams-per-connection-max", limits.streams_per_connection_max as usize),
-            ("limits.turns-per-stream-max", limits.turns_per_stream_max),
-            ("limits.turns-in-flight-max", limits.turns_in_flight_max),
-            ("limits.turns-per-conversation-max", limits.turns_per_conversation_max),
-            ("limits.article-bytes-max", limits.article_bytes_max),
-            ("cache.bytes-max", self.cache.bytes_max),
-            ("cache.tenant-bytes-max", self.cache.tenant_bytes_max),
-            ("refresh.queue-max", self.refresh.queue_max),
-            ("refresh.in-flight-max", self.refresh.in_flight_max),
-            ("refresh.tries-max", self.refresh.tries_max as usize),
-            ("audit.queue-max", self.audit.queue_max),
-            ("audit.in-flight-max", self.audit.in_flight_max),
-            ("knowledge.recent-chunks-max", self.knowledge.recent_chunks_max),
-            ("knowledge.writes-waiting-max", self.knowledge.writes_waiting_max),
-            ("knowledge.events-kept-max", self.knowledge.events_kept_max),
-            ("knowledge.chunks-retrieved", self.knowledge.chunks_retrieved),
-            ("knowledge.chunk-tokens-max", self.knowledge.chunk_tokens_max),
-            ("conversation.history-turns-max", self.conversation.history_turns_max),
-            ("encoder.queue-max", self.encoder.queue_max),
-            ("encoder.batch-tokens-max", self.encoder.batch_tokens_max),
-            ("encoder.batch-texts-max", self.encoder.batch_texts_max),
-            ("tier.queue-max", self.tier.queue_max),
-            ("tier.threads", self.tier.threads),
-            ("tier.prompt.prompt-tokens-max", prompt.prompt_tokens_max),
-            ("tier.prompt.answer-tokens-max", prompt.answer_tokens_max),
-            ("tier.burn.kv-bytes-max", count(burn.kv_bytes_max)),
-            ("tier.burn.block-tokens", burn.block_tokens),
-            ("tier.burn.answer-ms-max", count(burn.answer_ms_max)),
-            ("tier.burn.threads", burn.threads),
-            ("tier.burn.engine.queue-max", burn.engine.queue_max),
-            ("tier.burn.engine.sequences-max", burn.engine.sequences_max),
-            ("tier.burn.engine.step-tokens-max", burn.engine.step_tokens_max),
-            ("tier.burn.engine.step-ms-max", count(burn.engine.step_ms_max)),
-            ("tier.openai.in-flight-max", self.tier.openai.in_flight_max),
-            ("tier.openai.queue-max", self.tier.openai.queue_max),
-            ("extractive.passages-max", self.extractive.passages_max),
-            ("extractive.articles-max", self.extractive.articles_max),
-            ("server.header-bytes-max", self.server.header_bytes_max as usize),
-        ]
     }
 }
 

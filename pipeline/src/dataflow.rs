@@ -15,13 +15,15 @@ use timely::worker::Worker;
 use turnflow_operators::acknowledge::Acknowledge;
 use turnflow_operators::audience::Audiences;
 use turnflow_operators::audit::{AuditLimits, Sampler};
-use turnflow_operators::commit::{Commit, Committed, EntryNumbers, GroupedJournal, Price};
+use turnflow_operators::commit::{Commit, Committed, EntryNumbers, GroupedJournal, Prices};
 use turnflow_operators::dedupe::{Boxes, Dedupe, Settle};
 use turnflow_operators::embed::Embed;
 use turnflow_operators::flights::{Announce, Flights, Landed, ToFlights};
-use turnflow_operators::generate::{Clients, Generate};
+use turnflow_operators::generate::{Clients, Generate, GenerateSettings};
+use turnflow_operators::load::Load;
 use turnflow_operators::lookup::{Gather, Lookup, Search, ToGather};
 use turnflow_operators::message::{Ask, Ended, Found, Notice, RequestId, Settlement, Step, ToCommit};
+use turnflow_operators::prioritise::Queue;
 use turnflow_operators::recall::{Recall, RecallLimits};
 use turnflow_operators::refresh::RefreshLimits;
 use turnflow_operators::reply::{Deliver, Reply};
@@ -31,7 +33,7 @@ use turnflow_operators::shard::{Shard, ShardLimits};
 use turnflow_operators::shell::{Mailbox, Turns, stage};
 use turnflow_operators::validity::TopK;
 use turnflow_operators::{Clock, pool::Pool};
-use turnflow_state::{Committer, EntryId, TurnEvent};
+use turnflow_state::{Committer, EntryId, TierSize, TurnEvent};
 
 use crate::admission::Streams;
 use crate::bridge::Port;
@@ -52,6 +54,8 @@ pub(crate) struct Blueprint {
     /// Turns that wait for the answer to a similar question.
     pub(crate) following: Arc<AtomicUsize>,
     pub(crate) committer: Arc<Committer>,
+    /// How loaded the process is; each worker has [`QUEUES`] queues.
+    pub(crate) load: Load,
     pub(crate) searchers: Pool,
     pub(crate) validity: Arc<Shared>,
     /// What an earlier run left, by worker. Taken when used.
@@ -63,6 +67,9 @@ pub(crate) struct Blueprint {
     /// The greatest entry id ever given.
     pub(crate) last_entry: EntryId,
 }
+
+/// Queues of a worker that tell the load: in front of the encoder, and of each tier.
+pub(crate) const QUEUES: usize = 1 + TierSize::ALL.len();
 
 /// The end of a turn on its way to its question's shard, or past it.
 type Closing = Result<Box<Settlement>, Box<Ended>>;
@@ -96,7 +103,7 @@ impl Blueprint {
             knowledge: self.parts.knowledge.clone(),
             background: self.background[index].clone(),
             refresh: self.refresh_limits(worker.peers()),
-            audit: self.audit_limits(worker.peers()).map(|limits| (limits, self.price())),
+            audit: self.audit_limits(worker.peers()),
             exact: self.config.cache.validity == Validity::Exact,
             #[cfg(test)]
             fault: self.fault,
@@ -119,9 +126,9 @@ impl Blueprint {
         driver.finish(worker);
     }
 
-    /// What the tier's tokens cost.
-    fn price(&self) -> Price {
-        self.config.prices.of(self.parts.tier.tier())
+    /// What the tiers' tokens cost.
+    const fn prices(&self) -> Prices {
+        Prices { small: self.config.small_tier.price, large: self.config.tier.price }
     }
 
     fn shard_limits(&self, workers: usize) -> ShardLimits {
@@ -134,7 +141,7 @@ impl Blueprint {
         }
     }
 
-    fn refresh_limits(&self, workers: usize) -> Option<(RefreshLimits, Price)> {
+    fn refresh_limits(&self, workers: usize) -> Option<RefreshLimits> {
         let refresh = &self.config.refresh;
         let limits = RefreshLimits {
             served_min: refresh.served_min,
@@ -142,7 +149,7 @@ impl Blueprint {
             in_flight_max: refresh.in_flight_max,
             tries_max: refresh.tries_max,
         };
-        refresh.enabled.then_some((limits, self.price()))
+        refresh.enabled.then_some(limits)
     }
 
     fn audit_limits(&self, workers: usize) -> Option<AuditLimits> {
@@ -174,6 +181,7 @@ impl Blueprint {
         };
         let sampler = self.audit_limits(worker.peers());
         let sampler = sampler.map(|limits| Sampler { limits, suspects: boxes.suspects.clone() });
+        let number = worker.index() * QUEUES;
         let probe = Handle::new();
 
         worker.dataflow_named::<(), _, _>("turns", |scope| {
@@ -197,9 +205,11 @@ impl Blueprint {
                 .ok_err(|announced| announced);
             let (leading, deduped) = deduped.ok_err(|step| step);
 
-            let (embedded, unembedded) =
-                stage(leading, Local, "embed", clock, |wake| Embed::new(parts.encoder.clone(), wake))
-                    .ok_err(|step| step);
+            let (embedded, unembedded) = stage(leading, Local, "embed", clock, |wake| {
+                let queue = Queue::new(config.queue.clone());
+                Embed::new(parts.encoder.clone(), queue, self.load.clone(), number, wake)
+            })
+            .ok_err(|step| step);
 
             // Their vectors are known, and they take no hit.
             let background = self.background[worker_port(index)].stream(scope);
@@ -226,7 +236,12 @@ impl Blueprint {
             })
             .ok_err(|step| step);
 
-            let route = Route { tier: parts.tier.tier(), small_talk: config.small_talk.clone() };
+            let route = Route {
+                small_talk: config.small_talk.clone(),
+                chooser: parts.chooser.clone(),
+                sticky: config.routing.sticky,
+                load: self.load.clone(),
+            };
             let (routed, scripted) = stage(missed, Local, "route", clock, |_| route).ok_err(|step| step);
 
             // In the order of their arrival at one worker, so that of two similar ones the second sees the first.
@@ -240,7 +255,14 @@ impl Blueprint {
             })
             .ok_err(|step| step);
             let generated = stage(alone, Local, "generate", clock, |wake| {
-                Generate::new(parts.tier.clone(), config.knowledge.chunks_retrieved, audiences, wake)
+                let settings = GenerateSettings {
+                    chunks_wanted: config.knowledge.chunks_retrieved,
+                    queue: config.queue.clone(),
+                    escalate: parts.tiers.small.is_some() && config.routing.escalate,
+                    small_price: config.small_tier.price,
+                    number: number + 1,
+                };
+                Generate::new(parts.tiers.clone(), settings, self.load.clone(), audiences, wake)
                     .for_clients(ToStreams(self.streams.clone()))
             });
 
@@ -252,7 +274,7 @@ impl Blueprint {
             let (pieces, closing): (Turns<'_, Notice>, Turns<'_, Closing>) =
                 stage(ending, by_owner, "commit", clock, |wake| {
                     let numbers = EntryNumbers::new(self.last_entry, index, peers);
-                    Commit::new(journal.clone(), self.price(), numbers, wake)
+                    Commit::new(journal.clone(), self.prices(), numbers, wake)
                 })
                 .ok_err(|committed| match committed {
                     Committed::Piece(notice) => Ok(notice),

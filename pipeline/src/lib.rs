@@ -25,18 +25,21 @@ mod validity;
 pub use admission::{SubmitError, TurnStream};
 pub use auditing::Feedback;
 pub use config::{
-    AuditConfig, CacheConfig, Config, ConfigError, KnowledgeConfig, PriceConfig, RefreshConfig, ScopeConfig,
+    AuditConfig, CacheConfig, Config, ConfigError, KnowledgeConfig, RefreshConfig, RoutingConfig, ScopeConfig,
     ServerConfig, StorageConfig, TierConfig, TierKind, Validity, WorkersConfig,
 };
 pub use error::PipelineError;
 pub use knowledge::{
     ArticleChanged, ArticleDraft, ChangeEvent, DraftContent, DraftError, Knowledge, Prepared, Receipt,
 };
-pub use parts::{Parts, fitted_with, policy, tier, verifier};
+pub use parts::{Parts, fitted_with, policy, tier, tiers, verifier};
 pub use pipeline::{Pipeline, PipelineStats};
 pub use shared::{Forecast, ValidityStats};
 pub use turnflow_operators::audit::AuditStats;
 pub use turnflow_operators::bound::BoundStats;
+pub use turnflow_operators::generate::Tiers;
 pub use turnflow_operators::guard::Mentions;
+pub use turnflow_operators::load::{LoadLimits, LoadStats};
+pub use turnflow_operators::prioritise::{Order, QueueLimits};
 pub use turnflow_operators::refresh::RefreshStats;
 pub use turnflow_operators::validity::{Fall, Invalidated};

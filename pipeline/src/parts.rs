@@ -1,4 +1,4 @@
-//! What a pipeline works with: store, knowledge base, encoder, tier.
+//! What a pipeline works with: store, knowledge base, encoder, tiers.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,11 +7,13 @@ use turnflow_models::{
     AXES, BurnTier, Encoder, EncoderEngine, EncoderHandle, Extractive, FittedWith, MODEL_NAME, ModelFiles, ModelHome,
     RemoteTier, TierEngine, TierHandle, Verifier, default_home, principal_axes,
 };
+use turnflow_operators::generate::Tiers;
 use turnflow_operators::policy::{Clarity, Policy};
+use turnflow_operators::route::Chooser;
 use turnflow_operators::validity::Axes;
 use turnflow_state::{KnowledgeBase, Store};
 
-use crate::config::{PolicyConfig, TierKind};
+use crate::config::{PolicyConfig, TierConfig, TierKind};
 use crate::{Config, PipelineError};
 
 /// Everything a pipeline works with. Made once, by the composition root; clones share it.
@@ -23,8 +25,10 @@ pub struct Parts {
     pub knowledge: Arc<KnowledgeBase>,
     /// Turns text into vectors.
     pub encoder: EncoderHandle,
-    /// Writes answers.
-    pub tier: TierHandle,
+    /// Write answers.
+    pub tiers: Tiers,
+    /// Chooses between them; None where there is one.
+    pub chooser: Option<Arc<dyn Chooser>>,
     /// Judges similar questions.
     pub policy: Arc<Policy>,
     /// Axes along which questions and chunks are compared first.
@@ -47,18 +51,34 @@ impl Parts {
     pub fn with_encoder(config: &Config, store: Store, encoder: EncoderHandle) -> Result<Self, PipelineError> {
         store.bind_encoder(&encoder_name(config))?;
         let knowledge = Arc::new(KnowledgeBase::load(store.clone(), config.knowledge.cache_bytes)?);
-        let tier = tier(config, &encoder)?;
+        let tiers = tiers(config, &encoder)?;
         let (policy, axes) = (Arc::new(policy(config)?), axes());
-        Ok(Self { store, knowledge, encoder, tier, policy, axes })
+        let chooser = if config.routing.enabled { Some(chooser(config)?) } else { None };
+        Ok(Self { store, knowledge, encoder, tiers, chooser, policy, axes })
+    }
+
+    /// Everything about the tiers that may change an answer: caches are kept apart by it.
+    #[must_use]
+    pub fn tiers_identity(&self) -> String {
+        let large = self.tiers.large.identity();
+        self.tiers.small.as_ref().map_or_else(|| large.clone(), |small| format!("{large} and {}", small.identity()))
     }
 }
 
-/// The tier of a configuration. Loads its model, if it has one, which takes a while.
+/// The tiers of a configuration. Loads their models, if they have any, which takes a while.
+///
+/// # Errors
+/// [`PipelineError`] when a model cannot be used or a thread cannot be started.
+pub fn tiers(config: &Config, encoder: &EncoderHandle) -> Result<Tiers, PipelineError> {
+    let small = config.routing.enabled.then(|| tier(config, &config.small_tier, encoder)).transpose()?;
+    Ok(Tiers { large: tier(config, &config.tier, encoder)?, small })
+}
+
+/// A tier with the settings of one of a configuration's. Loads its model, if it has one.
 ///
 /// # Errors
 /// [`PipelineError`] when the model cannot be used or a thread cannot be started.
-pub fn tier(config: &Config, encoder: &EncoderHandle) -> Result<TierHandle, PipelineError> {
-    let settings = &config.tier;
+pub fn tier(config: &Config, settings: &TierConfig, encoder: &EncoderHandle) -> Result<TierHandle, PipelineError> {
     Ok(match settings.kind {
         TierKind::Extractive => {
             let extractive = Extractive::new(encoder.clone(), config.extractive.clone());

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use timely::WorkerConfig;
 use timely::communication::WorkerGuards;
@@ -12,16 +12,17 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedSemaphorePermit, RwLock, Semaphore}
 use turnflow_operators::Clock;
 use turnflow_operators::audit::AuditStats;
 use turnflow_operators::bound::BoundStats;
+use turnflow_operators::load::{Load, LoadStats};
 use turnflow_operators::message::{Ask, QuestionKey, RequestId, conversation_owner};
 use turnflow_operators::pool::Pool;
 use turnflow_operators::refresh::RefreshStats;
 use turnflow_operators::validity::KnowledgeUpdate;
 use turnflow_state::{Committer, StoreBatch, Turn};
 
-use crate::admission::Streams;
+use crate::admission::{Streams, TenantPlace, TenantPlaces};
 use crate::bridge::Port;
 use crate::config::Validity;
-use crate::dataflow::Blueprint;
+use crate::dataflow::{Blueprint, QUEUES};
 use crate::knowledge::Knowledge;
 use crate::shared::{Shared, ValidityStats};
 use crate::validity::Left;
@@ -38,8 +39,8 @@ pub struct Pipeline(pub(crate) Arc<Running>);
 pub(crate) struct Running {
     pub(crate) config: Config,
     pub(crate) parts: Parts,
-    /// What the tier says of itself.
-    tier: String,
+    /// What the tiers say of themselves.
+    tiers: String,
     pub(crate) validity: Arc<Shared>,
     /// Held for reading by every write of the knowledge base; shutting down waits for it.
     pub(crate) writes: Arc<RwLock<()>>,
@@ -49,12 +50,14 @@ pub(crate) struct Running {
     streams: Arc<Streams>,
     following: Arc<AtomicUsize>,
     places: Arc<Semaphore>,
+    tenants: Arc<TenantPlaces>,
+    load: Load,
     draining: AtomicBool,
     workers: Mutex<Option<WorkerGuards<()>>>,
 }
 
 /// What a pipeline is doing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PipelineStats {
     /// Turns admitted and not yet ended.
     pub turns_in_flight: usize,
@@ -68,6 +71,8 @@ pub struct PipelineStats {
     pub audit: AuditStats,
     /// What that means for the policy.
     pub bound: BoundStats,
+    /// How loaded it is.
+    pub load: LoadStats,
 }
 
 /// Ends the process when a worker panics: the other workers would wait for it for ever, and everything that was
@@ -108,6 +113,7 @@ impl Pipeline {
         let (clock, streams, following) = (Clock::start(), Arc::new(Streams::new()), Arc::new(AtomicUsize::new(0)));
         let knowledge_epoch = parts.knowledge.epoch();
         let validity = Arc::new(Shared::new(threads, knowledge_epoch, &config.knowledge, config.audit.bound_limits()));
+        let load = Load::new(config.load, threads * QUEUES);
         let committer = Arc::new(Committer::start(parts.store.clone(), config.storage.commit_queue_max)?);
         let (ready, readiness) = mpsc::channel();
         let mut blueprint = Blueprint {
@@ -119,6 +125,7 @@ impl Pipeline {
             streams: streams.clone(),
             following: following.clone(),
             committer: committer.clone(),
+            load: load.clone(),
             searchers: Pool::start("turnflow-search", config.workers.search_threads, room)?,
             validity: validity.clone(),
             left: left(parts, threads)?.into_iter().map(Mutex::new).collect(),
@@ -152,7 +159,7 @@ impl Pipeline {
         Ok(Self(Arc::new(Running {
             config: config.clone(),
             parts: parts.clone(),
-            tier: parts.tier.identity(),
+            tiers: parts.tiers_identity(),
             validity,
             writes: Arc::default(),
             clock,
@@ -161,6 +168,8 @@ impl Pipeline {
             streams,
             following,
             places: Arc::new(Semaphore::new(room)),
+            tenants: Arc::new(TenantPlaces::new(config.limits.tenant_turns_in_flight_max)),
+            load,
             draining: AtomicBool::new(false),
             workers: Mutex::new(Some(workers)),
         })))
@@ -177,23 +186,37 @@ impl Pipeline {
     /// Cancel-safe: a turn whose future is dropped while it waits was not admitted.
     ///
     /// # Errors
-    /// [`SubmitError`] when the turn is invalid, no place became free in time, or the pipeline is shutting down.
+    /// [`SubmitError`] when the turn is invalid, its tenant has too many in flight, no place became free in time, or the pipeline
+    /// is shutting down.
     pub async fn submit(&self, turn: Turn) -> Result<TurnStream, SubmitError> {
-        self.check(&turn)?;
-        let wait_ms = self.0.config.limits.admission_wait_ms;
-        let place = tokio::time::timeout(Duration::from_millis(wait_ms), self.place()).await;
-        let place = place.unwrap_or(Err(SubmitError::Overloaded { retry_after_ms: wait_ms.max(1) }))?;
-        self.admit(turn, place)
+        self.submit_within(turn, None).await
     }
 
-    /// As [`submit`](Self::submit), but waits for a place as long as it takes.
+    /// As [`submit`](Self::submit), for a caller who needs the answer within this time: where it cannot be written in time, it is
+    /// not begun, and the turn ends with an error.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub async fn submit_within(&self, turn: Turn, time_max: Option<Duration>) -> Result<TurnStream, SubmitError> {
+        self.check(&turn)?;
+        let began = Instant::now();
+        let wait_ms = self.0.config.limits.admission_wait_ms;
+        let overloaded = || SubmitError::Overloaded { retry_after_ms: self.0.load.lock().retry_after_ms() };
+        let tenant = self.0.tenants.enter(&turn.tenant).ok_or_else(overloaded)?;
+        let patience = Duration::from_millis(wait_ms).min(time_max.unwrap_or(Duration::MAX));
+        let place = tokio::time::timeout(patience, self.place()).await.unwrap_or_else(|_| Err(overloaded()))?;
+        let time_max = time_max.map(|time_max| time_max.saturating_sub(began.elapsed()));
+        self.admit(turn, place, Some(tenant), time_max)
+    }
+
+    /// As [`submit`](Self::submit), but waits for a place as long as it takes, and whatever its tenant has in flight.
     ///
     /// # Errors
     /// [`SubmitError`] when the turn is invalid or the pipeline is shutting down.
     pub async fn submit_patiently(&self, turn: Turn) -> Result<TurnStream, SubmitError> {
         self.check(&turn)?;
         let place = self.place().await?;
-        self.admit(turn, place)
+        self.admit(turn, place, None, None)
     }
 
     /// Takes no new turns and no changes of the knowledge base, waits until those inside have ended and are written, and
@@ -217,7 +240,8 @@ impl Pipeline {
         let (validity, refresh) = self.0.validity.stats();
         let (audit, bound) = self.0.validity.audits.stats();
         let turns_following = self.0.following.load(Ordering::Relaxed);
-        PipelineStats { turns_in_flight: self.0.streams.len(), turns_following, validity, refresh, audit, bound }
+        let load = self.0.load.lock().stats();
+        PipelineStats { turns_in_flight: self.0.streams.len(), turns_following, validity, refresh, audit, bound, load }
     }
 
     /// Waits until what fell by changes that were acknowledged before is answered anew, or let go. Cancel-safe.
@@ -243,21 +267,30 @@ impl Pipeline {
         if self.0.is_draining() { Err(SubmitError::ShuttingDown) } else { Ok(place) }
     }
 
-    fn admit(&self, turn: Turn, place: OwnedSemaphorePermit) -> Result<TurnStream, SubmitError> {
+    fn admit(
+        &self,
+        turn: Turn,
+        place: OwnedSemaphorePermit,
+        tenant: Option<TenantPlace>,
+        time_max: Option<Duration>,
+    ) -> Result<TurnStream, SubmitError> {
         let acknowledged = self.0.validity.acknowledged();
-        let (number, stream) = self.0.streams.open(place, acknowledged);
-        let scope = self.0.config.scope_of(&turn.tenant, &self.0.tier);
+        let (number, stream) = self.0.streams.open((place, tenant), acknowledged);
+        let scope = self.0.config.scope_of(&turn.tenant, &self.0.tiers);
         let worker = conversation_owner(&turn) % self.0.ports.len() as u64;
         #[expect(clippy::cast_possible_truncation, reason = "a count of threads")]
         let (index, worker) = (worker as usize, worker as u32);
         let request = RequestId { worker, number };
-        let ask = Box::new(Ask { acknowledged, ..Ask::new(request, turn, scope, self.0.clock.now_us()) });
+        let now_us = self.0.clock.now_us();
+        let time_us = |time_max: Duration| u64::try_from(time_max.as_micros()).unwrap_or(u64::MAX);
+        let deadline_us = time_max.map(|time_max| now_us.saturating_add(time_us(time_max)));
+        let ask = Box::new(Ask { acknowledged, deadline_us, ..Ask::new(request, turn, scope, now_us) });
         match self.0.ports[index].send(ask) {
             Ok(()) => Ok(stream),
             Err(_) => {
                 // There is room for as many turns as there are places, so this is a defect, not overload.
                 self.0.streams.abandon(number);
-                Err(SubmitError::Overloaded { retry_after_ms: self.0.config.limits.admission_wait_ms.max(1) })
+                Err(SubmitError::Overloaded { retry_after_ms: self.0.load.lock().retry_after_ms() })
             }
         }
     }

@@ -24,7 +24,6 @@ use crossbeam_channel::Sender;
 use timely::dataflow::operators::probe::Handle;
 use timely::worker::Worker;
 use turnflow_operators::audit::{AuditLimits, Audits};
-use turnflow_operators::commit::Price;
 use turnflow_operators::dedupe::Boxes;
 use turnflow_operators::message::{Basis, Purpose, QuestionKey};
 use turnflow_operators::refresh::{Refresh, RefreshLimits};
@@ -64,9 +63,9 @@ pub(crate) struct Parts {
     /// Where questions enter that are asked in the background.
     pub(crate) background: Port,
     /// The bounds of what is answered anew, and what a tier's tokens cost; None when nothing is.
-    pub(crate) refresh: Option<(RefreshLimits, Price)>,
+    pub(crate) refresh: Option<RefreshLimits>,
     /// The bounds of what is answered in full as well; None when nothing is.
-    pub(crate) audit: Option<(AuditLimits, Price)>,
+    pub(crate) audit: Option<AuditLimits>,
     /// False serves cached answers whatever becomes of the knowledge base.
     pub(crate) exact: bool,
     #[cfg(test)]
@@ -115,8 +114,8 @@ impl Driver {
         let mut inputs = Inputs::default();
         worker.dataflow_named::<Epoch, _, _>("validity", |scope| validity(scope, &mut inputs, &setup));
         let acknowledged = parts.shared.acknowledged();
-        let refresh = parts.refresh.map(|(limits, price)| Refresh::new(limits, price));
-        let auditor = Auditor::new(parts.audit.map(|(limits, price)| Audits::new(limits, price)));
+        let refresh = parts.refresh.map(Refresh::new);
+        let auditor = Auditor::new(parts.audit.map(Audits::new));
         let mut driver = Self {
             parts,
             worker: index,

@@ -40,7 +40,8 @@ fn at_each<F: Future<Output = ()>>(adjust: impl Fn(&mut Config), test: impl Fn(P
         let mut parts = Parts::open(&config, Store::memory(), files()).expect("parts");
         let gate = Arc::new(Gate::default());
         let tier = Extractive::new(parts.encoder.clone(), config.extractive.clone());
-        parts.tier = TierEngine::start(Arc::new(Gated(tier, gate.clone())), config.tier.engine()).expect("threads");
+        parts.tiers.large =
+            TierEngine::start(Arc::new(Gated(tier, gate.clone())), config.tier.engine()).expect("threads");
         let pipeline = Pipeline::start(&config, &parts).expect("pipeline");
         runtime.block_on(async {
             import(&pipeline).await;

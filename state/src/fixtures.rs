@@ -36,6 +36,7 @@ pub(crate) fn record(tenant: &str, conversation: &str, turn: &str) -> TurnRecord
         origin: Some(turn.key()),
         refreshed: true,
         evidence: None,
+        route: None,
         reason: "similar".to_owned(),
     };
     let completion = Completion {

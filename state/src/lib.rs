@@ -38,6 +38,6 @@ pub use store::{
 };
 pub use text::normalise;
 pub use turn::{
-    CacheControl, CacheLevel, Channel, Completion, Exchange, HitEvidence, HitReason, Stage, StageLatencies, Tier, Turn,
-    TurnError, TurnErrorKind, TurnEvent, TurnRecord, Usage, Verdict,
+    CacheControl, CacheLevel, Channel, Completion, Exchange, HitEvidence, HitReason, LoadLevel, RouteEvidence, Stage,
+    StageLatencies, Tier, TierSize, Turn, TurnError, TurnErrorKind, TurnEvent, TurnRecord, Usage, Verdict,
 };

@@ -16,6 +16,8 @@ pub struct Limits {
     pub turns_per_stream_max: usize,
     /// Turns in flight in the process: admission waits beyond it.
     pub turns_in_flight_max: usize,
+    /// Turns in flight of one tenant: more are refused at once.
+    pub tenant_turns_in_flight_max: usize,
     /// How long admission waits for a free place before it refuses, in milliseconds.
     pub admission_wait_ms: u64,
     /// Unanswered turns of one conversation.

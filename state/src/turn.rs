@@ -164,6 +164,54 @@ named_enum!(
 );
 
 named_enum!(
+    /// Which of the configured tiers.
+    TierSize {
+        /// The cheap one.
+        Small = "small",
+        /// The expensive one, or the only one.
+        Large = "large",
+    }
+);
+
+named_enum!(
+    /// How loaded a process is.
+    LoadLevel {
+        /// Everything as configured.
+        Normal = "normal",
+        /// New conversations get the small tier.
+        Degraded = "degraded",
+        /// New conversations are refused that no cache answers.
+        Shedding = "shedding",
+    }
+);
+
+impl Default for LoadLevel {
+    fn default() -> Self {
+        Self::Normal
+    }
+}
+
+impl LoadLevel {
+    /// The next level; the highest stays.
+    #[must_use]
+    pub const fn up(self) -> Self {
+        match self {
+            Self::Normal => Self::Degraded,
+            Self::Degraded | Self::Shedding => Self::Shedding,
+        }
+    }
+
+    /// The level before; the lowest stays.
+    #[must_use]
+    pub const fn down(self) -> Self {
+        match self {
+            Self::Normal | Self::Degraded => Self::Normal,
+            Self::Shedding => Self::Degraded,
+        }
+    }
+}
+
+named_enum!(
     /// The stages that a turn spends time in.
     Stage {
         /// Waiting for the previous turn of the conversation, and loading its history.
@@ -241,6 +289,23 @@ pub struct Verdict {
     pub reason: String,
     /// What spoke for serving a similar question's answer.
     pub evidence: Option<Box<HitEvidence>>,
+    /// Which tier was asked, and why; None when none was.
+    pub route: Option<Box<RouteEvidence>>,
+}
+
+/// Which tier was asked, and why.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RouteEvidence {
+    /// Which.
+    pub size: TierSize,
+    /// In a few words, why.
+    pub reason: String,
+    /// How likely the small tier's answer is as good, where that was estimated.
+    pub probability: Option<f32>,
+    /// How loaded the process was.
+    pub load: LoadLevel,
+    /// Whether the small tier was asked first, and had no good answer.
+    pub escalated: bool,
 }
 
 /// What spoke for serving a similar question's answer.
@@ -340,6 +405,8 @@ named_enum!(
         Invalid = "invalid",
         /// Too much at once; try again later.
         Overloaded = "overloaded",
+        /// The caller's own deadline has passed, or would have before there was an answer.
+        Late = "late",
         /// Turnflow is at fault.
         Internal = "internal",
         /// Turnflow is shutting down.
@@ -355,12 +422,20 @@ pub struct TurnError {
     pub kind: TurnErrorKind,
     /// What happened, for the client.
     pub message: String,
+    /// When trying again makes sense, in milliseconds, where that is known.
+    pub retry_after_ms: Option<u64>,
 }
 
 impl TurnError {
     /// An error with a message for the client.
     pub fn new(kind: TurnErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), retry_after_ms: None }
+    }
+
+    /// Too much at once: try again after so many milliseconds.
+    #[must_use]
+    pub fn overloaded(message: impl Into<String>, retry_after_ms: u64) -> Self {
+        Self { retry_after_ms: Some(retry_after_ms), ..Self::new(TurnErrorKind::Overloaded, message) }
     }
 }
 

@@ -139,9 +139,10 @@ impl Session {
     }
 
     async fn admit(&self, request: ConverseRequest) -> Result<(TurnKey, TurnStream), Refusal> {
+        let time_max = convert::time_max(request.turn.as_ref());
         let turn = convert::turn(self.tenant.clone(), request.turn, &self.limits, now_ms())?;
         let key = turn.key();
-        let events = self.pipeline.submit(turn).await?;
+        let events = self.pipeline.submit_within(turn, time_max).await?;
         Ok((key, events))
     }
 }

@@ -3,13 +3,20 @@
 //! A turn is checked here field by field, so that a client hears which field is at fault; past this module a turn is
 //! valid by type. Enums are matched, not cast, so that a new value on either side has to be handled here.
 
+use std::time::Duration;
+
 use turnflow_state::{
-    CacheControl, CacheLevel, Channel, Completion, ConversationId, HitEvidence, IdError, Limits, Source, Stage,
-    StageLatencies, TenantId, Tier, Turn, TurnEvent, TurnId, TurnKey, Verdict,
+    CacheControl, CacheLevel, Channel, Completion, ConversationId, HitEvidence, IdError, Limits, LoadLevel,
+    RouteEvidence, Source, Stage, StageLatencies, TenantId, Tier, TierSize, Turn, TurnEvent, TurnId, TurnKey, Verdict,
 };
 
 use super::proto::{self, ask_response, converse_response};
 use super::refusal::Refusal;
+
+/// How long the answer to a request's turn may take; None for as long as it takes.
+pub(super) fn time_max(turn: Option<&proto::Turn>) -> Option<Duration> {
+    turn.and_then(|turn| turn.deadline_ms).map(Duration::from_millis)
+}
 
 /// Checks a request's turn, which came at this time.
 pub(super) fn turn(tenant: TenantId, turn: Option<proto::Turn>, limits: &Limits, at_ms: u64) -> Result<Turn, Refusal> {
@@ -190,7 +197,22 @@ fn verdict(verdict: Verdict) -> proto::Verdict {
         refreshed: verdict.refreshed,
         reason: verdict.reason,
         evidence: verdict.evidence.map(|evidence| evidence_of(*evidence)),
+        route: verdict.route.map(|route| route_of(*route)),
     }
+}
+
+fn route_of(route: RouteEvidence) -> proto::Route {
+    let RouteEvidence { size, reason, probability, load, escalated } = route;
+    let size = match size {
+        TierSize::Small => proto::TierSize::Small,
+        TierSize::Large => proto::TierSize::Large,
+    };
+    let load = match load {
+        LoadLevel::Normal => proto::LoadLevel::Normal,
+        LoadLevel::Degraded => proto::LoadLevel::Degraded,
+        LoadLevel::Shedding => proto::LoadLevel::Shedding,
+    };
+    proto::Route { size: size.into(), reason, probability, load: load.into(), escalated }
 }
 
 fn evidence_of(evidence: HitEvidence) -> proto::Evidence {

@@ -12,7 +12,7 @@ use turnflow_state::{TurnError, TurnErrorKind, TurnKey};
 
 use super::proto::{self, ErrorKind};
 
-/// When to come back with a turn that was shed after it had been admitted: the shed turn carries no time of its own.
+/// When to come back with a turn that found no room, where nobody knows better.
 const RETRY_AFTER_SHED_MS: u64 = 1_000;
 
 const INTERNAL_MESSAGE: &str = "the server failed; its log says why";
@@ -33,6 +33,11 @@ pub(super) enum Refusal {
         /// When to try again, in milliseconds.
         retry_after_ms: u64,
     },
+    /// The caller's own deadline has passed, or would have.
+    Late {
+        /// How long it was.
+        message: String,
+    },
     /// Turnflow is at fault. The cause has been logged.
     Internal,
     /// Turnflow is shutting down.
@@ -49,7 +54,10 @@ impl Refusal {
     pub(super) fn of_turn(error: TurnError, key: &TurnKey) -> Self {
         match error.kind {
             TurnErrorKind::Invalid => Self::Invalid { field: None, message: error.message },
-            TurnErrorKind::Overloaded => Self::Overloaded { retry_after_ms: RETRY_AFTER_SHED_MS },
+            TurnErrorKind::Overloaded => {
+                Self::Overloaded { retry_after_ms: error.retry_after_ms.unwrap_or(RETRY_AFTER_SHED_MS) }
+            }
+            TurnErrorKind::Late => Self::Late { message: error.message },
             TurnErrorKind::Unavailable => Self::Unavailable,
             TurnErrorKind::Internal => {
                 tracing::error!(conversation = %key.conversation, turn = %key.turn, "turn failed: {error}");
@@ -65,6 +73,7 @@ impl Refusal {
             Self::Overloaded { retry_after_ms } => {
                 (ErrorKind::Overloaded, overloaded(retry_after_ms), None, Some(retry_after_ms))
             }
+            Self::Late { message } => (ErrorKind::Late, message, None, None),
             Self::Internal => (ErrorKind::Internal, INTERNAL_MESSAGE.to_owned(), None, None),
             Self::Unavailable => (ErrorKind::Unavailable, UNAVAILABLE_MESSAGE.to_owned(), None, None),
         };
@@ -103,6 +112,7 @@ impl From<Refusal> for Status {
                 let details = ErrorDetails::with_retry_info(Some(Duration::from_millis(retry_after_ms)));
                 Self::with_error_details(Code::ResourceExhausted, overloaded(retry_after_ms), details)
             }
+            Refusal::Late { message } => Self::deadline_exceeded(message),
             Refusal::Internal => Self::internal(INTERNAL_MESSAGE),
             Refusal::Unavailable => Self::unavailable(UNAVAILABLE_MESSAGE),
         }

@@ -4,7 +4,7 @@
 //! without a trace; its turn is answered and stored all the same, and the same turn again gets that answer.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -67,9 +67,13 @@ impl Conversations for Service {
     async fn ask(&self, request: Request<AskRequest>) -> Result<Response<Self::AskStream>, Status> {
         self.refuse_when_stopping()?;
         let tenant = tenant_of(request.metadata())?;
-        let turn = convert::turn(tenant, request.into_inner().turn, &self.limits, now_ms())?;
+        let of_call = call_time(request.metadata());
+        let turn = request.into_inner().turn;
+        // The shorter of the two.
+        let time_max = convert::time_max(turn.as_ref()).into_iter().chain(of_call).min();
+        let turn = convert::turn(tenant, turn, &self.limits, now_ms())?;
         let key = turn.key();
-        let events = self.pipeline.submit(turn).await.map_err(Refusal::from)?;
+        let events = self.pipeline.submit_within(turn, time_max).await.map_err(Refusal::from)?;
         let (out, responses) = mpsc::channel(RESPONSES_QUEUED_MAX);
         tokio::spawn(forward(key, events, out));
         Ok(Response::new(ReceiverStream::new(responses)))
@@ -89,6 +93,23 @@ impl Conversations for Service {
 /// Who calls. Authentication belongs here.
 pub(super) fn tenant_of(_metadata: &MetadataMap) -> Result<TenantId, Refusal> {
     TenantId::new(TENANT_DEFAULT).map_err(|_| Refusal::Internal)
+}
+
+/// How long a call may take, by its `grpc-timeout`: at most eight digits and a unit (gRPC over HTTP/2, "Timeout"). None where the
+/// client sets no limit, or one that is malformed, which tonic lets pass as well.
+fn call_time(metadata: &MetadataMap) -> Option<Duration> {
+    let value = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    let count: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    match unit {
+        "H" => Some(Duration::from_secs(count * 3_600)),
+        "M" => Some(Duration::from_secs(count * 60)),
+        "S" => Some(Duration::from_secs(count)),
+        "m" => Some(Duration::from_millis(count)),
+        "u" => Some(Duration::from_micros(count)),
+        "n" => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
 }
 
 /// The time, in milliseconds since 1970.

@@ -145,6 +145,7 @@ mod tests {
                 origin: Some(origin),
                 refreshed: false,
                 evidence: None,
+                route: None,
                 reason: "similar".to_owned(),
             },
             latency,

@@ -205,6 +205,7 @@ fn completion(text: &str, answer: String, origin: Option<TurnKey>) -> Completion
             origin,
             refreshed: false,
             evidence: None,
+            route: None,
             reason: String::new(),
         },
         latency: StageLatencies::default(),

@@ -153,9 +153,10 @@ fn start_pipeline(config: &Config, gate: Arc<Gate>, replace: impl FnOnce(&Config
     let (encoder, axes, store) = (shop().encoder.clone(), shop().axes.clone(), stocked());
     let knowledge = Arc::new(KnowledgeBase::load(store.clone(), config.knowledge.cache_bytes).expect("loaded"));
     let extractive = Extractive::new(encoder.clone(), config.extractive.clone());
-    let tier = TierEngine::start(Arc::new(Gated::new(extractive, gate)), config.tier.engine()).expect("a thread");
+    let large = TierEngine::start(Arc::new(Gated::new(extractive, gate)), config.tier.engine()).expect("a thread");
+    let (tiers, chooser) = (Tiers { large, small: None }, None);
     let policy = Arc::new(turnflow_pipeline::policy(config).expect("the verifier that ships"));
-    let mut parts = Parts { store, knowledge, encoder, tier, policy, axes };
+    let mut parts = Parts { store, knowledge, encoder, tiers, chooser, policy, axes };
     replace(config, &mut parts);
     Pipeline::start(config, &parts).expect("started")
 }
@@ -168,6 +169,7 @@ pub fn turn(conversation: &str, id: &str, text: &str) -> Turn {
         channel: proto::Channel::Web.into(),
         text: text.to_owned(),
         cache_control: None,
+        deadline_ms: None,
     }
 }
 

@@ -4,8 +4,14 @@
 
 use std::sync::Arc;
 
+use turnflow_operators::audience::Audiences;
+use turnflow_operators::commit::Price;
+use turnflow_operators::generate::{Generate, GenerateSettings, Generator};
+use turnflow_operators::load::Load;
 use turnflow_operators::message::{Ask, Basis, RequestId, Step};
 use turnflow_operators::policy::{Clarity, Policy};
+use turnflow_operators::prioritise::{ChannelWeights, Order, QueueLimits};
+use turnflow_operators::shell::Wake;
 use turnflow_state::{
     Answer, CacheControl, CacheEntry, Channel, ConversationId, EntryId, ScopeId, Support, TenantId, Tier, Turn, TurnId,
     Usage,
@@ -73,4 +79,26 @@ pub(crate) fn numbers(steps: &[Step]) -> Vec<u64> {
 pub(crate) fn basis(vector: &[f32]) -> Basis {
     let support = Arc::new(Support { chunks: Vec::new(), kth_score: 0.0, read_epoch: 0 });
     Basis { vector: vector.into(), support, valid_at: 0 }
+}
+
+/// A queue with room for everything, that ages nobody.
+pub(crate) const QUEUE: QueueLimits = QueueLimits {
+    order: Order::Priority,
+    turns_max: 1_000,
+    tokens_max: 1_000_000,
+    patience_ms: 1_000,
+    aged_ms: 1_000_000,
+    aged_every: 4,
+    weights: ChannelWeights { voice: 4.0, chat: 2.0, api: 1.0, email: 1.0 },
+};
+
+/// What generate keeps to, with a small tier's price of 1 a token.
+pub(crate) fn settings() -> GenerateSettings {
+    let small_price = Price { input_per_million: 1.0, output_per_million: 1.0 };
+    GenerateSettings { chunks_wanted: 4, queue: QUEUE, escalate: true, small_price, number: 0 }
+}
+
+/// A stage in front of a tier, whatever the load.
+pub(crate) fn generate<G: Generator>(tier: G, audiences: Audiences, wake: &Wake) -> Generate<G> {
+    Generate::new(tier, settings(), Load::ignored(), audiences, wake)
 }

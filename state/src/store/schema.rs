@@ -5,7 +5,7 @@
 //! counts [`SCHEMA_VERSION`] up.
 
 /// The version that this build reads and writes.
-pub(crate) const SCHEMA_VERSION: u32 = 5;
+pub(crate) const SCHEMA_VERSION: u32 = 6;
 /// Where the version is kept in the `meta` column.
 pub(crate) const SCHEMA_KEY: &[u8] = b"schema-version";
 /// A version that is longer than this is shown cut off, in bytes.

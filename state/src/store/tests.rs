@@ -70,7 +70,7 @@ fn a_conversation_is_bounded() {
         conversation.record(id::<TurnId>(&format!("t{number}")));
     }
     let expected: VecDeque<_> = (1_000 - RECENT_TURNS_MAX..1_000).map(|number| id(&format!("t{number}"))).collect();
-    assert_eq!(conversation, Conversation { turns_answered: 1_000, recent: expected });
+    assert_eq!(conversation, Conversation { turns_answered: 1_000, recent: expected, size: None });
 }
 
 fn all_chunks(store: &Store) -> Vec<(ChunkId, u64)> {

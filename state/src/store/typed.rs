@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::codec::{StoredEntry, corrupt, decode, entry_id, entry_key, key, number, turn_key};
 use super::{Batch, Column, Durability, KeyValue, MemoryStore, RocksStore, StoreBatch, StoreOptions};
-use crate::{CacheEntry, ConversationId, EntryId, StateError, TenantId, TurnId, TurnKey, TurnRecord};
+use crate::{CacheEntry, ConversationId, EntryId, StateError, TenantId, TierSize, TurnId, TurnKey, TurnRecord};
 
 /// How many turns a conversation remembers by name. Older ones stay in the store but are no longer history.
 pub const RECENT_TURNS_MAX: usize = 32;
@@ -34,6 +34,8 @@ pub struct Conversation {
     pub turns_answered: u64,
     /// The last of them in the order in which they were answered, [`RECENT_TURNS_MAX`] at most.
     pub recent: VecDeque<TurnId>,
+    /// The tier that answered the last of them that no cache did.
+    pub size: Option<TierSize>,
 }
 
 impl Conversation {

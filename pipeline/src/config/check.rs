@@ -1,0 +1,250 @@
+//! What values make sense.
+
+use std::fmt::Display;
+
+use turnflow_models::{BurnConfig, Sampling, WrongSetting};
+use turnflow_operators::load::LoadLimits;
+use turnflow_operators::prioritise::{ChannelWeights, QueueLimits};
+
+use super::{Config, ConfigError, TierConfig, TierKind, place};
+
+/// Most threads of a kind.
+const THREADS_MAX: usize = 256;
+/// Longest queue.
+const QUEUE_MAX: usize = 1 << 17;
+/// Largest value of any other count.
+const COUNT_MAX: usize = 1 << 28;
+
+/// Checks a configuration that was read from a text; `name` is what errors call it.
+pub(super) fn check(config: &Config, text: &str, name: &str) -> Result<(), ConfigError> {
+    let source = Source { text, name };
+    source.counts(config)?;
+    source.cache(config)?;
+    source.load(config)?;
+    source.tier("tier", &config.tier)?;
+    if config.routing.enabled {
+        source.tier("small-tier", &config.small_tier)?;
+    }
+    Ok(())
+}
+
+/// Where a configuration was read.
+struct Source<'a> {
+    text: &'a str,
+    name: &'a str,
+}
+
+impl Source<'_> {
+    fn wrong(&self, key: impl Into<String>, value: &dyn Display, message: impl Into<String>) -> ConfigError {
+        let key = key.into();
+        let place = place(self.text, self.name, &key);
+        ConfigError::Value { place, key, value: value.to_string(), message: message.into() }
+    }
+
+    /// Settings of which there must be at least one, and not too many.
+    fn counts(&self, config: &Config) -> Result<(), ConfigError> {
+        for (key, value) in counts(config) {
+            if value == 0 {
+                return Err(self.wrong(key, &value, "must be at least 1"));
+            }
+            // Queues of this length are allocated when they are made, and every thread has a stack.
+            let most = match key.rsplit_once('.').map_or(key.as_str(), |(_, leaf)| leaf) {
+                "threads" | "search-threads" => THREADS_MAX,
+                "bytes-max" | "tenant-bytes-max" | "kv-bytes-max" => usize::MAX,
+                "commit-queue-max"
+                | "turns-in-flight-max"
+                | "queue-max"
+                | "turns-max"
+                | "writes-waiting-max"
+                | "events-kept-max"
+                | "in-flight-max" => QUEUE_MAX,
+                _ => COUNT_MAX,
+            };
+            if value > most {
+                return Err(self.wrong(key, &value, format!("must be at most {most}")));
+            }
+        }
+        let limits = &config.limits;
+        if config.storage.commit_queue_max < limits.turns_in_flight_max {
+            let least = format!("must be at least limits.turns-in-flight-max, {}", limits.turns_in_flight_max);
+            return Err(self.wrong("storage.commit-queue-max", &config.storage.commit_queue_max, least));
+        }
+        if limits.message_bytes_max < limits.text_bytes_max {
+            let least = format!("must be at least limits.text-bytes-max, {}", limits.text_bytes_max);
+            return Err(self.wrong("limits.message-bytes-max", &limits.message_bytes_max, least));
+        }
+        Ok(())
+    }
+
+    /// When a cached answer is served, and what it is compared with.
+    fn cache(&self, config: &Config) -> Result<(), ConfigError> {
+        let similarity = config.cache.similarity_min;
+        if !(0.0..=1.0).contains(&similarity) {
+            return Err(self.wrong("cache.similarity-min", &similarity, "must lie between 0 and 1"));
+        }
+        let delta = config.policy.delta;
+        if !(delta > 0.0 && delta < 1.0) {
+            let message = "must lie between 0 and 1, as the share of hits that may be wrong";
+            return Err(self.wrong("policy.delta", &delta, message));
+        }
+        let (share, disagreement) = (config.audit.share, config.audit.disagreement_max);
+        if !(0.0..=1.0).contains(&share) {
+            return Err(self.wrong("audit.share", &share, "must lie between 0 and 1"));
+        }
+        if !(disagreement > 0.0 && disagreement < 1.0) {
+            let message = "must lie between 0 and 1, as the share that may disagree";
+            return Err(self.wrong("audit.disagreement-max", &disagreement, message));
+        }
+        if !(config.audit.step > 0.0 && config.audit.step.is_finite()) {
+            return Err(self.wrong("audit.step", &config.audit.step, "must be a number above 0, as log odds"));
+        }
+        for (key, value) in [
+            ("policy.relevance-min", config.policy.relevance_min),
+            ("policy.margin-min", config.policy.margin_min),
+            ("extractive.confidence-min", config.extractive.confidence_min),
+        ] {
+            if !(-1.0..=1.0).contains(&value) {
+                return Err(self.wrong(key, &value, "must lie between -1 and 1"));
+            }
+        }
+        Ok(())
+    }
+
+    fn load(&self, config: &Config) -> Result<(), ConfigError> {
+        let ChannelWeights { voice, chat, api, email } = config.queue.weights;
+        for (key, weight) in [
+            ("queue.weights.voice", voice),
+            ("queue.weights.chat", chat),
+            ("queue.weights.api", api),
+            ("queue.weights.email", email),
+        ] {
+            if !(weight.is_finite() && weight > 0.0) {
+                return Err(self.wrong(key, &weight, "must be a finite number above 0"));
+            }
+        }
+        let LoadLimits { degraded_wait_ms, shedding_wait_ms, calm_ms, calm_ms_max, saturation_max, .. } = config.load;
+        if shedding_wait_ms < degraded_wait_ms {
+            let least = format!("must be at least load.degraded-wait-ms, {degraded_wait_ms}");
+            return Err(self.wrong("load.shedding-wait-ms", &shedding_wait_ms, least));
+        }
+        if calm_ms_max < calm_ms {
+            let least = format!("must be at least load.calm-ms, {calm_ms}");
+            return Err(self.wrong("load.calm-ms-max", &calm_ms_max, least));
+        }
+        if !(saturation_max > 0.0 && saturation_max <= 1.0) {
+            return Err(self.wrong("load.saturation-max", &saturation_max, "must be above 0 and at most 1"));
+        }
+        Ok(())
+    }
+
+    fn tier(&self, section: &str, tier: &TierConfig) -> Result<(), ConfigError> {
+        let key = |leaf: &str| format!("{section}.{leaf}");
+        for (leaf, value) in [
+            ("price.input-per-million", tier.price.input_per_million),
+            ("price.output-per-million", tier.price.output_per_million),
+        ] {
+            if !value.is_finite() || value < 0.0 {
+                return Err(self.wrong(key(leaf), &value, "must be a finite number, not negative"));
+            }
+        }
+        let Sampling { temperature, top_p, repetition_penalty, .. } = tier.sampling;
+        if !(temperature.is_finite() && temperature >= 0.0) {
+            return Err(self.wrong(key("sampling.temperature"), &temperature, "must be a finite number, not negative"));
+        }
+        if !(top_p > 0.0 && top_p <= 1.0) {
+            return Err(self.wrong(key("sampling.top-p"), &top_p, "must be above 0 and at most 1"));
+        }
+        if !(repetition_penalty.is_finite() && repetition_penalty > 0.0) {
+            return Err(self.wrong(
+                key("sampling.repetition-penalty"),
+                &repetition_penalty,
+                "must be a finite number above 0",
+            ));
+        }
+        let BurnConfig { model, engine, .. } = &tier.burn;
+        if engine.step_tokens_max < engine.sequences_max {
+            let least = format!("must be at least {}, {}", key("burn.engine.sequences-max"), engine.sequences_max);
+            return Err(self.wrong(key("burn.engine.step-tokens-max"), &engine.step_tokens_max, least));
+        }
+        if tier.kind == TierKind::Burn && model.as_os_str().is_empty() {
+            let message = format!("must name the folder of a checkpoint, because {} is \"burn\"", key("kind"));
+            return Err(self.wrong(key("burn.model"), &"\"\"", message));
+        }
+        if tier.kind == TierKind::Openai
+            && let Err(WrongSetting { key: leaf, reason }) = tier.openai.check()
+        {
+            let key = key(&format!("openai.{leaf}"));
+            return Err(ConfigError::Key { place: place(self.text, self.name, &key), key, message: reason });
+        }
+        Ok(())
+    }
+}
+
+// What is counted in 64 bits is bounded all the same.
+fn count(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+fn counts(config: &Config) -> Vec<(String, usize)> {
+    let (limits, queue) = (&config.limits, &config.queue);
+    let QueueLimits { turns_max, tokens_max, aged_every, .. } = queue;
+    let mut counts = [
+        ("storage.commit-queue-max", config.storage.commit_queue_max),
+        ("workers.threads", config.workers.threads),
+        ("workers.search-threads", config.workers.search_threads),
+        ("limits.text-bytes-max", limits.text_bytes_max),
+        ("limits.message-bytes-max", limits.message_bytes_max),
+        ("limits.streams-per-connection-max", limits.streams_per_connection_max as usize),
+        ("limits.turns-per-stream-max", limits.turns_per_stream_max),
+        ("limits.turns-in-flight-max", limits.turns_in_flight_max),
+        ("limits.tenant-turns-in-flight-max", limits.tenant_turns_in_flight_max),
+        ("limits.turns-per-conversation-max", limits.turns_per_conversation_max),
+        ("limits.article-bytes-max", limits.article_bytes_max),
+        ("cache.bytes-max", config.cache.bytes_max),
+        ("cache.tenant-bytes-max", config.cache.tenant_bytes_max),
+        ("refresh.queue-max", config.refresh.queue_max),
+        ("refresh.in-flight-max", config.refresh.in_flight_max),
+        ("refresh.tries-max", config.refresh.tries_max as usize),
+        ("audit.queue-max", config.audit.queue_max),
+        ("audit.in-flight-max", config.audit.in_flight_max),
+        ("queue.turns-max", *turns_max),
+        ("queue.tokens-max", *tokens_max),
+        ("queue.aged-every", *aged_every as usize),
+        ("knowledge.recent-chunks-max", config.knowledge.recent_chunks_max),
+        ("knowledge.writes-waiting-max", config.knowledge.writes_waiting_max),
+        ("knowledge.events-kept-max", config.knowledge.events_kept_max),
+        ("knowledge.chunks-retrieved", config.knowledge.chunks_retrieved),
+        ("knowledge.chunk-tokens-max", config.knowledge.chunk_tokens_max),
+        ("conversation.history-turns-max", config.conversation.history_turns_max),
+        ("encoder.queue-max", config.encoder.queue_max),
+        ("encoder.batch-tokens-max", config.encoder.batch_tokens_max),
+        ("encoder.batch-texts-max", config.encoder.batch_texts_max),
+        ("extractive.passages-max", config.extractive.passages_max),
+        ("extractive.articles-max", config.extractive.articles_max),
+        ("server.header-bytes-max", config.server.header_bytes_max as usize),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .to_vec();
+    for (section, TierConfig { queue_max, threads, prompt, burn, openai, .. }) in
+        [("tier", &config.tier), ("small-tier", &config.small_tier)]
+    {
+        let of_tier = [
+            ("queue-max", *queue_max),
+            ("threads", *threads),
+            ("prompt.prompt-tokens-max", prompt.prompt_tokens_max),
+            ("prompt.answer-tokens-max", prompt.answer_tokens_max),
+            ("burn.kv-bytes-max", count(burn.kv_bytes_max)),
+            ("burn.block-tokens", burn.block_tokens),
+            ("burn.answer-ms-max", count(burn.answer_ms_max)),
+            ("burn.threads", burn.threads),
+            ("burn.engine.queue-max", burn.engine.queue_max),
+            ("burn.engine.sequences-max", burn.engine.sequences_max),
+            ("burn.engine.step-tokens-max", burn.engine.step_tokens_max),
+            ("burn.engine.step-ms-max", count(burn.engine.step_ms_max)),
+            ("openai.in-flight-max", openai.in_flight_max),
+            ("openai.queue-max", openai.queue_max),
+        ];
+        counts.extend(of_tier.map(|(leaf, value)| (format!("{section}.{leaf}"), value)));
+    }
+    counts
+}

@@ -1,11 +1,14 @@
 //! The command line as clap reads it. What a command does is in [`crate::commands`].
 
+mod router;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use turnflow_state::TenantId;
 
+pub use self::router::{JudgedTurnArgs, RouterCommand, RouterEvalArgs, RouterTrainArgs};
 use crate::grpc::TENANT_DEFAULT;
 use crate::replay::{Format, OnBadLine, Scheme, Speed, Sweep};
 
@@ -50,6 +53,9 @@ pub enum Command {
     /// Fit and judge what decides whether one answer serves two questions
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Fit and judge what decides whether a small model suffices for a turn
+    #[command(subcommand)]
+    Router(RouterCommand),
     /// Get and inspect the models' weights
     #[command(subcommand)]
     Models(ModelsCommand),

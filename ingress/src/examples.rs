@@ -4,6 +4,8 @@
 //! whose label is the article in `gold.kb_id`; and `{"a", "b", "same_answer"}`, two questions and whether one answer serves
 //! both. `source` and `kind`, where they are given, are told apart in reports. Everything else is ignored.
 
+pub mod routing;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufReader;
@@ -11,6 +13,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use turnflow_state::normalise;
 
 use crate::lines::{BadLine, Lines, parse_line};
@@ -79,39 +82,51 @@ struct RowGold {
     source: String,
 }
 
+/// Whether a row's source is among those that were named; all are when none was.
+fn is_wanted(source: &str, named: &[String]) -> bool {
+    named.is_empty() || named.iter().any(|name| name == source)
+}
+
+/// Reads the rows of files, one of a few formats each.
+///
+/// # Errors
+/// When a file cannot be read, or the first row that is not what was `expected`, with file and number.
+fn read_rows<R: DeserializeOwned>(paths: &[PathBuf], expected: &str, mut take: impl FnMut(R)) -> anyhow::Result<()> {
+    for path in paths {
+        let name = path.display().to_string();
+        let file = File::open(path).with_context(|| format!("cannot open {name}"))?;
+        let mut lines = Lines::new(BufReader::new(file), &name);
+        while let Some(line) = lines.next_line().with_context(|| format!("cannot read {name}"))? {
+            let (number, line) = line?;
+            take(parse_line(&line).map_err(|_| BadLine::new(lines.file(), number, expected))?);
+        }
+    }
+    Ok(())
+}
+
 impl Examples {
     /// Reads files; `sources`, where any are named, leaves the rows of all others out.
     ///
     /// # Errors
     /// When a file cannot be read, or the first bad line with file and number.
     pub fn read(paths: &[PathBuf], sources: &[String]) -> anyhow::Result<Self> {
+        const EXPECTED: &str =
+            "neither a question (text, label), nor a labelled turn (text, gold), nor a pair (a, b, same_answer)";
         let mut examples = Self::default();
-        let wanted = |source: &str| sources.is_empty() || sources.iter().any(|named| named == source);
-        for path in paths {
-            let name = path.display().to_string();
-            let file = File::open(path).with_context(|| format!("cannot open {name}"))?;
-            let mut lines = Lines::new(BufReader::new(file), &name);
-            while let Some(line) = lines.next_line().with_context(|| format!("cannot read {name}"))? {
-                let (number, line) = line?;
-                let row: Row = parse_line(&line).map_err(|_| {
-                    let expected = "neither a question (text, label), nor a labelled turn (text, gold), nor a pair (a, b, same_answer)";
-                    BadLine::new(lines.file(), number, expected)
-                })?;
-                match row {
-                    Row::Pair { a, b, same_answer, source, kind, personal } if wanted(&source) => {
-                        let (a, b) = (examples.place(&a), examples.place(&b));
-                        examples.pairs.push(Pair { a, b, same: same_answer, source, kind, personal });
-                    }
-                    Row::Question { text, label, source } if wanted(&source) => examples.label(&text, label),
-                    Row::Turn { text, gold: RowGold { kind, kb_id: Some(label), source } }
-                        if kind == "kb" && wanted(&source) =>
-                    {
-                        examples.label(&text, label);
-                    }
-                    _ => {}
-                }
+        let wanted = |source: &str| is_wanted(source, sources);
+        read_rows(paths, EXPECTED, |row: Row| match row {
+            Row::Pair { a, b, same_answer, source, kind, personal } if wanted(&source) => {
+                let (a, b) = (examples.place(&a), examples.place(&b));
+                examples.pairs.push(Pair { a, b, same: same_answer, source, kind, personal });
             }
-        }
+            Row::Question { text, label, source } if wanted(&source) => examples.label(&text, label),
+            Row::Turn { text, gold: RowGold { kind, kb_id: Some(label), source } }
+                if kind == "kb" && wanted(&source) =>
+            {
+                examples.label(&text, label);
+            }
+            _ => {}
+        })?;
         Ok(examples)
     }
 

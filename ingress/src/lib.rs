@@ -15,5 +15,6 @@ pub mod lines;
 pub mod policy_report;
 pub mod progress;
 pub mod replay;
+pub mod router_report;
 pub mod sample;
 pub mod telemetry;

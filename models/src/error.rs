@@ -171,6 +171,14 @@ pub enum ModelError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file that holds no router.
+    #[error("{path} holds no router: {reason}", path = path.display())]
+    Router {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Training came to nothing.
     #[error("cannot train: {reason}")]
     Training {

@@ -3,6 +3,7 @@
 //! *Weights*: [`ensure`] pulls and verifies files. *Encoder*: [`Encoder`] makes vectors, [`TextTokenizer`] counts and
 //! cuts. *Engines*: [`EncoderEngine`] batches what waits, [`TierEngine`] answers; both are bounded, own their
 //! threads, and answer by callback. *Tiers*: [`Extractive`] answers with the knowledge base's own sentences.
+//! *Routing*: a [`Router`] decides whether a small tier suffices.
 //! *Decoders*: [`Checkpoint`] reads a model in the Hugging Face layout, [`PlainDecoder`] runs it on the device that a
 //! [`DeviceChoice`] resolves to.
 //!
@@ -27,11 +28,14 @@ mod generation;
 mod hub;
 mod kernels;
 mod memo;
+mod network;
 mod pull;
 mod queue;
 mod remote;
+mod router;
 mod secret;
 mod select;
+mod split;
 mod tier;
 mod tokenizer;
 mod vector;
@@ -67,6 +71,11 @@ pub use pull::{Progress, WeightSource};
 pub use queue::{Lane, Rejected};
 pub use remote::{
     BreakerState, LimitField, Phase, RemoteConfig, RemoteFault, RemoteHealth, RemoteStats, RemoteTier, WrongSetting,
+};
+pub use router::{
+    CurvePoint, Decision, DecisionTime, Kept, Needed, PlainRule, ROUTER_FEATURES, Recovered, Retrieval, Router,
+    RouterExample, RouterFitOptions, RouterFitReport, RouterInput, RoutingReport, Size, Target, evaluate_router,
+    fit_router,
 };
 pub use secret::Secret;
 pub use tier::{

@@ -8,7 +8,9 @@ mod kb;
 mod models;
 mod open;
 mod policy;
+mod prepare;
 mod replay;
+mod router;
 mod serve;
 mod signal;
 
@@ -20,7 +22,7 @@ use turnflow_models::{ModelHome, default_home};
 use turnflow_pipeline::Config;
 
 use crate::chat;
-use crate::cli::{BenchCommand, CacheCommand, Cli, Command, ModelsCommand, PolicyCommand};
+use crate::cli::{BenchCommand, CacheCommand, Cli, Command, ModelsCommand, PolicyCommand, RouterCommand};
 use crate::failure::Failure;
 
 /// What every command has in hand.
@@ -91,6 +93,8 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Cache(CacheCommand::Explain(args)) => policy::run_explain(&context, &args),
         Command::Policy(PolicyCommand::Fit(args)) => policy::run_fit(&context, &args),
         Command::Policy(PolicyCommand::Eval(args)) => policy::run_eval(&context, &args),
+        Command::Router(RouterCommand::Train(args)) => router::run_train(&context, &args),
+        Command::Router(RouterCommand::Eval(args)) => router::run_eval(&context, &args),
         Command::Models(ModelsCommand::Pull(args)) => models::pull(&context, args),
         Command::Models(ModelsCommand::List) => models::list(&context),
         Command::Bench(BenchCommand::Generate(args)) => bench::generate(&context, &args),

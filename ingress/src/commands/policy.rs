@@ -3,26 +3,21 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use serde::Serialize;
 use turnflow_models::{
     CONFIDENCE, Evidence, FitOptions, FitReport, FitStage, PairExample, QuestionExample, Verifier, fit,
 };
-use turnflow_pipeline::{Mentions, Pipeline, fitted_with, policy, verifier};
-use turnflow_state::{ArticleId, HitEvidence, TenantId};
+use turnflow_pipeline::{fitted_with, policy, verifier};
+use turnflow_state::HitEvidence;
 
-use super::{Context, open, replay};
+use super::Context;
+use super::prepare::{Text, prepare};
 use crate::cli::{ExplainArgs, PolicyEvalArgs, PolicyFitArgs};
 use crate::examples::{Examples, Pair};
 use crate::failure::Failure;
-use crate::grpc::TENANT_DEFAULT;
-use crate::kb_file::read_articles;
 use crate::policy_report::{Accepts, Recalls, Reliability, reliability_svg};
-use crate::progress::{Meter, Unit};
 
-/// Texts that are encoded together.
-const BATCH: usize = 256;
 /// Errors that a fitted verifier is reported for.
 const DELTAS: [f64; 4] = [0.005, 0.01, 0.02, 0.05];
 
@@ -34,13 +29,13 @@ pub(super) fn run_fit(context: &Context, args: &PolicyFitArgs) -> Result<(), Fai
         .with_hint("give the articles that the questions are about"));
     }
     let examples = Examples::read(&args.examples.data, &args.examples.source)?;
-    let prepared = prepare(context, &examples, args.examples.kb.as_ref())?;
+    let prepared = prepare(context, &examples.texts, args.examples.kb.as_ref())?;
     let questions: Vec<(usize, QuestionExample)> = prepared
         .iter()
         .enumerate()
         .filter_map(|(at, text)| {
             let label = examples.labels[at].clone()?;
-            let Text { vector, mentions, article } = text.clone();
+            let Text { vector, mentions, article, .. } = text.clone();
             let article = article.map(|article| article.to_string());
             let mentions = mentions.to_string();
             Some((at, QuestionExample { text: examples.texts[at].clone(), vector, label, mentions, article }))
@@ -89,7 +84,7 @@ pub(super) fn run_eval(context: &Context, args: &PolicyEvalArgs) -> Result<(), F
             .with_hint("name a verifier's file with --verifier"));
     };
     let context = &context.with(config);
-    let prepared = prepare(context, &examples, args.examples.kb.as_ref())?;
+    let prepared = prepare(context, &examples.texts, args.examples.kb.as_ref())?;
     let profiles: Vec<_> =
         examples.texts.iter().zip(&prepared).map(|(text, prepared)| verifier.profile(text, &prepared.vector)).collect();
     let judged: Vec<Judged<'_>> = examples
@@ -116,14 +111,6 @@ pub(super) fn run_eval(context: &Context, args: &PolicyEvalArgs) -> Result<(), F
     context.print(&outcome, &outcome)
 }
 
-/// A text and what the policy needs to know of it.
-#[derive(Clone)]
-pub(super) struct Text {
-    pub(super) vector: Arc<[f32]>,
-    pub(super) mentions: Mentions,
-    pub(super) article: Option<ArticleId>,
-}
-
 /// `cache explain`: why two texts would or would not share an answer.
 pub(super) fn run_explain(context: &Context, args: &ExplainArgs) -> Result<(), Failure> {
     if args.a.trim().is_empty() || args.b.trim().is_empty() {
@@ -131,7 +118,7 @@ pub(super) fn run_explain(context: &Context, args: &ExplainArgs) -> Result<(), F
     }
     let examples = Examples::of([&args.a, &args.b]);
     let policy = policy(&context.config)?;
-    let texts = prepare(context, &examples, args.kb.as_ref())?;
+    let texts = prepare(context, &examples.texts, args.kb.as_ref())?;
     let [a, b] = texts.as_slice() else {
         let text = "yes: the two are the same in normal form, and answered by the exact cache\n";
         return context
@@ -200,42 +187,6 @@ impl fmt::Display for Explained<'_> {
         }
         Ok(())
     }
-}
-
-/// Encodes texts, and finds the article that each is clearly about when there is a knowledge base.
-fn prepare(context: &Context, examples: &Examples, kb: Option<&PathBuf>) -> Result<Vec<Text>, Failure> {
-    let articles = kb.map(|path| read_articles(path, &context.config.limits)).transpose()?.unwrap_or_default();
-    let tenant = TenantId::new(TENANT_DEFAULT).map_err(anyhow::Error::from)?;
-    let mut config = context.config.clone();
-    // What is made here needs no verifier.
-    "none".clone_into(&mut config.policy.verifier);
-    let context = &context.with(config);
-    let folder = replay::temporary_folder()?;
-    let parts = open::parts(context, open::store(context, folder.path())?)?;
-    let clarity = parts.policy.clarity();
-    if !articles.is_empty() {
-        open::runtime()?.block_on(async {
-            let pipeline = Pipeline::start(&context.config, &parts)?;
-            open::import(&pipeline.knowledge(), &tenant, articles).await?;
-            pipeline.shutdown().await;
-            Ok::<_, Failure>(())
-        })?;
-    }
-    let mut order: Vec<usize> = (0..examples.texts.len()).collect();
-    order.sort_by_key(|&at| examples.texts[at].len());
-    let mut meter = Meter::new("encoding", Unit::Things("texts"), Some(order.len() as u64));
-    let mut prepared: Vec<Option<Text>> = vec![None; order.len()];
-    for (done, batch) in order.chunks(BATCH).enumerate() {
-        let texts = batch.iter().map(|&at| examples.texts[at].clone()).collect();
-        let vectors = parts.encoder.encode_blocking(texts).map_err(anyhow::Error::from)?;
-        for (&at, vector) in batch.iter().zip(vectors) {
-            let found = parts.knowledge.search(&tenant, &vector, context.config.knowledge.chunks_retrieved)?;
-            let mentions = Mentions::of(&examples.texts[at]);
-            prepared[at] = Some(Text { vector, mentions, article: clarity.article(&found) });
-        }
-        meter.set((done * BATCH + batch.len()) as u64);
-    }
-    Ok(prepared.into_iter().flatten().collect())
 }
 
 /// A pair and what the verifier made of it.

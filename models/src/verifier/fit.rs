@@ -8,11 +8,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use burn::module::Module;
-use burn::nn::{Linear, LinearConfig};
-use burn::optim::{AdamWConfig, GradientsParams};
-use burn::tensor::activation::{relu, softplus};
-use burn::tensor::{Device, Tensor, TensorData};
 use turnflow_state::normalise;
 
 use super::calibration::Judged;
@@ -22,6 +17,8 @@ use super::{Calibration, Evidence, FittedWith, Profile, Purposes, Verifier};
 use crate::axes::{AXES, principal_axes};
 use crate::contrast::{ContrastOptions, train_map};
 use crate::error::ModelError;
+use crate::network::{self, NetworkOptions, Row};
+use crate::split::part_of;
 use crate::vector::{dot, to_unit};
 
 /// Share of the questions that calibrate.
@@ -41,8 +38,7 @@ const UNFAMILIAR_SHARE: f64 = 0.1;
 const MIDDLES_PER_LABEL: usize = 4;
 const KMEANS_PASSES: usize = 15;
 const BATCH: usize = 256;
-/// Keeps the division by an input's spread defined.
-const SPREAD_MIN: f32 = 1e-3;
+const WEIGHT_DECAY: f32 = 0.02;
 
 /// A question whose answer is known by its label.
 #[derive(Clone, Debug)]
@@ -119,24 +115,6 @@ pub fn is_held_out(label: &str, share: f64) -> bool {
     part_of(&format!("label {label}")) < share
 }
 
-/// A number from 0 to 1 that depends on the text alone.
-fn part_of(text: &str) -> f64 {
-    let bytes: [u8; 4] = blake3::hash(text.as_bytes()).as_bytes()[..4].try_into().unwrap_or_default();
-    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
-}
-
-#[derive(Module, Debug)]
-struct Network {
-    hidden: Linear,
-    out: Linear,
-}
-
-impl Network {
-    fn forward(&self, inputs: Tensor<2>) -> Tensor<2> {
-        self.out.forward(relu(self.hidden.forward(inputs)))
-    }
-}
-
 /// Fits a verifier to questions that were prepared `fitted_with` an encoder and a knowledge base. `progress` hears of the
 /// stage, the step and the loss.
 ///
@@ -184,7 +162,11 @@ pub fn fit(
         return Err(ModelError::Training { reason: "no pairs to learn from".to_owned() });
     }
     let inputs: Vec<[f32; INPUTS]> = drawn.iter().map(|pair| inputs_of(questions, &profiles, *pair)).collect();
-    let (head, loss) = train_network(dimension, projection, &inputs, &drawn, options, progress)?;
+    let rows: Vec<Row<'_>> = inputs.iter().zip(&drawn).map(|(inputs, pair)| Row { inputs, holds: pair.same }).collect();
+    let (passes, seed) = (options.epochs, options.seed);
+    let how = NetworkOptions { units: HIDDEN, passes, batch: BATCH, weight_decay: WEIGHT_DECAY, seed };
+    let trained = network::train(&rows, &[], &how, &mut |pass, loss, _| progress(FitStage::Network, pass, loss))?;
+    let (head, loss) = (Head { dimension, projection, network: trained.network }, trained.loss);
 
     progress(FitStage::Calibration, 0, loss);
     let uncalibrated = Evidence::ALL.map(|_| Calibration::of(&[]));
@@ -290,76 +272,6 @@ fn nearest(mut scored: Vec<(f32, usize)>, count: usize) -> Vec<usize> {
         scored.sort_unstable_by(by_score);
     }
     scored.into_iter().map(|(_, at)| at).collect()
-}
-
-fn train_network(
-    dimension: usize,
-    projection: Vec<f32>,
-    inputs: &[[f32; INPUTS]],
-    pairs: &[PairExample],
-    options: &FitOptions,
-    progress: &mut dyn FnMut(FitStage, usize, f32),
-) -> Result<(Head, f32), ModelError> {
-    let (means, spreads) = moments(inputs);
-    let device = Device::flex().autodiff();
-    device.seed(options.seed);
-    let mut network = Network {
-        hidden: LinearConfig::new(INPUTS, HIDDEN).init(&device),
-        out: LinearConfig::new(HIDDEN, 1).init(&device),
-    };
-    let mut optimiser = AdamWConfig::new().with_weight_decay(0.02).init();
-    let mut random = fastrand::Rng::with_seed(options.seed);
-    let mut order: Vec<usize> = (0..pairs.len()).collect();
-    let mut loss_of_pass = 0.0;
-    for epoch in 0..options.epochs {
-        random.shuffle(&mut order);
-        let mut sum = 0.0;
-        for batch in order.chunks(BATCH) {
-            let standard = batch.iter().flat_map(|&at| {
-                inputs[at].iter().zip(means.iter().zip(&spreads)).map(|(x, (mean, spread))| (x - mean) / spread)
-            });
-            let x = Tensor::<2>::from_data(TensorData::new(standard.collect(), [batch.len(), INPUTS]), &device);
-            let signs: Vec<f32> = batch.iter().map(|&at| if pairs[at].same { -1.0 } else { 1.0 }).collect();
-            let signs = Tensor::<2>::from_data(TensorData::new(signs, [batch.len(), 1]), &device);
-            // Binary cross entropy of log odds z: log(1 + e^∓z).
-            let loss = softplus(network.forward(x) * signs, 1.0).mean();
-            sum += loss.clone().into_scalar::<f32>() * batch.len() as f32;
-            let gradients = GradientsParams::from_grads(loss.backward(), &network);
-            let rate = 1e-3 * (1.0 - epoch as f64 / options.epochs as f64);
-            network = optimiser.step(rate, network, gradients);
-        }
-        loss_of_pass = sum / pairs.len() as f32;
-        if !loss_of_pass.is_finite() {
-            return Err(ModelError::Training { reason: format!("the loss is {loss_of_pass} in pass {epoch}") });
-        }
-        progress(FitStage::Network, epoch, loss_of_pass);
-    }
-    let numbers = |data: TensorData| {
-        data.try_to_vec::<f32>().map_err(|error| ModelError::Training { reason: format!("{error:?}") })
-    };
-    let bias =
-        |layer: &Linear| layer.bias.as_ref().map_or_else(|| Ok(Vec::new()), |bias| numbers(bias.val().into_data()));
-    let head = Head {
-        dimension,
-        projection,
-        means,
-        spreads,
-        hidden: numbers(network.hidden.weight.val().into_data())?,
-        hidden_bias: bias(&network.hidden)?,
-        out: numbers(network.out.weight.val().into_data())?,
-        out_bias: bias(&network.out)?.first().copied().unwrap_or_default(),
-    };
-    Ok((head, loss_of_pass))
-}
-
-fn moments(inputs: &[[f32; INPUTS]]) -> (Vec<f32>, Vec<f32>) {
-    let count = inputs.len() as f32;
-    let means: Vec<f32> = (0..INPUTS).map(|at| inputs.iter().map(|input| input[at]).sum::<f32>() / count).collect();
-    let spread = |at: usize| {
-        (inputs.iter().map(|input| (input[at] - means[at]).powi(2)).sum::<f32>() / count).sqrt().max(SPREAD_MIN)
-    };
-    let spreads = (0..INPUTS).map(spread).collect();
-    (means, spreads)
 }
 
 /// Plays a cache that holds every familiar question so far; for each kind of evidence, the candidates of all questions and whether

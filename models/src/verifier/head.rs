@@ -1,12 +1,13 @@
 //! The head: numbers of a pair of questions in, the log odds that one answer serves both out.
 //!
-//! A projection brings questions that mean the same together; a small network judges what is left between them, beside
-//! what their words have in common. Trained as a Burn module in [`fit`](super::fit); here it is plain arithmetic, a few
-//! microseconds for a pair.
+//! A projection brings questions that mean the same together; a small [network](crate::network) judges what is left
+//! between them, beside what their words have in common. Trained in [`fit`](super::fit); here it is plain arithmetic, a
+//! few microseconds for a pair.
 
 use serde::{Deserialize, Serialize};
 
 use super::text::{WORD_FEATURE_NAMES, WORD_FEATURES};
+use crate::network::Network;
 use crate::vector::{dot, to_unit};
 
 /// Numbers of a projected question.
@@ -37,30 +38,16 @@ pub(super) struct Head {
     pub(super) dimension: usize,
     /// `[dimension, PROJECTED]`, row by row.
     pub(super) projection: Vec<f32>,
-    /// Mean and spread of each input where it was trained: `[INPUTS]` each.
-    pub(super) means: Vec<f32>,
-    pub(super) spreads: Vec<f32>,
-    /// `[INPUTS, HIDDEN]`, row by row, and `[HIDDEN]`.
-    pub(super) hidden: Vec<f32>,
-    pub(super) hidden_bias: Vec<f32>,
-    /// `[HIDDEN]` and one number.
-    pub(super) out: Vec<f32>,
-    pub(super) out_bias: f32,
+    /// From all numbers about a pair to log odds.
+    pub(super) network: Network,
 }
 
 impl Head {
     /// Whether all parts have their sizes and are finite.
     pub(super) fn is_sound(&self) -> bool {
-        let parts = [
-            (&self.projection, self.dimension * PROJECTED),
-            (&self.means, INPUTS),
-            (&self.spreads, INPUTS),
-            (&self.hidden, INPUTS * HIDDEN),
-            (&self.hidden_bias, HIDDEN),
-            (&self.out, HIDDEN),
-        ];
-        parts.iter().all(|(part, size)| part.len() == *size && part.iter().all(|number| number.is_finite()))
-            && self.out_bias.is_finite()
+        self.projection.len() == self.dimension * PROJECTED
+            && self.projection.iter().all(|number| number.is_finite())
+            && self.network.is_sound(INPUTS, HIDDEN)
     }
 
     /// A question's vector in the space where purposes are told apart, of unit length.
@@ -70,15 +57,7 @@ impl Head {
 
     /// The log odds for a pair's [`inputs`].
     pub(super) fn judge(&self, inputs: &[f32; INPUTS]) -> f32 {
-        let mut hidden = self.hidden_bias.clone();
-        for (at, input) in inputs.iter().enumerate() {
-            let standard = (input - self.means[at]) / self.spreads[at];
-            for (sum, weight) in hidden.iter_mut().zip(&self.hidden[at * HIDDEN..(at + 1) * HIDDEN]) {
-                *sum += standard * weight;
-            }
-        }
-        let active: Vec<f32> = hidden.into_iter().map(|sum| sum.max(0.0)).collect();
-        dot(&active, &self.out) + self.out_bias
+        self.network.judge(inputs)
     }
 }
 

@@ -11,7 +11,7 @@
 mod calibration;
 mod fit;
 mod head;
-mod text;
+pub(crate) mod text;
 
 use std::path::Path;
 
@@ -124,11 +124,11 @@ impl Comparison {
 /// What spoke for or against.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Reason {
-    /// Which property of the pair.
+    /// Which property of what was judged.
     pub name: &'static str,
     /// Its value.
     pub value: f32,
-    /// By how much it moved the log odds, compared with an average pair.
+    /// By how much it moved the log odds, compared with the average.
     pub weight: f32,
 }
 
@@ -228,11 +228,8 @@ impl Verifier {
     #[must_use]
     pub fn reasons(&self, a: &Profile, b: &Profile, comparison: &Comparison) -> Vec<Reason> {
         let inputs = head::inputs(comparison.cosine, &a.purpose, &b.purpose, &comparison.words);
-        let without = |taken: &dyn Fn(usize) -> bool| {
-            let mut average = inputs;
-            average.iter_mut().enumerate().filter(|(at, _)| taken(*at)).for_each(|(at, x)| *x = self.head.means[at]);
-            comparison.log_odds - self.head.judge(&average)
-        };
+        let without =
+            |taken: &dyn Fn(usize) -> bool| comparison.log_odds - self.head.network.judge_without(&inputs, taken);
         let similarity = Reason { name: feature_name(0), value: comparison.cosine, weight: without(&|at| at < 2) };
         let purpose = Reason {
             name: feature_name(2),

@@ -15,7 +15,7 @@ const PLAIN: &[&str] = &[
     "with", "would", "you", "your",
 ];
 /// Words that turn a statement round.
-const NEGATIONS: &[&str] = &[
+pub(crate) const NEGATIONS: &[&str] = &[
     "cannot", "can't", "cant", "couldn't", "didn't", "doesn't", "don't", "dont", "hasn't", "haven't", "isn't",
     "longer", "never", "no", "not", "nothing", "unable", "wasn't", "without", "won't", "wouldn't",
 ];
@@ -190,7 +190,7 @@ impl Words {
 }
 
 /// Words of a text in normal form: letters, digits, and apostrophes inside.
-fn words_of(text: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn words_of(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| !c.is_alphanumeric() && c != '\'')
         .map(|word| word.trim_matches('\''))
         .filter(|word| !word.is_empty())

@@ -74,8 +74,7 @@ pub use remote::{
 };
 pub use router::{
     CurvePoint, Decision, DecisionTime, Kept, Needed, PlainRule, ROUTER_FEATURES, Recovered, Retrieval, Router,
-    RouterExample, RouterFitOptions, RouterFitReport, RouterInput, RoutingReport, Size, Target, evaluate_router,
-    fit_router,
+    RouterExample, RouterFitOptions, RouterFitReport, RouterInput, RoutingReport, Target, evaluate_router, fit_router,
 };
 pub use secret::Secret;
 pub use tier::{

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use turnflow_models::{Decision, PlainRule, Retrieval, Router, RouterInput, Target};
 use turnflow_state::{Answer, LoadLevel, RouteEvidence, Tier, TierSize, Usage};
 
 use crate::generate::served;
@@ -15,40 +16,58 @@ use crate::prioritise::Class;
 use crate::shell::Stage;
 use crate::smalltalk::SmallTalk;
 
-/// What a chooser says.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Choice {
-    /// Which tier.
-    pub size: TierSize,
-    /// How likely the small one's answer is as good, where that is estimated.
-    pub probability: Option<f32>,
-    /// In a few words, why.
-    pub reason: String,
+/// Chooses between two tiers by the question and what was retrieved for it.
+#[derive(Clone, Debug)]
+pub enum Chooser {
+    /// By a rule that needs no training.
+    Plain(PlainRule),
+    /// By what was learned from judged turns, and what is wanted of it.
+    Trained(Arc<Router>, Target),
 }
 
-/// Chooses between two tiers by the question and what was retrieved for it. Must be quick: it runs on the worker.
-pub trait Chooser: Send + Sync + 'static {
-    /// Which tier is to answer.
-    fn choose(&self, ask: &Ask) -> Choice;
+impl Chooser {
+    /// Which tier is to answer a turn.
+    #[must_use]
+    pub fn choose(&self, ask: &Ask) -> Decision {
+        let input = RouterInput {
+            text: &ask.turn.text,
+            vector: ask.vector.as_deref().unwrap_or_default(),
+            retrieval: Retrieval::of(&ask.retrieved),
+            turns_before: u32::try_from(ask.turns_before).unwrap_or(u32::MAX),
+            leans: ask.leans,
+        };
+        match self {
+            Self::Plain(rule) => rule.decide(&input),
+            Self::Trained(router, target) => router.decide(&input, *target),
+        }
+    }
+}
+
+/// Why a tier was chosen, in words.
+fn reason(Decision { size, probability, required, reasons }: &Decision) -> String {
+    let described = |reason: &turnflow_models::Reason| format!("{} {:.2}", reason.name, reason.value);
+    let reasons: Vec<String> = reasons.iter().map(described).collect();
+    let reasons = reasons.join(", ");
+    match (probability, required) {
+        (Some(probability), Some(required)) => {
+            let suffices = format!("the small tier suffices with a probability of {probability:.2}");
+            format!("{suffices}, and {:.2} is required: {reasons}", required.min(1.0))
+        }
+        _ => format!("the {size} tier by the plain rule: {reasons}"),
+    }
 }
 
 /// The core.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Route {
     /// What is said to small talk.
     pub small_talk: SmallTalk,
     /// What chooses; None where there is one tier.
-    pub chooser: Option<Arc<dyn Chooser>>,
+    pub chooser: Option<Chooser>,
     /// Whether a conversation stays with the large tier.
     pub sticky: bool,
     /// How loaded the process is.
     pub load: Load,
-}
-
-impl std::fmt::Debug for Route {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Route").field("sticky", &self.sticky).finish_non_exhaustive()
-    }
 }
 
 impl Route {
@@ -67,7 +86,9 @@ impl Route {
                 load,
             );
         }
-        let Choice { size, probability, reason } = chooser.choose(ask);
+        let decision = chooser.choose(ask);
+        let Decision { size, probability, .. } = decision;
+        let reason = reason(&decision);
         if size == TierSize::Large && is_turn && load > LoadLevel::Normal && Class::of(ask) != Class::Ongoing {
             ask.degraded = true;
             let reason = format!("under load a new conversation gets the small tier, though {reason}");

@@ -11,7 +11,6 @@ use support::{answer, ask, basis, turn};
 use turnflow_models::Evidence;
 use turnflow_operators::audit::{AuditLimits, Audits, Record, Sampler, Suspect, Tested, agrees};
 use turnflow_operators::bound::{AUDITS_PER_FALSE_ALARM, Bound, BoundLimits, Sample, Strictness};
-use turnflow_operators::commit::Price;
 use turnflow_operators::message::{Basis, Candidate, Purpose, Resolution, Settled};
 use turnflow_operators::shell::Mailbox;
 use turnflow_state::{

@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use support::{answer, basis, entry, policy, scope, turn};
-use turnflow_operators::commit::Price;
 use turnflow_operators::message::{Ask, Purpose, QuestionKey, Resolution, Settled};
 use turnflow_operators::refresh::{Fallen, Refresh, RefreshLimits, RefreshStats};
 use turnflow_operators::shard::{Shard, ShardLimits};

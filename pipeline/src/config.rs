@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use turnflow_models::{
-    BurnConfig, EncoderEngineConfig, ExtractiveConfig, PromptConfig, RemoteConfig, Sampling, TierEngineConfig,
+    BurnConfig, EncoderEngineConfig, ExtractiveConfig, PlainRule, PromptConfig, RemoteConfig, Sampling, Target,
+    TierEngineConfig,
 };
 use turnflow_operators::bound::BoundLimits;
 use turnflow_operators::commit::Price;
@@ -286,6 +287,12 @@ section!(
     RoutingConfig {
         /// Whether there are two.
         enabled: bool,
+        /// What chooses: `plain` is a rule, anything else a file that `turnflow router train` wrote.
+        router: String,
+        /// What is wanted of a router.
+        target: Target,
+        /// The plain rule.
+        plain: PlainRule,
         /// Whether a conversation that the large tier has answered stays with it.
         sticky: bool,
         /// Whether the large tier is asked where the small one has no good answer.
@@ -416,7 +423,8 @@ fn parse(text: &str, name: &str) -> Result<toml::Table, ConfigError> {
 fn merge(into: &mut toml::Table, from: toml::Table) {
     for (key, value) in from {
         match (into.get_mut(&key), value) {
-            (Some(toml::Value::Table(into)), toml::Value::Table(from)) => merge(into, from),
+            // Of a target there is one.
+            (Some(toml::Value::Table(into)), toml::Value::Table(from)) if key != "target" => merge(into, from),
             (_, value) => {
                 into.insert(key, value);
             }

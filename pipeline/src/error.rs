@@ -36,6 +36,18 @@ pub enum PipelineError {
         /// What it is.
         found: String,
     },
+    /// A router was trained with another encoder, so that it says nothing of this one's vectors.
+    #[error(
+        "routing.router = {router:?} was trained with the encoder {fitted}, not {found}: set encoder.adapter back, train a router with `turnflow router train`, or set routing.router = \"plain\""
+    )]
+    Router {
+        /// Which router.
+        router: String,
+        /// The encoder that it was trained with.
+        fitted: String,
+        /// The encoder that there is.
+        found: String,
+    },
     /// The workers could not be started.
     #[error("cannot start {workers} workers: {reason}")]
     Workers {

@@ -32,7 +32,7 @@ pub use error::PipelineError;
 pub use knowledge::{
     ArticleChanged, ArticleDraft, ChangeEvent, DraftContent, DraftError, Knowledge, Prepared, Receipt,
 };
-pub use parts::{Parts, fitted_with, policy, tier, tiers, verifier};
+pub use parts::{Parts, chooser, fitted_with, policy, tier, tiers, verifier};
 pub use pipeline::{Pipeline, PipelineStats};
 pub use shared::{Forecast, ValidityStats};
 pub use turnflow_operators::audit::AuditStats;

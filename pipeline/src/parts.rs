@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use turnflow_models::{
     AXES, BurnTier, Encoder, EncoderEngine, EncoderHandle, Extractive, FittedWith, MODEL_NAME, ModelFiles, ModelHome,
-    RemoteTier, TierEngine, TierHandle, Verifier, default_home, principal_axes,
+    RemoteTier, Router, TierEngine, TierHandle, Verifier, default_home, principal_axes,
 };
 use turnflow_operators::generate::Tiers;
 use turnflow_operators::policy::{Clarity, Policy};
@@ -13,7 +13,7 @@ use turnflow_operators::route::Chooser;
 use turnflow_operators::validity::Axes;
 use turnflow_state::{KnowledgeBase, Store};
 
-use crate::config::{PolicyConfig, TierConfig, TierKind};
+use crate::config::{PolicyConfig, RoutingConfig, TierConfig, TierKind};
 use crate::{Config, PipelineError};
 
 /// Everything a pipeline works with. Made once, by the composition root; clones share it.
@@ -28,7 +28,7 @@ pub struct Parts {
     /// Write answers.
     pub tiers: Tiers,
     /// Chooses between them; None where there is one.
-    pub chooser: Option<Arc<dyn Chooser>>,
+    pub chooser: Option<Chooser>,
     /// Judges similar questions.
     pub policy: Arc<Policy>,
     /// Axes along which questions and chunks are compared first.
@@ -99,6 +99,24 @@ pub fn tier(config: &Config, settings: &TierConfig, encoder: &EncoderHandle) -> 
             TierHandle::new(RemoteTier::start(settings, prompt, &config.scope.system_prompt, &config.scope.language)?)
         }
     })
+}
+
+/// What chooses between the tiers of a configuration.
+///
+/// # Errors
+/// [`PipelineError`] when the router's file cannot be read, or it was fitted with another encoder.
+pub fn chooser(config: &Config) -> Result<Chooser, PipelineError> {
+    let RoutingConfig { router: name, target, plain, .. } = &config.routing;
+    if name == "plain" {
+        return Ok(Chooser::Plain(*plain));
+    }
+    let router = Router::load(Path::new(name))?;
+    let (fitted, found) = (router.encoder().to_owned(), encoder_name(config));
+    if fitted == found {
+        Ok(Chooser::Trained(Arc::new(router), *target))
+    } else {
+        Err(PipelineError::Router { router: name.clone(), fitted, found })
+    }
 }
 
 /// The hit policy of a configuration.

@@ -17,6 +17,7 @@ mod platt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use turnflow_state::TierSize;
 
 use self::curve::Curve;
 pub use self::curve::{CurvePoint, Target};
@@ -41,30 +42,11 @@ const MEANING: &str = "meaning";
 /// An input is taken to be at most so many spreads from its mean.
 const FAR_SPREADS: f32 = 5.0;
 
-/// Which of two tiers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Size {
-    /// The cheap one.
-    Small,
-    /// The good one.
-    Large,
-}
-
-impl std::fmt::Display for Size {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Small => "small",
-            Self::Large => "large",
-        })
-    }
-}
-
 /// Which tier is to answer a turn, and why.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Decision {
     /// The tier.
-    pub size: Size,
+    pub size: TierSize,
     /// How likely it is that the small tier's answer is as good as the large one's; None by a plain rule.
     pub probability: Option<f32>,
     /// How likely it has to be for the small tier; more than 1 where nothing is enough, None by a plain rule.
@@ -163,7 +145,7 @@ impl Router {
         let log_odds = self.network.judge(&inputs);
         let probability = self.platt.probability(log_odds);
         let required = self.curve.required(target);
-        let size = if probability >= required { Size::Small } else { Size::Large };
+        let size = if probability >= required { TierSize::Small } else { TierSize::Large };
         let reasons = self.reasons(&inputs, log_odds);
         Decision { size, probability: Some(probability), required: Some(required), reasons }
     }
@@ -245,18 +227,18 @@ mod tests {
         let (easy, hard) = ([1.0, 0.1, -0.1, 0.0, 0.0, 0.1, 0.0, 0.1], [-1.0, 0.1, -0.1, 0.0, 0.0, 0.1, 0.0, 0.1]);
         let half = Target::LargeShare(0.5);
         let decided = [&easy, &hard].map(|vector| router.decide(&asked(TEXT, vector), half));
-        assert_eq!(decided.each_ref().map(|decision| decision.size), [Size::Small, Size::Large], "{decided:?}");
+        assert_eq!(decided.each_ref().map(|decision| decision.size), [TierSize::Small, TierSize::Large], "{decided:?}");
         for (decision, vector) in decided.iter().zip([&easy, &hard]) {
             assert_eq!(decision.probability, Some(router.small_suffices(&asked(TEXT, vector))));
             assert_eq!((decision.reasons[0].name, decision.reasons.len()), (MEANING, REASONS), "{decision:?}");
-            assert_eq!(decision.reasons[0].weight > 0.0, decision.size == Size::Small);
+            assert_eq!(decision.reasons[0].weight > 0.0, decision.size == TierSize::Small);
         }
         let cheap = router.decide(&asked(TEXT, &hard), Target::LargeShare(0.0));
-        assert_eq!((cheap.size, cheap.required), (Size::Small, Some(0.0)));
+        assert_eq!((cheap.size, cheap.required), (TierSize::Small, Some(0.0)));
         let dear = router.decide(&asked(TEXT, &easy), Target::LargeShare(1.0));
-        assert!(dear.size == Size::Large && dear.required > Some(1.0), "{dear:?}");
+        assert!(dear.size == TierSize::Large && dear.required > Some(1.0), "{dear:?}");
         let broken = router.decide(&asked(TEXT, &[f32::NAN; 8]), half);
-        assert_eq!(broken.size, Size::Large);
+        assert_eq!(broken.size, TierSize::Large);
     }
 
     #[test]

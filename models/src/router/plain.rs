@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::features::{RouterInput, count_words, question_marks};
-use super::{Decision, Size};
+use turnflow_state::TierSize;
+
+use super::Decision;
 use crate::verifier::Reason;
 
 /// When the small tier answers: all of it has to hold.
@@ -45,7 +47,7 @@ impl PlainRule {
         let decisive = checks.into_iter().filter(|(_, _, holds)| *holds == suffices);
         let weight = if suffices { 1.0 } else { -1.0 };
         let reasons = decisive.map(|(name, value, _)| Reason { name, value, weight }).collect();
-        let size = if suffices { Size::Small } else { Size::Large };
+        let size = if suffices { TierSize::Small } else { TierSize::Large };
         Decision { size, probability: None, required: None, reasons }
     }
 }
@@ -64,10 +66,10 @@ mod tests {
             let decision = rule.decide(&RouterInput { text, vector: &[], retrieval, turns_before: 2, leans });
             (decision.size, decision.reasons.iter().map(|reason| reason.name).collect::<Vec<_>>())
         };
-        let against = |reason| (Size::Large, vec![reason]);
+        let against = |reason| (TierSize::Large, vec![reason]);
         let (size, reasons) = asked("How long does delivery take?", CLEAR, false);
-        assert_eq!((size, reasons.len()), (Size::Small, 5));
-        assert_eq!(asked("How long does delivery take", CLEAR, false).0, Size::Small, "nobody has to type a mark");
+        assert_eq!((size, reasons.len()), (TierSize::Small, 5));
+        assert_eq!(asked("How long does delivery take", CLEAR, false).0, TierSize::Small, "nobody has to type a mark");
         assert_eq!(asked("And how long?", CLEAR, true), against("leans on turns before"));
         assert_eq!(asked("Where? And when?", CLEAR, false), against("question marks"));
         assert_eq!(asked("a b c d e f g h i", CLEAR, false), against("words"));
@@ -76,9 +78,9 @@ mod tests {
         let torn = Some(Retrieval { best: 0.8, margin: 0.09 });
         assert_eq!(asked("How long?", torn, false), against("lead of the best article"));
         let (size, reasons) = asked("How long?", None, false);
-        assert_eq!((size, reasons), (Size::Large, vec!["best retrieved score", "lead of the best article"]));
+        assert_eq!((size, reasons), (TierSize::Large, vec!["best retrieved score", "lead of the best article"]));
         let edge = Some(Retrieval { best: 0.5, margin: 0.1 });
-        assert_eq!(asked("a b c d e f g h", edge, false).0, Size::Small, "bounds are within");
+        assert_eq!(asked("a b c d e f g h", edge, false).0, TierSize::Small, "bounds are within");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use turnflow_models::{BurnConfig, Sampling, WrongSetting};
+use turnflow_models::{BurnConfig, Sampling, Target, WrongSetting};
 use turnflow_operators::load::LoadLimits;
 use turnflow_operators::prioritise::{ChannelWeights, QueueLimits};
 
@@ -133,6 +133,13 @@ impl Source<'_> {
         }
         if !(saturation_max > 0.0 && saturation_max <= 1.0) {
             return Err(self.wrong("load.saturation-max", &saturation_max, "must be above 0 and at most 1"));
+        }
+        let (key, share) = match config.routing.target {
+            Target::Quality(share) => ("routing.target.quality", share),
+            Target::LargeShare(share) => ("routing.target.large-share", share),
+        };
+        if !(0.0..=1.0).contains(&share) {
+            return Err(self.wrong(key, &share, "must lie between 0 and 1"));
         }
         Ok(())
     }

@@ -25,6 +25,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             channel: Channel::Web.into(),
             text: text.to_owned(),
             cache_control: None,
+            deadline_ms: None,
         }),
     });
 

@@ -54,6 +54,7 @@ pub async fn chat(endpoint: String, conversation: Option<String>) -> Result<()> 
             channel: proto::Channel::Api.into(),
             text,
             cache_control: None,
+            deadline_ms: None,
         };
         if let Err(status) = ask(&mut client, turn, &mut screen).await? {
             screen.complain(&status)?;

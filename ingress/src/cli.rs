@@ -1,5 +1,6 @@
 //! The command line as clap reads it. What a command does is in [`crate::commands`].
 
+mod bench;
 mod router;
 
 use std::net::SocketAddr;
@@ -8,6 +9,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use turnflow_state::TenantId;
 
+pub use self::bench::{BenchCommand, BenchGenerateArgs, BenchLoadArgs, CacheArg};
 pub use self::router::{JudgedTurnArgs, RouterCommand, RouterEvalArgs, RouterTrainArgs};
 use crate::grpc::TENANT_DEFAULT;
 use crate::replay::{Format, OnBadLine, Scheme, Speed, Sweep};
@@ -68,37 +70,6 @@ pub enum Command {
     Feedback(FeedbackArgs),
     /// Print the effective settings and whether folder, weights and port are usable
     Check(StoreArgs),
-}
-
-/// What is measured.
-#[derive(Debug, Subcommand)]
-pub enum BenchCommand {
-    /// How fast the configured language model writes: many requests together, one at a time, and with a shared beginning
-    Generate(BenchGenerateArgs),
-}
-
-/// Arguments of `bench generate`.
-#[derive(Debug, Args)]
-pub struct BenchGenerateArgs {
-    /// The checkpoint's folder [default: tier.burn.model]
-    #[arg(long, value_name = "DIR")]
-    pub model: Option<PathBuf>,
-
-    /// Requests that come together
-    #[arg(long, default_value_t = 32)]
-    pub requests: usize,
-
-    /// Longest prompt, in tokens; the shortest has an eighth of it
-    #[arg(long, default_value_t = 256)]
-    pub prompt_tokens_max: usize,
-
-    /// Longest answer, in tokens; the shortest has an eighth of it
-    #[arg(long, default_value_t = 128)]
-    pub answer_tokens_max: usize,
-
-    /// Tokens that prompts begin with alike, for the time to the first token
-    #[arg(long, default_value_t = 1000)]
-    pub prefix_tokens: usize,
 }
 
 /// Where the store is.

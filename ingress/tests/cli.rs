@@ -48,6 +48,11 @@ fn usage_errors_exit_64_and_help_exits_0() {
     check(&["kb", "upsert", "a", "--title", "T", "--body", "B", "--meta", "category"], 64);
     check(&["kb", "watch", "--data", "data"], 64);
     check(&["serve", "--listen", "here"], 64);
+    check(&["bench", "load"], 64);
+    check(&["bench", "load", "log.jsonl", "--multiples", "1,0"], 64);
+    check(&["bench", "load", "log.jsonl", "--seconds", "NaN"], 64);
+    check(&["bench", "load", "log.jsonl", "--ongoing-share", "1.5"], 64);
+    check(&["bench", "load", "log.jsonl", "--kb", "kb.jsonl", "--server", "127.0.0.1:1"], 64);
 }
 
 #[test]

@@ -25,6 +25,7 @@ async fn ask(client: &mut Client, conversation: &str, text: &str) -> Done {
         channel: proto::Channel::Web.into(),
         text: text.to_owned(),
         cache_control: None,
+        deadline_ms: None,
     };
     let mut events = client.ask(AskRequest { turn: Some(turn) }).await.expect("admitted").into_inner();
     while let Some(response) = events.message().await.expect("an event") {

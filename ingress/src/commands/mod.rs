@@ -22,7 +22,7 @@ use turnflow_models::{ModelHome, default_home};
 use turnflow_pipeline::Config;
 
 use crate::chat;
-use crate::cli::{BenchCommand, CacheCommand, Cli, Command, ModelsCommand, PolicyCommand, RouterCommand};
+use crate::cli::{CacheCommand, Cli, Command, ModelsCommand, PolicyCommand, RouterCommand};
 use crate::failure::Failure;
 
 /// What every command has in hand.
@@ -97,8 +97,8 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Router(RouterCommand::Eval(args)) => router::run_eval(&context, &args),
         Command::Models(ModelsCommand::Pull(args)) => models::pull(&context, args),
         Command::Models(ModelsCommand::List) => models::list(&context),
-        Command::Bench(BenchCommand::Generate(args)) => bench::generate(&context, &args),
         Command::Models(ModelsCommand::Verify { checkpoint }) => models::verify(&context, &checkpoint),
+        Command::Bench(command) => bench::run(&context, &command),
         Command::Chat(args) => {
             let endpoint = args.endpoint.unwrap_or_else(|| context.config.server.listen.to_string());
             Ok(open::runtime()?.block_on(chat::chat(endpoint, args.conversation))?)

@@ -264,20 +264,29 @@ fn plan(config: &Config, args: &ReplayArgs, parts: &Parts) -> Plan {
 /// Results that were written over what the replay reads would destroy it.
 fn refuse_overwriting(args: &ReplayArgs) -> Result<(), Failure> {
     let inputs = [Some(args.log.as_path()), Some(args.kb.as_path()), args.updates.as_deref()];
-    for (option, output) in [("--out", args.out.as_deref()), ("--report", args.report.as_deref())] {
-        let Some(output) = output else { continue };
-        for input in inputs.into_iter().flatten() {
-            if is_same_file(output, input) {
-                let error = anyhow::anyhow!("{option} {} is {}, which is read", output.display(), input.display());
-                return Err(Failure::usage(error).with_hint("name another file for the results"));
-            }
-        }
-    }
-    // Nobody wants to hear after an hour that there is no such folder.
-    let folder = args.report.as_deref().and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty());
+    keep_apart("--out", args.out.as_deref(), &inputs)?;
+    check_report(args.report.as_deref(), &inputs)
+}
+
+/// Whether a report can be written where it is wanted, and over nothing that is read. Nobody wants to hear after an hour
+/// that there is no such folder.
+pub(super) fn check_report(report: Option<&Path>, inputs: &[Option<&Path>]) -> Result<(), Failure> {
+    keep_apart("--report", report, inputs)?;
+    let folder = report.and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty());
     match folder.filter(|folder| !folder.is_dir()) {
         None => Ok(()),
         Some(folder) => Err(Failure::usage(anyhow::anyhow!("--report: there is no folder {}", folder.display()))),
+    }
+}
+
+fn keep_apart(option: &str, output: Option<&Path>, inputs: &[Option<&Path>]) -> Result<(), Failure> {
+    let Some(output) = output else { return Ok(()) };
+    match inputs.iter().flatten().find(|input| is_same_file(output, input)) {
+        None => Ok(()),
+        Some(input) => {
+            let error = anyhow::anyhow!("{option} {} is {}, which is read", output.display(), input.display());
+            Err(Failure::usage(error).with_hint("name another file for the results"))
+        }
     }
 }
 
@@ -295,7 +304,7 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
     }
 }
 
-fn open_file(path: &Path, what: &str) -> anyhow::Result<File> {
+pub(super) fn open_file(path: &Path, what: &str) -> anyhow::Result<File> {
     let file = File::open(path).with_context(|| format!("cannot open the {what} {}", path.display()))?;
     anyhow::ensure!(!file.metadata()?.is_dir(), "the {what} {} is a folder", path.display());
     Ok(file)

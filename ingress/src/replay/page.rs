@@ -4,7 +4,7 @@
 //! Of several settings it draws hits against wrong hits, cost, and latency; of a single replay where in the log the hits
 //! were, how latency is spread, and the sources of labelled turns.
 
-mod axis;
+pub(crate) mod axis;
 mod chart;
 
 use std::fmt::Write as _;

@@ -2,7 +2,7 @@
 
 /// How a value is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unit {
+pub(crate) enum Unit {
     /// A share, as per cent.
     Share,
     /// Microseconds, as milliseconds.
@@ -15,7 +15,7 @@ pub(super) enum Unit {
 
 /// How values lie.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Scale {
+pub(crate) enum Scale {
     /// By differences, from zero if `from_zero`.
     Linear {
         /// Whether the axis begins at zero.
@@ -29,16 +29,16 @@ pub(super) enum Scale {
 
 /// An axis.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Axis {
+pub(crate) struct Axis {
     /// What it shows, with its unit.
-    pub(super) label: String,
-    pub(super) unit: Unit,
-    pub(super) scale: Scale,
+    pub(crate) label: String,
+    pub(crate) unit: Unit,
+    pub(crate) scale: Scale,
 }
 
 /// An axis between its smallest and largest value, on paper.
 #[derive(Debug)]
-pub(super) struct Span<'a> {
+pub(crate) struct Span<'a> {
     axis: &'a Axis,
     low: f64,
     high: f64,
@@ -48,7 +48,7 @@ pub(super) struct Span<'a> {
 
 impl Axis {
     /// An axis for these values, which lies between two places on paper.
-    pub(super) fn span(&self, values: impl Iterator<Item = f64>, start: f64, end: f64) -> Span<'_> {
+    pub(crate) fn span(&self, values: impl Iterator<Item = f64>, start: f64, end: f64) -> Span<'_> {
         let positive_only = self.scale == Scale::Logarithmic;
         let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
         for value in values.filter(|&value| value.is_finite() && (value > 0.0 || !positive_only)) {
@@ -70,7 +70,7 @@ impl Axis {
     }
 
     /// A value in words.
-    pub(super) fn told(&self, value: f64) -> String {
+    pub(crate) fn told(&self, value: f64) -> String {
         if let Scale::Named(names) = &self.scale {
             return names.get(value as usize).cloned().unwrap_or_default();
         }
@@ -87,7 +87,7 @@ impl Axis {
 
 impl Span<'_> {
     /// Where a value lies on paper.
-    pub(super) fn place(&self, value: f64) -> f64 {
+    pub(crate) fn place(&self, value: f64) -> f64 {
         let part = if self.axis.scale == Scale::Logarithmic {
             (value.max(self.low) / self.low).ln() / (self.high / self.low).ln()
         } else {
@@ -97,7 +97,7 @@ impl Span<'_> {
     }
 
     /// Places on paper with what is written at them.
-    pub(super) fn ticks(&self) -> Vec<(f64, String)> {
+    pub(crate) fn ticks(&self) -> Vec<(f64, String)> {
         let values: Vec<f64> = match &self.axis.scale {
             Scale::Named(names) => (0..names.len()).map(|place| place as f64).collect(),
             Scale::Logarithmic => self.factors(),

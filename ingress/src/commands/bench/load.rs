@@ -1,0 +1,121 @@
+//! `bench load`: a pipeline of this process or a server under more load than it can answer, and what becomes of the turns.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use turnflow_pipeline::{ArticleDraft, Pipeline};
+use turnflow_state::{CacheControl, Limits, TenantId};
+
+use super::super::replay::{check_report, open_file, temporary_folder};
+use super::super::signal::shutdown_signal;
+use super::super::{Context, open};
+use crate::cli::{BenchLoadArgs, CacheArg};
+use crate::failure::Failure;
+use crate::grpc::TENANT_DEFAULT;
+use crate::kb_file::read_articles;
+use crate::load::{Customers, LoadReport, Pattern, Plan, Target, Texts, Trace, arrival_times, plot, run as drive};
+use crate::replay::{Format, LogReader};
+use crate::sample;
+
+pub(super) fn run(context: &Context, args: &BenchLoadArgs) -> Result<(), Failure> {
+    let read = [Some(args.log.as_path()), args.kb.as_deref(), args.arrivals.as_deref()];
+    check_report(args.report.as_deref(), &read)?;
+    // Every file first: a wrong name must not cost the opening of store and model.
+    let inputs = Inputs::read(args, &context.config.limits)?;
+    let report = match &args.server {
+        None => in_process(context, &inputs)?,
+        Some(address) => {
+            open::runtime()?.block_on(async { measure(Target::connect(address).await?, &inputs).await })?
+        }
+    };
+    if let Some(path) = &args.report {
+        let picture = plot(&report, &args.log.display().to_string());
+        std::fs::write(path, picture).with_context(|| format!("cannot write the report to {}", path.display()))?;
+    }
+    context.print(&report, &report)
+}
+
+/// What is read before anything runs, and the same in every run.
+struct Inputs {
+    texts: Arc<Texts>,
+    articles: Vec<ArticleDraft>,
+    plan: Plan,
+    tenant: TenantId,
+    cache_control: CacheControl,
+    ongoing_share: f64,
+}
+
+impl Inputs {
+    fn read(args: &BenchLoadArgs, limits: &Limits) -> Result<Self, Failure> {
+        let pattern = match &args.arrivals {
+            None => Pattern::Poisson,
+            Some(path) => Pattern::Trace(trace(path, limits)?),
+        };
+        let articles = match &args.kb {
+            _ if args.server.is_some() => Vec::new(),
+            Some(path) => read_articles(path, limits)?,
+            None => sample::articles(limits)?,
+        };
+        let plan = Plan {
+            pattern,
+            multiples: args.multiples.clone(),
+            seconds: args.seconds,
+            recover_seconds: args.recover_seconds,
+            capacity: args.capacity,
+            slo: Duration::from_millis(args.slo_ms),
+        };
+        Ok(Self {
+            texts: Arc::new(Texts::read(log(&args.log, "log", limits)?)?),
+            articles,
+            plan,
+            tenant: TenantId::new(TENANT_DEFAULT)?,
+            cache_control: match args.cache {
+                CacheArg::Bypass => CacheControl::Bypass,
+                CacheArg::Default => CacheControl::Default,
+            },
+            ongoing_share: args.ongoing_share,
+        })
+    }
+}
+
+/// One run under the context's settings, on a store and a pipeline of its own.
+fn in_process(context: &Context, inputs: &Inputs) -> Result<LoadReport, Failure> {
+    let folder = temporary_folder()?;
+    let parts = open::parts(context, open::store(context, folder.path())?)?;
+    open::runtime()?.block_on(async {
+        let pipeline = Pipeline::start(&context.config, &parts)?;
+        open::import(&pipeline.knowledge(), &inputs.tenant, inputs.articles.clone()).await?;
+        let target = Target::InProcess { pipeline: pipeline.clone(), encoder: parts.encoder.clone() };
+        let report = measure(target, inputs).await;
+        pipeline.shutdown().await;
+        report
+    })
+}
+
+async fn measure(target: Target, inputs: &Inputs) -> Result<LoadReport, Failure> {
+    let Inputs { texts, plan, tenant, cache_control, ongoing_share, .. } = inputs;
+    let customers = Customers::new(Arc::clone(texts), tenant.clone(), *cache_control, *ongoing_share);
+    let signal = shutdown_signal()?;
+    tokio::select! {
+        report = drive(target, customers, plan, |text| eprintln!("{text}")) => Ok(report?),
+        () = signal => Err(anyhow::anyhow!("stopped before the end of the measurement").into()),
+    }
+}
+
+fn trace(path: &Path, limits: &Limits) -> Result<Trace, Failure> {
+    let (name, log) = (path.display(), log(path, "arrivals", limits)?);
+    if !log.format().has_times() {
+        let error = anyhow::anyhow!("{name} tells no times ({}), which --arrivals needs", log.format().as_str());
+        return Err(Failure::usage(error));
+    }
+    Trace::new(arrival_times(log)?).map_err(|reason| Failure::usage(anyhow::anyhow!("--arrivals {name}: {reason}")))
+}
+
+fn log(path: &Path, what: &str, limits: &Limits) -> anyhow::Result<LogReader<BufReader<File>>> {
+    let (name, file) = (path.display().to_string(), BufReader::new(open_file(path, what)?));
+    LogReader::open(file, &name, Format::Auto, limits, None).with_context(|| format!("cannot read {name}"))
+}

@@ -1,0 +1,164 @@
+//! Sends turns: on a schedule whatever becomes of them (an open loop), or a fixed number at once (a closed loop).
+//!
+//! The open loop is driven by a thread of its own, which sleeps until a turn is due and hands it to a task. It waits for no
+//! answer and no place. When [`OUTSTANDING_MAX`] turns are without an end it drops what is due, and counts that.
+
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use super::customers::{Customers, Opening};
+use super::sample::{Sample, Sent};
+use super::target::{Ending, Target};
+
+/// Turns without an end at most. More would measure this process's memory.
+pub const OUTSTANDING_MAX: usize = 65_536;
+/// Openings that are asked at once to fill the pool.
+const OPENINGS_AT_ONCE: usize = 32;
+/// Longest sleep, after which the thread looks whether anybody still listens.
+const SLEEP_MAX: Duration = Duration::from_millis(100);
+
+/// Sends turns to a target.
+pub(super) struct Generator {
+    pub(super) target: Target,
+    pub(super) customers: Customers,
+    /// An answer that comes later than this after it was due is late.
+    pub(super) slo: Duration,
+    /// Why the first turn that failed did.
+    pub(super) failure: Arc<OnceLock<String>>,
+}
+
+/// What an open loop did.
+pub(super) struct Driven {
+    /// The turns that were sent, in the order they ended.
+    pub(super) samples: Vec<Sample>,
+    /// Turns that were not sent, because too many were without an end.
+    pub(super) unsent: u64,
+}
+
+impl Generator {
+    /// Sends a turn at each of these times, and waits for the end of all of them.
+    pub(super) async fn open_loop(
+        self,
+        arrivals: impl Iterator<Item = Duration> + Send + 'static,
+    ) -> anyhow::Result<(Self, Driven)> {
+        let (sender, mut ended) = mpsc::unbounded_channel(); // bounded by OUTSTANDING_MAX
+        let runtime = Handle::current();
+        let sending = tokio::task::spawn_blocking(move || self.send_all(arrivals, &sender, &runtime));
+        let mut samples = Vec::new();
+        // None when the thread and all turns have let go of their ends.
+        while let Some(sample) = ended.recv().await {
+            samples.push(sample);
+        }
+        let (generator, unsent) = sending.await.context("the generator panicked")??;
+        Ok((generator, Driven { samples, unsent }))
+    }
+
+    fn send_all(
+        mut self,
+        arrivals: impl Iterator<Item = Duration>,
+        samples: &mpsc::UnboundedSender<Sample>,
+        runtime: &Handle,
+    ) -> anyhow::Result<(Self, u64)> {
+        let outstanding = Arc::new(Semaphore::new(OUTSTANDING_MAX));
+        let (start, mut unsent) = (Instant::now(), 0);
+        for due in arrivals {
+            sleep_until(start + due, || samples.is_closed());
+            if samples.is_closed() {
+                break;
+            }
+            let Ok(place) = Arc::clone(&outstanding).try_acquire_owned() else {
+                unsent += 1;
+                continue;
+            };
+            let (class, turn) = self.customers.ask()?;
+            let (target, slo, failure) = (self.target.clone(), self.slo, Arc::clone(&self.failure));
+            let (samples, sent) = (samples.clone(), Sent { class, start, due, at: Instant::now() });
+            runtime.spawn(async move {
+                let heard = target.ask(turn).await;
+                note(&heard.ending, &failure);
+                // Nobody listens when the run was given up.
+                let _ignored = samples.send(Sample::of(sent, &heard, slo));
+                drop(place);
+            });
+        }
+        Ok((self, unsent))
+    }
+
+    /// Keeps so many turns in flight for a time, and tells how many of those that ended in it were answered.
+    pub(super) async fn closed_loop(&mut self, in_flight: usize, length: Duration) -> anyhow::Result<u64> {
+        let (end, mut turns, mut answered) = (Instant::now() + length, JoinSet::new(), 0);
+        while turns.len() < in_flight {
+            self.spawn(&mut turns)?;
+        }
+        while let Some(ending) = turns.join_next().await {
+            let ending = ending.context("a turn panicked")?;
+            note(&ending, &self.failure);
+            if Instant::now() < end {
+                answered += u64::from(matches!(ending, Ending::Answered(_)));
+                self.spawn(&mut turns)?;
+            }
+        }
+        Ok(answered)
+    }
+
+    fn spawn(&mut self, turns: &mut JoinSet<Ending>) -> anyhow::Result<()> {
+        let (target, (_, turn)) = (self.target.clone(), self.customers.ask()?);
+        turns.spawn(async move { target.ask(turn).await.ending });
+        Ok(())
+    }
+
+    /// Opens conversations until the pool has so many that were answered.
+    ///
+    /// # Errors
+    /// When as many openings fail as the pool is to have.
+    pub(super) async fn fill_pool(&mut self, wanted: usize) -> anyhow::Result<()> {
+        let (mut turns, mut failed) = (JoinSet::new(), 0);
+        while self.customers.pool_len() < wanted {
+            while turns.len() < OPENINGS_AT_ONCE && self.customers.pool_len() + turns.len() < wanted {
+                let (target, opening) = (self.target.clone(), self.customers.open()?);
+                turns.spawn(async move { open(&target, opening).await });
+            }
+            match turns.join_next().await.transpose().context("a turn panicked")? {
+                Some(Ok(opening)) => self.customers.join(opening),
+                Some(Err(ending)) => {
+                    note(&ending, &self.failure);
+                    failed += 1;
+                    let why = || self.failure.get().map_or("they are refused", String::as_str);
+                    anyhow::ensure!(failed < wanted, "conversations cannot be opened: {}", why());
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn open(target: &Target, opening: Opening) -> Result<Opening, Ending> {
+    match target.ask(opening.turn.clone()).await.ending {
+        Ending::Answered(_) => Ok(opening),
+        other => Err(other),
+    }
+}
+
+/// Remembers why a turn failed, if none has before.
+fn note(ending: &Ending, failure: &OnceLock<String>) {
+    if let Ending::Failed(why) = ending {
+        let _earlier = failure.set(why.clone());
+    }
+}
+
+fn sleep_until(due: Instant, is_over: impl Fn() -> bool) {
+    loop {
+        let left = due.saturating_duration_since(Instant::now());
+        if left.is_zero() || is_over() {
+            return;
+        }
+        thread::sleep(left.min(SLEEP_MAX));
+    }
+}

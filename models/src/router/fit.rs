@@ -181,7 +181,7 @@ pub(super) mod tests {
     }
 
     fn fit(examples: &[RouterExample], seed: u64) -> Result<(Router, RouterFitReport), ModelError> {
-        let options = RouterFitOptions { passes: 30, seed, ..RouterFitOptions::default() };
+        let options = RouterFitOptions { passes: 60, seed, ..RouterFitOptions::default() };
         fit_router(examples, &options, "an encoder".to_owned(), &mut |_, _, _, _| {})
     }
 

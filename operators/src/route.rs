@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use turnflow_models::{Decision, PlainRule, Retrieval, Router, RouterInput, Target};
+use turnflow_models::{Decision, PlainRule, Reason, Retrieval, Router, RouterInput, Target};
 use turnflow_state::{Answer, LoadLevel, RouteEvidence, Tier, TierSize, Usage};
 
 use crate::generate::served;
@@ -38,6 +38,11 @@ impl Chooser {
         };
         match self {
             Self::Plain(rule) => rule.decide(&input),
+            // What leans is in no file of judged turns, so a router knows nothing of it.
+            Self::Trained(..) if ask.leans => {
+                let reasons = vec![Reason { name: "leans on turns before", value: 1.0, weight: -1.0 }];
+                Decision { size: TierSize::Large, probability: None, required: None, reasons }
+            }
             Self::Trained(router, target) => router.decide(&input, *target),
         }
     }
@@ -45,7 +50,7 @@ impl Chooser {
 
 /// Why a tier was chosen, in words.
 fn reason(Decision { size, probability, required, reasons }: &Decision) -> String {
-    let described = |reason: &turnflow_models::Reason| format!("{} {:.2}", reason.name, reason.value);
+    let described = |reason: &Reason| format!("{} {:.2}", reason.name, reason.value);
     let reasons: Vec<String> = reasons.iter().map(described).collect();
     let reasons = reasons.join(", ");
     match (probability, required) {
@@ -53,7 +58,7 @@ fn reason(Decision { size, probability, required, reasons }: &Decision) -> Strin
             let suffices = format!("the small tier suffices with a probability of {probability:.2}");
             format!("{suffices}, and {:.2} is required: {reasons}", required.min(1.0))
         }
-        _ => format!("the {size} tier by the plain rule: {reasons}"),
+        _ => format!("the {size} tier by a plain rule: {reasons}"),
     }
 }
 

@@ -21,7 +21,7 @@ use turnflow::grpc::proto::knowledge_base_client::KnowledgeBaseClient;
 use turnflow::grpc::proto::{self, AskRequest, ConverseRequest, Done, Turn};
 use turnflow::grpc::{ServeError, serve};
 use turnflow_models::{Extractive, ModelHome, TierEngine, WeightSource};
-use turnflow_pipeline::{Config, Parts, Pipeline};
+use turnflow_pipeline::{Config, Parts, Pipeline, Tiers};
 use turnflow_state::{Article, Durability, KnowledgeBase, Store, StoreBatch, TenantId};
 
 use self::gate::{Gate, Gated, Opener};

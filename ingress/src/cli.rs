@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use turnflow_state::TenantId;
 
-pub use self::bench::{BenchCommand, BenchGenerateArgs, BenchLoadArgs, CacheArg};
+pub use self::bench::{BenchCommand, BenchGenerateArgs, BenchLoadArgs, CacheArg, OrderArg};
 pub use self::router::{JudgedTurnArgs, RouterCommand, RouterEvalArgs, RouterTrainArgs};
 use crate::grpc::TENANT_DEFAULT;
 use crate::replay::{Format, OnBadLine, Scheme, Speed, Sweep};

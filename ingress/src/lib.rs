@@ -16,7 +16,6 @@ pub mod load;
 pub mod policy_report;
 pub mod progress;
 pub mod replay;
-pub mod resident;
 pub mod router_report;
 pub mod sample;
 pub mod telemetry;

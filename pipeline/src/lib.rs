@@ -19,6 +19,7 @@ mod history_tests;
 mod knowledge;
 mod parts;
 mod pipeline;
+mod resident;
 mod shared;
 mod validity;
 
@@ -34,6 +35,7 @@ pub use knowledge::{
 };
 pub use parts::{Parts, chooser, fitted_with, policy, tier, tiers, verifier};
 pub use pipeline::{Pipeline, PipelineStats};
+pub use resident::resident_bytes;
 pub use shared::{Forecast, ValidityStats};
 pub use turnflow_operators::audit::AuditStats;
 pub use turnflow_operators::bound::BoundStats;
@@ -42,4 +44,5 @@ pub use turnflow_operators::guard::Mentions;
 pub use turnflow_operators::load::{LoadLimits, LoadStats};
 pub use turnflow_operators::prioritise::{Order, QueueLimits};
 pub use turnflow_operators::refresh::RefreshStats;
+pub use turnflow_operators::route::Chooser;
 pub use turnflow_operators::validity::{Fall, Invalidated};

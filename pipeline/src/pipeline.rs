@@ -24,6 +24,7 @@ use crate::bridge::Port;
 use crate::config::Validity;
 use crate::dataflow::{Blueprint, QUEUES};
 use crate::knowledge::Knowledge;
+use crate::resident;
 use crate::shared::{Shared, ValidityStats};
 use crate::validity::Left;
 use crate::{Config, Parts, PipelineError, SubmitError, TurnStream};
@@ -52,6 +53,8 @@ pub(crate) struct Running {
     places: Arc<Semaphore>,
     tenants: Arc<TenantPlaces>,
     load: Load,
+    /// Keeps memory watched, where there is a limit to it.
+    _memory: Option<Mutex<mpsc::Sender<()>>>,
     draining: AtomicBool,
     workers: Mutex<Option<WorkerGuards<()>>>,
 }
@@ -114,6 +117,8 @@ impl Pipeline {
         let knowledge_epoch = parts.knowledge.epoch();
         let validity = Arc::new(Shared::new(threads, knowledge_epoch, &config.knowledge, config.audit.bound_limits()));
         let load = Load::new(config.load, threads * QUEUES);
+        let has_limit = config.load.enabled && config.load.memory_bytes_max > 0;
+        let memory = has_limit.then(|| resident::watch(load.clone(), clock)).transpose()?;
         let committer = Arc::new(Committer::start(parts.store.clone(), config.storage.commit_queue_max)?);
         let (ready, readiness) = mpsc::channel();
         let mut blueprint = Blueprint {
@@ -170,6 +175,7 @@ impl Pipeline {
             places: Arc::new(Semaphore::new(room)),
             tenants: Arc::new(TenantPlaces::new(config.limits.tenant_turns_in_flight_max)),
             load,
+            _memory: memory.map(Mutex::new),
             draining: AtomicBool::new(false),
             workers: Mutex::new(Some(workers)),
         })))

@@ -20,6 +20,8 @@ pub struct Limits {
     pub tenant_turns_in_flight_max: usize,
     /// How long admission waits for a free place before it refuses, in milliseconds.
     pub admission_wait_ms: u64,
+    /// How long a client may take to make room for the next event before it is cut off, in milliseconds.
+    pub reader_wait_ms: u64,
     /// Unanswered turns of one conversation.
     pub turns_per_conversation_max: usize,
     /// Largest article, in bytes of title and body.

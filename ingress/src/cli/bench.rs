@@ -83,6 +83,10 @@ pub struct BenchLoadArgs {
     #[arg(long, value_name = "MS", default_value_t = 2_000)]
     pub slo_ms: u64,
 
+    /// Run all of it a second time with queues in this order, in a pipeline of its own, side by side
+    #[arg(long, value_enum, value_name = "ORDER", conflicts_with = "server")]
+    pub compare_order: Option<OrderArg>,
+
     /// Ask a running server [default: a pipeline in this process]
     #[arg(long, value_name = "ADDRESS")]
     pub server: Option<String>,
@@ -90,6 +94,15 @@ pub struct BenchLoadArgs {
     /// Draw goodput and times, second by second
     #[arg(long, value_name = "FILE.svg")]
     pub report: Option<PathBuf>,
+}
+
+/// In which order queues are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OrderArg {
+    /// Whoever is in a conversation first, tenants in turn
+    Priority,
+    /// First come, first served
+    Fifo,
 }
 
 /// What the caches may do for the turns of a measurement.

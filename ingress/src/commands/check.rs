@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use serde::Serialize;
 use turnflow_models::{ModelHome, verify};
-use turnflow_pipeline::{Config, TierKind, verifier};
+use turnflow_pipeline::{Chooser, Config, TierConfig, TierKind, chooser, verifier};
 use turnflow_state::Store;
 
 use super::Context;
@@ -39,12 +39,19 @@ pub(super) fn run(context: &Context, args: &StoreArgs) -> Result<(), Failure> {
         finding("verifier", &config.policy.verifier, check_verifier(config)),
         finding("port", &config.server.listen, check_port(config)),
     ];
-    if config.tier.kind == TierKind::Burn {
-        let folder = config.tier.burn.folder(&home);
-        findings.push(finding("model", &folder.display(), check_model(config, &home)));
+    if config.routing.enabled {
+        findings.push(finding("router", &config.routing.router, check_router(config)));
     }
-    if config.tier.kind == TierKind::Openai {
-        findings.push(finding("server", &config.tier.openai.base_url, check_server(config)));
+    let small = config.routing.enabled.then_some(&config.small_tier);
+    for tier in std::iter::once(&config.tier).chain(small) {
+        match tier.kind {
+            TierKind::Extractive => {}
+            TierKind::Burn => {
+                let folder = tier.burn.folder(&home);
+                findings.push(finding("model", &folder.display(), check_model(tier, &home)));
+            }
+            TierKind::Openai => findings.push(finding("server", &tier.openai.base_url, check_server(tier))),
+        }
     }
     let usable = findings.iter().all(|finding| finding.usable);
     let mut text = toml::to_string(config).context("cannot print the settings as TOML")?;
@@ -88,18 +95,25 @@ fn check_verifier(config: &Config) -> anyhow::Result<String> {
     Ok(if verifier(config)?.is_some() { "fits the settings" } else { "a plain rule stands in for it" }.to_owned())
 }
 
-fn check_model(config: &Config, home: &ModelHome) -> anyhow::Result<String> {
-    let checkpoint = config.tier.burn.open(home)?;
+fn check_router(config: &Config) -> anyhow::Result<String> {
+    Ok(match chooser(config)? {
+        Chooser::Plain(_) => "a plain rule".to_owned(),
+        Chooser::Trained(..) => "fits the settings".to_owned(),
+    })
+}
+
+fn check_model(tier: &TierConfig, home: &ModelHome) -> anyhow::Result<String> {
+    let checkpoint = tier.burn.open(home)?;
     checkpoint.check_dialect()?;
     let sizes = &checkpoint.config;
-    let kv = config.tier.burn.kv_bytes_max as f64 / 1e6;
+    let kv = tier.burn.kv_bytes_max as f64 / 1e6;
     let weights = checkpoint.weights.bytes() as f64 / 1e6;
     Ok(format!("{}, {weights:.0} MB of weights, {kv:.0} MB for keys and values", sizes.family.name()))
 }
 
 /// What the tier reads before it asks the server, which is not asked here.
-fn check_server(config: &Config) -> anyhow::Result<String> {
-    config.tier.openai.check_files()?;
+fn check_server(tier: &TierConfig) -> anyhow::Result<String> {
+    tier.openai.check_files()?;
     Ok("its key and certificates, where there are any, can be read".to_owned())
 }
 

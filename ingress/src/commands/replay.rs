@@ -40,6 +40,9 @@ pub(super) fn run_command(context: &Context, args: &ReplayArgs) -> Result<(), Fa
     if let Some(scheme) = args.validity {
         scheme.configure(&mut config.cache);
     }
+    // What a replay finds must not depend on how fast this machine is.
+    config.load.enabled = false;
+    config.queue.turns_max = config.queue.turns_max.max(config.limits.turns_in_flight_max);
     let context = &context.with(config);
     let settings = match &args.sweep {
         Some(sweep) => Some(Settings::swept(&context.config, sweep).map_err(|reason| wrong_sweep(&reason))?),

@@ -10,23 +10,26 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::oneshot::error::TryRecvError;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tonic::{Status, Streaming};
 use turnflow_pipeline::{Pipeline, TurnStream};
 use turnflow_state::{ConversationId, Limits, TenantId, TurnEvent, TurnKey};
 
 use super::convert;
+use super::outlet::{LastWord, Outlet, Untold};
 use super::proto::converse_response::Event;
 use super::proto::{ConverseRequest, ConverseResponse};
 use super::refusal::Refusal;
-use super::service::{Responses, next_event, now_ms};
+use super::service::{next_event, now_ms};
 
 /// One open stream.
 pub(super) struct Session {
     pipeline: Pipeline,
     limits: Arc<Limits>,
     tenant: TenantId,
-    out: Responses<ConverseResponse>,
+    out: Outlet<ConverseResponse>,
+    /// Told when the client has made no room for a response in time.
+    slow: Arc<Notify>,
     /// One permit for each turn that may be unanswered.
     places: Arc<Semaphore>,
     places_max: u32,
@@ -37,29 +40,43 @@ impl Session {
         pipeline: Pipeline,
         limits: Arc<Limits>,
         tenant: TenantId,
-        out: Responses<ConverseResponse>,
+        out: Outlet<ConverseResponse>,
     ) -> Self {
         let places_max = u32::try_from(limits.turns_per_stream_max).unwrap_or(u32::MAX);
         let places = Arc::new(Semaphore::new(places_max as usize));
-        Self { pipeline, limits, tenant, out, places, places_max }
+        Self { pipeline, limits, tenant, out, slow: Arc::default(), places, places_max }
     }
 
     /// Serves the stream to its end: the client's half-close, a broken request, the server's shutdown, or a client
-    /// that is gone.
-    pub(super) async fn run(self, mut requests: Streaming<ConverseRequest>, mut stopping: watch::Receiver<bool>) {
+    /// that is gone or does not read.
+    pub(super) async fn run(
+        self,
+        mut requests: Streaming<ConverseRequest>,
+        mut stopping: watch::Receiver<bool>,
+        last: Option<LastWord<ConverseResponse>>,
+    ) {
+        let served = async {
+            let end = self.read(&mut requests, &mut stopping).await;
+            // All places free means that every turn that was read is answered.
+            let _all = self.places.acquire_many(self.places_max).await;
+            end
+        };
         let end = tokio::select! {
             biased;
             () = self.out.closed() => return,
-            end = self.read(&mut requests, &mut stopping) => end,
+            () = self.slow.notified() => return last.into_iter().for_each(LastWord::too_slow),
+            end = served => end,
         };
-        // All places free means that every turn that was read is answered.
-        tokio::select! {
-            () = self.out.closed() => return,
-            _ = self.places.acquire_many(self.places_max) => {}
-        }
         if let Err(status) = end {
             // A client that is gone by now needs no status.
-            let _ = self.out.send(Err(status)).await;
+            let _ = self.out.tell(Err(status)).await;
+        }
+    }
+
+    /// Tells the client something; one that does not read is cut off in `run`, and one that is gone is noticed there.
+    async fn tell(&self, response: ConverseResponse) {
+        if self.out.tell(Ok(response)).await == Err(Untold::Slow) {
+            self.slow.notify_one();
         }
     }
 
@@ -105,8 +122,7 @@ impl Session {
             Ok((key, events)) => self.begin(key, events, place, order).await,
             Err(refusal) => {
                 let event = Some(Event::Error(refusal.into_event()));
-                // A client that is gone is noticed in `run`.
-                let _ = self.out.send(Ok(ConverseResponse { conversation_id, turn_id, event })).await;
+                self.tell(ConverseResponse { conversation_id, turn_id, event }).await;
             }
         }
     }
@@ -124,16 +140,17 @@ impl Session {
             return;
         };
         debug_assert_eq!(accepted, TurnEvent::Accepted);
-        // A client that is gone is noticed in `run`.
-        let _ = self.out.send(Ok(convert::converse_event(&key, accepted))).await;
+        self.tell(convert::converse_event(&key, accepted)).await;
         let (previous, ended) = order.append(&key.conversation);
-        let out = self.out.clone();
+        let (out, slow) = (self.out.clone(), Arc::clone(&self.slow));
         tokio::spawn(async move {
             if let Some(previous) = previous {
                 // An error is the signal: the sender is dropped, never used.
                 let _ = previous.await;
             }
-            forward(key, events, out).await;
+            if forward(key, events, out).await == Err(Untold::Slow) {
+                slow.notify_one();
+            }
             drop((ended, place));
         });
     }
@@ -148,13 +165,15 @@ impl Session {
 }
 
 /// Passes the events of an accepted turn on, up to its terminal event.
-async fn forward(key: TurnKey, mut events: TurnStream, out: Responses<ConverseResponse>) {
+async fn forward(key: TurnKey, mut events: TurnStream, out: Outlet<ConverseResponse>) -> Result<(), Untold> {
     while let Some(event) = next_event(&mut events, &out).await {
         let ended = event.is_terminal();
-        if out.send(Ok(convert::converse_event(&key, event))).await.is_err() || ended {
-            return;
+        out.tell(Ok(convert::converse_event(&key, event))).await?;
+        if ended {
+            break;
         }
     }
+    Ok(())
 }
 
 /// The last turn of each conversation on this stream, as the signal of its end.

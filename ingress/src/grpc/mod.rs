@@ -15,6 +15,7 @@ mod import;
 mod in_process;
 mod incoming;
 mod knowledge;
+mod outlet;
 pub mod proto;
 mod refusal;
 mod service;

@@ -124,6 +124,11 @@ pub(super) fn unknown_turn(turn: &TurnKey) -> Status {
     Status::not_found(format!("conversation {} has no answered turn {}", turn.conversation, turn.turn))
 }
 
+/// A client does not read what it is sent.
+pub(super) fn slow_reader(wait: Duration) -> Status {
+    Status::resource_exhausted(format!("the client made no room for a response within {} ms", wait.as_millis()))
+}
+
 /// What is wrong, with the field at fault in front.
 pub(super) fn describe(field: Option<&str>, message: &str) -> String {
     field.map_or_else(|| message.to_owned(), |field| format!("{field}: {message}"))

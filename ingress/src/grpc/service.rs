@@ -16,6 +16,7 @@ use turnflow_state::{Limits, TenantId, TurnError, TurnErrorKind, TurnEvent, Turn
 use super::conflict::Conflict;
 use super::converse::Session;
 use super::convert;
+use super::outlet::{LastWord, Outlet, Untold};
 use super::proto::conversations_server::Conversations;
 use super::proto::{AskRequest, AskResponse, ConverseRequest, ConverseResponse, FeedbackRequest, FeedbackResponse};
 use super::refusal::{Refusal, unknown_turn};
@@ -58,10 +59,10 @@ impl Conversations for Service {
     ) -> Result<Response<Self::ConverseStream>, Status> {
         self.refuse_when_stopping()?;
         let tenant = tenant_of(request.metadata())?;
-        let (out, responses) = mpsc::channel(RESPONSES_QUEUED_MAX);
+        let (out, last, responses) = Outlet::open(&self.limits);
         let session = Session::new(self.pipeline.clone(), Arc::clone(&self.limits), tenant, out);
-        tokio::spawn(session.run(request.into_inner(), self.stopping.clone()));
-        Ok(Response::new(ReceiverStream::new(responses)))
+        tokio::spawn(session.run(request.into_inner(), self.stopping.clone(), last));
+        Ok(Response::new(responses))
     }
 
     async fn ask(&self, request: Request<AskRequest>) -> Result<Response<Self::AskStream>, Status> {
@@ -74,9 +75,9 @@ impl Conversations for Service {
         let turn = convert::turn(tenant, turn, &self.limits, now_ms())?;
         let key = turn.key();
         let events = self.pipeline.submit_within(turn, time_max).await.map_err(Refusal::from)?;
-        let (out, responses) = mpsc::channel(RESPONSES_QUEUED_MAX);
-        tokio::spawn(forward(key, events, out));
-        Ok(Response::new(ReceiverStream::new(responses)))
+        let (out, last, responses) = Outlet::open(&self.limits);
+        tokio::spawn(forward(key, events, out, last));
+        Ok(Response::new(responses))
     }
 
     async fn feedback(&self, request: Request<FeedbackRequest>) -> Result<Response<FeedbackResponse>, Status> {
@@ -119,18 +120,20 @@ pub(super) fn now_ms() -> u64 {
 }
 
 /// Passes the events of a turn on, up to its terminal event.
-async fn forward(key: TurnKey, mut events: TurnStream, out: Responses<AskResponse>) {
+async fn forward(key: TurnKey, mut events: TurnStream, out: Outlet<AskResponse>, last: Option<LastWord<AskResponse>>) {
     while let Some(event) = next_event(&mut events, &out).await {
         let ended = event.is_terminal();
         let response = convert::ask_event(&key, event).map_err(Status::from);
-        if out.send(response).await.is_err() || ended {
-            return;
+        match out.tell(response).await {
+            Ok(()) if !ended => {}
+            Err(Untold::Slow) => return last.into_iter().for_each(LastWord::too_slow),
+            Ok(()) | Err(Untold::Gone) => return,
         }
     }
 }
 
 /// A turn's next event, or `None` when nobody listens any more. Cancel-safe.
-pub(super) async fn next_event<R>(events: &mut TurnStream, out: &Responses<R>) -> Option<TurnEvent> {
+pub(super) async fn next_event<R: Send + 'static>(events: &mut TurnStream, out: &Outlet<R>) -> Option<TurnEvent> {
     tokio::select! {
         biased;
         () = out.closed() => None,

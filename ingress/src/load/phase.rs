@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use turnflow_models::EncoderStats;
+use turnflow_pipeline::resident_bytes;
 
 use super::generator::{Driven, Generator};
 use super::sample::{Class, Sample};
@@ -13,7 +14,6 @@ use super::schedule::{Part, Pattern};
 use super::seconds::Second;
 use super::summary::{Batches, ClassFigures, Quantiles};
 use super::target::Target;
-use crate::resident::resident_bytes;
 
 /// What the load falls to between the phases, as a share of the capacity.
 pub(super) const RECOVERY_LOAD: f64 = 0.2;

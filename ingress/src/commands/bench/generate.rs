@@ -3,11 +3,11 @@
 use anyhow::Context as _;
 use serde::Serialize;
 use turnflow_models::{GenerationBench, GenerationLoad, GenerationRun};
+use turnflow_pipeline::resident_bytes;
 
 use super::super::Context;
 use crate::cli::BenchGenerateArgs;
 use crate::failure::Failure;
-use crate::resident::resident_bytes;
 
 /// Tokens of a prompt that are its own, behind the shared beginning.
 const OWN_TOKENS: usize = 24;

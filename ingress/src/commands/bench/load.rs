@@ -1,5 +1,6 @@
 //! `bench load`: a pipeline of this process or a server under more load than it can answer, and what becomes of the turns.
 
+use std::fmt;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
@@ -7,17 +8,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use turnflow_pipeline::{ArticleDraft, Pipeline};
+use serde::Serialize;
+use turnflow_pipeline::{ArticleDraft, Order, Pipeline};
 use turnflow_state::{CacheControl, Limits, TenantId};
 
 use super::super::replay::{check_report, open_file, temporary_folder};
 use super::super::signal::shutdown_signal;
 use super::super::{Context, open};
-use crate::cli::{BenchLoadArgs, CacheArg};
+use crate::cli::{BenchLoadArgs, CacheArg, OrderArg};
 use crate::failure::Failure;
 use crate::grpc::TENANT_DEFAULT;
 use crate::kb_file::read_articles;
-use crate::load::{Customers, LoadReport, Pattern, Plan, Target, Texts, Trace, arrival_times, plot, run as drive};
+use crate::load::{
+    Class, Customers, LoadReport, Pattern, Phase, Plan, Target, Texts, Trace, arrival_times, plot, run as drive,
+};
+use crate::replay::report::millis;
 use crate::replay::{Format, LogReader};
 use crate::sample;
 
@@ -26,6 +31,9 @@ pub(super) fn run(context: &Context, args: &BenchLoadArgs) -> Result<(), Failure
     check_report(args.report.as_deref(), &read)?;
     // Every file first: a wrong name must not cost the opening of store and model.
     let inputs = Inputs::read(args, &context.config.limits)?;
+    if let Some(order) = args.compare_order {
+        return compare(context, args, &inputs, order);
+    }
     let report = match &args.server {
         None => in_process(context, &inputs)?,
         Some(address) => {
@@ -39,7 +47,70 @@ pub(super) fn run(context: &Context, args: &BenchLoadArgs) -> Result<(), Failure
     context.print(&report, &report)
 }
 
+/// The same load under the configured order of queues and under another, one after the other: the second at the rates of the first.
+fn compare(context: &Context, args: &BenchLoadArgs, inputs: &Inputs, order: OrderArg) -> Result<(), Failure> {
+    let first = in_process(context, inputs)?;
+    let mut config = context.config.clone();
+    let before = config.queue.order;
+    config.queue.order = match order {
+        OrderArg::Priority => Order::Priority,
+        OrderArg::Fifo => Order::Fifo,
+    };
+    let again =
+        Inputs { plan: Plan { capacity: Some(first.capacity.turns_per_s), ..inputs.plan.clone() }, ..inputs.clone() };
+    eprintln!("the same with the order {:?}", config.queue.order);
+    let other = config.queue.order;
+    let second = in_process(&context.with(config), &again)?;
+    if let Some(path) = &args.report {
+        for (order, report) in [(before, &first), (other, &second)] {
+            let path = path.with_extension(format!("{order:?}.svg").to_lowercase());
+            std::fs::write(&path, plot(report, &args.log.display().to_string()))
+                .with_context(|| format!("cannot write the report to {}", path.display()))?;
+        }
+    }
+    let comparison = Comparison::of((before, first), (other, second));
+    context.print(&comparison, &comparison)
+}
+
+/// Two runs under two orders.
+#[derive(Serialize)]
+struct Comparison {
+    runs: [(Order, LoadReport); 2],
+    /// For each load, the first token's 99th percentile of ongoing turns in both runs, in microseconds, and their ratio.
+    ongoing_first_token_p99: Vec<(f64, Option<u64>, Option<u64>, Option<f64>)>,
+}
+
+impl Comparison {
+    fn of(first: (Order, LoadReport), second: (Order, LoadReport)) -> Self {
+        let p99 = |phase: &Phase| phase.of_class(Class::Ongoing).first_token.map(|times| times.p99_us);
+        let both = first.1.phases.iter().zip(&second.1.phases);
+        let ongoing_first_token_p99 = both
+            .map(|(a, b)| {
+                let (a_us, b_us) = (p99(a), p99(b));
+                (a.multiple, a_us, b_us, a_us.zip(b_us).map(|(a, b)| a as f64 / b as f64))
+            })
+            .collect();
+        Self { runs: [first, second], ongoing_first_token_p99 }
+    }
+}
+
+impl fmt::Display for Comparison {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (order, report) in &self.runs {
+            writeln!(f, "== order {order:?}\n{report}")?;
+        }
+        writeln!(f, "First token of ongoing turns, p99, {:?} : {:?}", self.runs[0].0, self.runs[1].0)?;
+        for (multiple, first, second, ratio) in &self.ongoing_first_token_p99 {
+            let told = |us: &Option<u64>| us.map_or("–".to_owned(), millis);
+            let ratio = ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.3}"));
+            writeln!(f, "  {multiple} x: {} : {}, ratio {ratio}", told(first), told(second))?;
+        }
+        Ok(())
+    }
+}
+
 /// What is read before anything runs, and the same in every run.
+#[derive(Clone)]
 struct Inputs {
     texts: Arc<Texts>,
     articles: Vec<ArticleDraft>,

@@ -184,8 +184,10 @@ impl Controller {
     }
 
     /// What was done so far.
-    #[must_use]
-    pub fn stats(&self) -> LoadStats {
+    pub fn stats(&mut self, now_us: u64) -> LoadStats {
+        // Where nothing comes, nothing else would tell that all is calm.
+        self.sample(now_us);
+        self.judge(now_us);
         LoadStats {
             level: self.level,
             entered: self.entered,

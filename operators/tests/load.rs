@@ -64,7 +64,7 @@ fn levels_go_up_after_a_hold_and_down_after_a_calm_one_at_a_time() {
     assert_eq!(rig.passes(300, 0, 0, 50), LoadLevel::Degraded);
     assert_eq!(rig.passes(700, 0, 0, 50), LoadLevel::Degraded);
     assert_eq!(rig.passes(400, 0, 0, 50), LoadLevel::Normal);
-    assert_eq!(rig.controller.stats().entered, [1, 2, 1]);
+    assert_eq!(rig.controller.stats(rig.now_ms * 1_000).entered, [1, 2, 1]);
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn only_who_begins_is_refused_and_only_while_too_many_wait() {
         rig.passes(50, waiting, 300, 50);
         assert_eq!((rig.controller.level(), rig.admits(Class::New)), (LoadLevel::Shedding, admits), "{waiting} wait");
     }
-    assert_eq!(rig.controller.stats().refused, 2);
+    assert_eq!(rig.controller.stats(rig.now_ms * 1_000).refused, 2);
 }
 
 #[test]

@@ -246,7 +246,7 @@ impl Pipeline {
         let (validity, refresh) = self.0.validity.stats();
         let (audit, bound) = self.0.validity.audits.stats();
         let turns_following = self.0.following.load(Ordering::Relaxed);
-        let load = self.0.load.lock().stats();
+        let load = self.0.load.lock().stats(self.0.clock.now_us());
         PipelineStats { turns_in_flight: self.0.streams.len(), turns_following, validity, refresh, audit, bound, load }
     }
 

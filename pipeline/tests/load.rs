@@ -1,0 +1,328 @@
+//! What load does to turns, and which of two tiers answers them: through a whole pipeline, with tiers that wait for the test.
+
+#![expect(clippy::expect_used, clippy::panic, reason = "a test may fail loudly")]
+
+mod support;
+
+use std::future::Future;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use support::{ask, asked, config, ended, files, import, tenant, turn};
+use turnflow_models::{Answerer, ModelError, PlainRule, TierEngine, TierRequest};
+use turnflow_pipeline::{Chooser, Config, Parts, Pipeline, SubmitError};
+use turnflow_state::{
+    Answer, CacheLevel, Completion, LoadLevel, RouteEvidence, Store, TenantId, Tier, TierSize, TurnErrorKind, Usage,
+};
+
+/// Longest text, in words, that the rule of these tests gives the small tier.
+const WORDS_MAX: usize = 4;
+const SHORT: &str = "Do gift cards expire?";
+const LONG: &str = "How long does the delivery of a large parcel take?";
+
+/// A tier that answers while its gate is open.
+#[derive(Clone)]
+struct Says {
+    name: &'static str,
+    grounded: bool,
+    gate: Arc<(Mutex<bool>, Condvar)>,
+}
+
+impl Says {
+    fn new(name: &'static str) -> Self {
+        Self { name, grounded: true, gate: Arc::new((Mutex::new(true), Condvar::new())) }
+    }
+
+    fn open(&self, is_open: bool) {
+        *self.gate.0.lock().expect("no panic") = is_open;
+        self.gate.1.notify_all();
+    }
+}
+
+impl Answerer for Says {
+    fn answer(&self, request: &TierRequest, on_delta: &mut dyn FnMut(String)) -> Result<Answer, ModelError> {
+        let open = self.gate.0.lock().expect("no panic");
+        drop(self.gate.1.wait_while(open, |open| !*open).expect("no panic"));
+        let text = format!("{} on {}", self.name, request.question);
+        on_delta(text.clone());
+        let usage = Usage { input_tokens: 100, output_tokens: 10 };
+        Ok(Answer { text, tier: Tier::Extractive, sources: Vec::new(), usage, grounded: self.grounded })
+    }
+}
+
+/// Runs a test on a pipeline with two tiers, of which the small one gets what is short; `adjust` may make it one. The test gets the
+/// large one.
+fn with_tiers<F: Future<Output = ()>>(
+    small_is_grounded: bool,
+    adjust: impl FnOnce(&mut Config),
+    test: impl FnOnce(Pipeline, Says) -> F,
+) {
+    let mut config = config(1);
+    config.routing.enabled = true;
+    config.load.enabled = false;
+    // One waits inside each tier, so that the others wait in the queue.
+    (config.tier.queue_max, config.small_tier.queue_max) = (1, 1);
+    config.tier.price.input_per_million = 1_000.0;
+    config.small_tier.price.input_per_million = 100.0;
+    adjust(&mut config);
+    let mut parts = Parts::open(&config, Store::memory(), files()).expect("parts");
+    let (small, large) = (Says { grounded: small_is_grounded, ..Says::new("small") }, Says::new("large"));
+    parts.tiers.large = TierEngine::start(Arc::new(large.clone()), config.tier.engine()).expect("threads");
+    if config.routing.enabled {
+        let engine = TierEngine::start(Arc::new(small.clone()), config.small_tier.engine()).expect("threads");
+        parts.tiers.small = Some(engine);
+        let rule = PlainRule { relevance_min: -1.0, margin_min: -1.0, words_max: WORDS_MAX, questions_max: 9 };
+        parts.chooser = Some(Chooser::Plain(rule));
+    }
+    let pipeline = Pipeline::start(&config, &parts).expect("pipeline");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        import(&pipeline).await;
+        test(pipeline.clone(), large).await;
+        pipeline.shutdown().await;
+    });
+}
+
+fn route(completion: &Completion) -> &RouteEvidence {
+    completion.verdict.route.as_deref().unwrap_or_else(|| panic!("a tier answered: {completion:?}"))
+}
+
+/// Load that is felt at once.
+fn nervous(config: &mut Config, degraded_wait_ms: u64, shedding_wait_ms: u64) {
+    (config.load.enabled, config.load.hold_ms) = (true, 0);
+    (config.load.degraded_wait_ms, config.load.shedding_wait_ms) = (degraded_wait_ms, shedding_wait_ms);
+    (config.load.calm_ms, config.load.calm_ms_max) = (50, 50);
+}
+
+async fn pause(ms: u64) {
+    tokio::time::sleep(Duration::from_millis(ms)).await;
+}
+
+#[test]
+fn the_rule_chooses_and_a_conversation_stays_with_the_large_tier() {
+    with_tiers(
+        true,
+        |_| {},
+        |pipeline, _| async move {
+            let short = ask(&pipeline, "a", SHORT).await;
+            assert_eq!(
+                (route(&short).size, short.text.as_str(), short.cost_micros),
+                (TierSize::Small, "small on Do gift cards expire?", 10_000)
+            );
+            let long = ask(&pipeline, "b", LONG).await;
+            assert_eq!((route(&long).size, long.cost_micros), (TierSize::Large, 100_000));
+            assert!(route(&long).reason.contains("words 10"), "{:?}", route(&long));
+            let stays = asked(&pipeline, turn("b", "2", "Are returns free?")).await;
+            assert_eq!(route(&stays).size, TierSize::Large);
+            assert!(route(&stays).reason.contains("answered the conversation before"), "{:?}", route(&stays));
+            let moves_up = asked(&pipeline, turn("a", "2", "Where do I find out where my order is now?")).await;
+            assert_eq!(route(&moves_up).size, TierSize::Large, "what is too much for the small tier goes up");
+        },
+    );
+}
+
+#[test]
+fn what_the_small_tier_cannot_answer_goes_to_the_large_one_once() {
+    with_tiers(
+        false,
+        |_| {},
+        |pipeline, _| async move {
+            let escalated = ask(&pipeline, "a", SHORT).await;
+            assert_eq!(escalated.text, "large on Do gift cards expire?", "what the small one said is void");
+            let RouteEvidence { size, escalated: is_escalated, reason, .. } = route(&escalated);
+            assert_eq!(
+                (*size, *is_escalated, reason.as_str()),
+                (TierSize::Large, true, "the small tier found no answer")
+            );
+            assert_eq!(escalated.cost_micros, 110_000, "both are paid for");
+        },
+    );
+    with_tiers(
+        false,
+        |config| config.routing.escalate = false,
+        |pipeline, _| async move {
+            let unknown = ask(&pipeline, "a", SHORT).await;
+            assert_eq!((unknown.grounded, route(&unknown).size), (false, TierSize::Small));
+        },
+    );
+}
+
+#[test]
+fn under_load_new_conversations_get_the_small_tier_and_ongoing_ones_keep_theirs() {
+    with_tiers(
+        true,
+        |config| nervous(config, 20, 60_000),
+        |pipeline, large| async move {
+            ask(&pipeline, "ongoing", LONG).await;
+            large.open(false);
+            let mut waiting = Vec::new();
+            for number in 0..4 {
+                let text = format!("How long does it take until parcel number {number} arrives?");
+                waiting.push(pipeline.submit(turn(&format!("w{number}"), "1", &text)).await.expect("admitted"));
+            }
+            pause(100).await;
+            let question = "Which amounts do you sell gift cards in at present?";
+            let degraded = ask(&pipeline, "new", question).await;
+            assert_eq!((route(&degraded).size, route(&degraded).load), (TierSize::Small, LoadLevel::Degraded));
+            assert!(route(&degraded).reason.starts_with("under load"), "{:?}", route(&degraded));
+            let ongoing = pipeline.submit(turn("ongoing", "2", "Do you sell gift cards for fifty dollars?")).await;
+            waiting.push(ongoing.expect("nobody ongoing is refused"));
+            pause(50).await;
+            large.open(true);
+            for stream in waiting {
+                let answered = ended(stream).await.expect("answered");
+                assert_eq!(route(&answered).size, TierSize::Large);
+            }
+            while pipeline.stats().load.level != LoadLevel::Normal {
+                pause(10).await;
+            }
+            let again = ask(&pipeline, "again", question).await;
+            assert_eq!(
+                (again.verdict.level, route(&again).size),
+                (CacheLevel::Miss, TierSize::Large),
+                "it was not kept"
+            );
+            assert_eq!(pipeline.stats().load.entered, [1, 1, 0]);
+        },
+    );
+}
+
+#[test]
+fn shedding_refuses_who_begins_but_not_what_is_cached_nor_who_goes_on() {
+    with_tiers(
+        true,
+        |config| {
+            config.routing.enabled = false;
+            nervous(config, 10, 20);
+        },
+        |pipeline, large| async move {
+            ask(&pipeline, "ongoing", LONG).await;
+            large.open(false);
+            let mut waiting = Vec::new();
+            for number in 0..8 {
+                let text = format!("How long does it take until parcel number {number} arrives?");
+                waiting.push(pipeline.submit(turn(&format!("w{number}"), "1", &text)).await.expect("admitted"));
+            }
+            // Up one level each time that somebody comes.
+            pause(100).await;
+            waiting.push(pipeline.submit(turn("degraded", "1", "Are returns free?")).await.expect("admitted"));
+            pause(100).await;
+            let refused = pipeline.submit(turn("refused", "1", "How do I clean a kettle?")).await.expect("admitted");
+            let error = ended(refused).await.expect_err("refused");
+            assert_eq!(error.kind, TurnErrorKind::Overloaded);
+            assert!(
+                error.retry_after_ms.is_some_and(|ms| ms > 0) && error.message.contains("try again in"),
+                "{error:?}"
+            );
+            assert_eq!(ask(&pipeline, "cached", LONG).await.verdict.level, CacheLevel::Exact);
+            let goes_on = pipeline.submit(turn("ongoing", "2", "Do gift cards expire at some time?")).await;
+            waiting.push(goes_on.expect("nobody ongoing is refused"));
+            large.open(true);
+            for stream in waiting {
+                ended(stream).await.expect("answered");
+            }
+            let stats = pipeline.stats().load;
+            assert_eq!((stats.refused, stats.waiting), (1, 0));
+            // The same turn again, when there is room.
+            asked(&pipeline, turn("refused", "1", "How do I clean a kettle?")).await;
+        },
+    );
+}
+
+#[test]
+fn ongoing_turns_are_answered_before_new_ones() {
+    with_tiers(
+        true,
+        |config| config.routing.enabled = false,
+        |pipeline, large| async move {
+            ask(&pipeline, "ongoing", LONG).await;
+            large.open(false);
+            let (told, mut order) = tokio::sync::mpsc::unbounded_channel();
+            let listen = |name: &'static str, stream| {
+                let told = told.clone();
+                tokio::spawn(async move {
+                    ended(stream).await.expect("answered");
+                    told.send(name).expect("the test listens");
+                });
+            };
+            for number in 0..6 {
+                let text = format!("How long does it take until parcel number {number} arrives?");
+                let stream = pipeline.submit(turn(&format!("n{number}"), "1", &text)).await.expect("admitted");
+                listen("new", stream);
+            }
+            pause(200).await;
+            let stream = pipeline.submit(turn("ongoing", "2", "Do gift cards expire at some time?")).await;
+            listen("ongoing", stream.expect("admitted"));
+            pause(200).await;
+            large.open(true);
+            let mut names = Vec::new();
+            for _ in 0..7 {
+                names.push(order.recv().await.expect("all are answered"));
+            }
+            let place = names.iter().position(|name| *name == "ongoing").expect("it was answered");
+            // One new turn was being written already; its end may be told first.
+            assert!(place <= 1, "{names:?}");
+        },
+    );
+}
+
+#[test]
+fn what_cannot_be_answered_in_time_is_not_begun() {
+    with_tiers(
+        true,
+        |config| config.routing.enabled = false,
+        |pipeline, large| async move {
+            large.open(false);
+            let mut waiting = Vec::new();
+            for number in 0..3 {
+                let text = format!("How long does it take until parcel number {number} arrives?");
+                waiting.push(pipeline.submit(turn(&format!("w{number}"), "1", &text)).await.expect("admitted"));
+            }
+            let hurried = turn("hurried", "1", "How do I clean a kettle?");
+            let hurried = pipeline.submit_within(hurried, Some(Duration::from_millis(150))).await.expect("admitted");
+            // Nothing else happens meanwhile: the deadline itself wakes the queue.
+            let end = tokio::time::timeout(Duration::from_secs(20), ended(hurried)).await.expect("told in time");
+            let error = end.expect_err("too late");
+            assert_eq!(
+                (error.kind, error.message.as_str()),
+                (TurnErrorKind::Late, "no answer can be written within its deadline of 150 ms")
+            );
+            large.open(true);
+            for stream in waiting {
+                ended(stream).await.expect("answered");
+            }
+            let in_time = pipeline.submit_within(turn("calm", "1", SHORT), Some(Duration::from_secs(30))).await;
+            ended(in_time.expect("admitted")).await.expect("answered");
+        },
+    );
+}
+
+#[test]
+fn a_tenant_has_a_share_of_the_places() {
+    with_tiers(
+        true,
+        |config| {
+            config.routing.enabled = false;
+            config.limits.tenant_turns_in_flight_max = 2;
+        },
+        |pipeline, large| async move {
+            large.open(false);
+            let mut streams = Vec::new();
+            for number in 0..2 {
+                let text = format!("How long does it take until parcel number {number} arrives?");
+                streams.push(pipeline.submit(turn(&format!("c{number}"), "1", &text)).await.expect("admitted"));
+            }
+            let refused = pipeline.submit(turn("c3", "1", "Are returns free?")).await;
+            assert!(matches!(refused, Err(SubmitError::Overloaded { retry_after_ms }) if retry_after_ms > 0));
+            let mut other = turn("c3", "1", "Are returns free?");
+            other.tenant = TenantId::new("other").expect("valid");
+            assert_ne!(other.tenant, tenant());
+            streams.push(pipeline.submit(other).await.expect("another tenant has places of its own"));
+            large.open(true);
+            for stream in streams {
+                ended(stream).await.expect("answered");
+            }
+            asked(&pipeline, turn("c3", "1", "Are returns free?")).await;
+        },
+    );
+}

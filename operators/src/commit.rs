@@ -15,6 +15,7 @@ use turnflow_state::{
     StoreBatch, Tier, TierSize, Turn, TurnError, TurnErrorKind, TurnEvent, TurnRecord, Usage, Verdict,
 };
 
+use crate::account::Accounts;
 use crate::jobs::{Came, Jobs, Report};
 use crate::message::{Ask, Basis, Ended, Ending, Notice, Outcome, Resolution, Served, Settled, Settlement, ToCommit};
 use crate::shell::{Stage, Wake};
@@ -137,6 +138,7 @@ struct Writing {
 pub struct Commit<J> {
     journal: J,
     prices: Prices,
+    accounts: Accounts,
     numbers: EntryNumbers,
     jobs: Jobs<Writing, (), Written>,
     /// Batches wait here only between `push` and `poll`, so that one activation's writes are handed over together.
@@ -164,7 +166,14 @@ impl<J: Journal> Commit<J> {
     /// A stage in front of a journal.
     #[must_use]
     pub fn new(journal: J, prices: Prices, numbers: EntryNumbers, wake: &Wake) -> Self {
-        Self { journal, prices, numbers, jobs: Jobs::new(wake), queue: VecDeque::new() }
+        let (accounts, jobs, queue) = (Accounts::default(), Jobs::new(wake), VecDeque::new());
+        Self { journal, prices, accounts, numbers, jobs, queue }
+    }
+
+    /// The same, which books what turns cost.
+    #[must_use]
+    pub fn booking(self, accounts: Accounts) -> Self {
+        Self { accounts, ..self }
     }
 
     fn ended(&mut self, outcome: Outcome, out: &mut Vec<Committed>) {
@@ -178,6 +187,7 @@ impl<J: Journal> Commit<J> {
             }
             Ending::Served(served) if ask.purpose.is_background() => {
                 let cost_micros = self.cost_micros(&ask, served.answer.usage);
+                self.accounts.book_background(&ask.turn.tenant, cost_micros);
                 let settled =
                     self.settled(&ask, served.answer, &served.verdict, cost_micros, served.basis, served.offer);
                 out.push(end(&ask, Vec::new(), Some(settled)));
@@ -211,6 +221,7 @@ impl<J: Journal> Commit<J> {
             sources: answer.sources.clone(),
             usage,
             cost_micros,
+            large_cost_micros: self.prices.large.cost_micros(usage),
             verdict,
             latency: ask.latency,
             total_us: ask.latency.iter().map(|(_, elapsed_us)| u64::from(elapsed_us)).sum(),
@@ -256,6 +267,7 @@ impl<J: Journal> Commit<J> {
             Some(Ok(())) => {
                 ask.left(StageName::Commit, now_us);
                 completion.latency = ask.latency;
+                self.accounts.book(&ask.turn.tenant, &completion);
                 let restart = (!streamed && ask.void).then_some(TurnEvent::Restart);
                 let unsent = (!streamed).then(|| TurnEvent::Delta(completion.text.clone()));
                 let events = restart.into_iter().chain(unsent).chain([TurnEvent::Done(completion)]).collect();

@@ -15,6 +15,7 @@
 //!
 //! What a turn carries is in [`message`]. What a worker remembers of answered questions is a [`shard::Shard`].
 
+pub mod account;
 pub mod acknowledge;
 pub mod audience;
 pub mod audit;

@@ -47,6 +47,7 @@ fn record(turn: Turn) -> TurnRecord {
         sources: Vec::new(),
         usage: Usage::default(),
         cost_micros: 0,
+        large_cost_micros: 0,
         verdict,
         latency: StageLatencies::default(),
         total_us: 0,

@@ -12,6 +12,7 @@ use timely::dataflow::operators::probe::Handle;
 use timely::dataflow::operators::vec::{Broadcast, Map};
 use timely::dataflow::operators::{Concatenate, Exchange as _, OkErr, Probe};
 use timely::worker::Worker;
+use turnflow_operators::account::Accounts;
 use turnflow_operators::acknowledge::Acknowledge;
 use turnflow_operators::audience::Audiences;
 use turnflow_operators::audit::{AuditLimits, Sampler};
@@ -54,6 +55,7 @@ pub(crate) struct Blueprint {
     /// Turns that wait for the answer to a similar question.
     pub(crate) following: Arc<AtomicUsize>,
     pub(crate) committer: Arc<Committer>,
+    pub(crate) accounts: Accounts,
     /// How loaded the process is; each worker has [`QUEUES`] queues.
     pub(crate) load: Load,
     pub(crate) searchers: Pool,
@@ -274,7 +276,7 @@ impl Blueprint {
             let (pieces, closing): (Turns<'_, Notice>, Turns<'_, Closing>) =
                 stage(ending, by_owner, "commit", clock, |wake| {
                     let numbers = EntryNumbers::new(self.last_entry, index, peers);
-                    Commit::new(journal.clone(), self.prices(), numbers, wake)
+                    Commit::new(journal.clone(), self.prices(), numbers, wake).booking(self.accounts.clone())
                 })
                 .ok_err(|committed| match committed {
                     Committed::Piece(notice) => Ok(notice),

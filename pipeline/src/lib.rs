@@ -37,6 +37,7 @@ pub use parts::{Parts, chooser, fitted_with, policy, tier, tiers, verifier};
 pub use pipeline::{Pipeline, PipelineStats};
 pub use resident::resident_bytes;
 pub use shared::{Forecast, ValidityStats};
+pub use turnflow_operators::account::{ACCOUNTS_MAX, Account};
 pub use turnflow_operators::audit::AuditStats;
 pub use turnflow_operators::bound::BoundStats;
 pub use turnflow_operators::generate::Tiers;

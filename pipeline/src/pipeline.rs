@@ -10,6 +10,7 @@ use timely::WorkerConfig;
 use timely::communication::WorkerGuards;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedSemaphorePermit, RwLock, Semaphore};
 use turnflow_operators::Clock;
+use turnflow_operators::account::{Account, Accounts};
 use turnflow_operators::audit::AuditStats;
 use turnflow_operators::bound::BoundStats;
 use turnflow_operators::load::{Load, LoadStats};
@@ -17,7 +18,7 @@ use turnflow_operators::message::{Ask, QuestionKey, RequestId, conversation_owne
 use turnflow_operators::pool::Pool;
 use turnflow_operators::refresh::RefreshStats;
 use turnflow_operators::validity::KnowledgeUpdate;
-use turnflow_state::{Committer, StoreBatch, Turn};
+use turnflow_state::{Committer, StoreBatch, TenantId, Turn};
 
 use crate::admission::{Streams, TenantPlace, TenantPlaces};
 use crate::bridge::Port;
@@ -52,6 +53,7 @@ pub(crate) struct Running {
     following: Arc<AtomicUsize>,
     places: Arc<Semaphore>,
     tenants: Arc<TenantPlaces>,
+    accounts: Accounts,
     load: Load,
     /// Keeps memory watched, where there is a limit to it.
     _memory: Option<Mutex<mpsc::Sender<()>>>,
@@ -116,6 +118,7 @@ impl Pipeline {
         let (clock, streams, following) = (Clock::start(), Arc::new(Streams::new()), Arc::new(AtomicUsize::new(0)));
         let knowledge_epoch = parts.knowledge.epoch();
         let validity = Arc::new(Shared::new(threads, knowledge_epoch, &config.knowledge, config.audit.bound_limits()));
+        let accounts = Accounts::default();
         let load = Load::new(config.load, threads * QUEUES);
         let has_limit = config.load.enabled && config.load.memory_bytes_max > 0;
         let memory = has_limit.then(|| resident::watch(load.clone(), clock)).transpose()?;
@@ -130,6 +133,7 @@ impl Pipeline {
             streams: streams.clone(),
             following: following.clone(),
             committer: committer.clone(),
+            accounts: accounts.clone(),
             load: load.clone(),
             searchers: Pool::start("turnflow-search", config.workers.search_threads, room)?,
             validity: validity.clone(),
@@ -174,6 +178,7 @@ impl Pipeline {
             following,
             places: Arc::new(Semaphore::new(room)),
             tenants: Arc::new(TenantPlaces::new(config.limits.tenant_turns_in_flight_max)),
+            accounts,
             load,
             _memory: memory.map(Mutex::new),
             draining: AtomicBool::new(false),
@@ -248,6 +253,12 @@ impl Pipeline {
         let turns_following = self.0.following.load(Ordering::Relaxed);
         let load = self.0.load.lock().stats(self.0.clock.now_us());
         PipelineStats { turns_in_flight: self.0.streams.len(), turns_following, validity, refresh, audit, bound, load }
+    }
+
+    /// What each tenant's turns consumed and cost since this was started; None stands for the tenants beyond [`ACCOUNTS_MAX`](crate::ACCOUNTS_MAX).
+    #[must_use]
+    pub fn accounts(&self) -> Vec<(Option<TenantId>, Account)> {
+        self.0.accounts.read()
     }
 
     /// Waits until what fell by changes that were acknowledged before is answered anew, or let go. Cancel-safe.

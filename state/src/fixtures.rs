@@ -46,6 +46,7 @@ pub(crate) fn record(tenant: &str, conversation: &str, turn: &str) -> TurnRecord
         sources: vec![Source { article_id: id("a"), version: 1, chunk: 0 }],
         usage: Usage::default(),
         cost_micros: 12,
+        large_cost_micros: 12,
         verdict,
         latency: StageLatencies::default(),
         total_us: 345,

@@ -381,6 +381,8 @@ pub struct Completion {
     pub usage: Usage,
     /// What this turn cost, in millionths of the configured currency.
     pub cost_micros: u64,
+    /// What the same tokens would have cost by the large tier alone, in the same unit.
+    pub large_cost_micros: u64,
     /// Where the answer came from, and why.
     pub verdict: Verdict,
     /// Time spent in each stage.

@@ -13,7 +13,7 @@ use super::audit_report::AuditReport;
 use super::change_report::ChangeReport;
 use super::runner::{Background, Ending, Stop};
 use super::scores::Scores;
-use super::tally::{Path, Tally};
+use super::tally::{Path, Routes, Tally};
 use super::timeline::Timeline;
 
 /// Everything a replay found.
@@ -33,6 +33,8 @@ pub struct Report {
     pub stopped_by: Option<String>,
     /// Where the answers came from.
     pub answered_by: AnsweredBy,
+    /// Which of two tiers answered, where there are two.
+    pub routes: Option<Routes>,
     /// What the caches took off the models.
     pub load_taken_off: LoadTakenOff,
     /// Time that a caller waited, for each way that an answer can take.
@@ -160,6 +162,7 @@ impl Report {
             lines_skipped: ending.lines_skipped,
             stopped_by: ending.stop.as_ref().map(Stop::to_string),
             answered_by: AnsweredBy::of(tally),
+            routes: (tally.routes.small > 0).then_some(tally.routes),
             load_taken_off: LoadTakenOff {
                 turns_share: share(hits, answers),
                 tokens_share: tokens_share(tally, Background::of(&ending.refresh, &ending.audits.0).tokens),
@@ -246,6 +249,15 @@ impl fmt::Display for Report {
         }
         for &(tier, turns) in &by.tiers {
             rows.row(&format!("{tier} tier"), count(turns), percent(share(turns, answers)));
+        }
+        if let Some(Routes { small, large, escalated, cost_micros, large_cost_micros }) = self.routes {
+            let escalated = format!("{}, {} of them after the small one", count(large), count(escalated));
+            rows.row("small tier", count(small), format!("the large one {escalated}"));
+            if large_cost_micros > 0 {
+                let saved = 1.0 - cost_micros as f64 / large_cost_micros as f64;
+                let detail = "of what the same tokens cost by the large tier alone".to_owned();
+                rows.row("  saved by routing", percent(saved), detail);
+            }
         }
         let load = &self.load_taken_off;
         rows.row("load taken off", percent(load.turns_share), "of the answers asked no tier".to_owned());

@@ -137,6 +137,7 @@ mod tests {
             sources: vec![Source { article_id: ArticleId::new("hours").expect("an id"), version: 2, chunk: 0 }],
             usage: Usage::default(),
             cost_micros: 0,
+            large_cost_micros: 0,
             verdict: Verdict {
                 level: CacheLevel::Semantic,
                 entry: Some(EntryId(7)),

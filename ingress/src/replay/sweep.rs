@@ -243,7 +243,7 @@ mod tests {
         check("knowledge.chunks-retrieved=1..4", &["1", "2", "3", "4"]);
         check("extractive.similarity-margin=0.001..1/4", &["0.001", "0.01", "0.1", "1"]);
         check("extractive.confidence-min=-0.3..0.3/3", &["-0.3", "0", "0.3"]);
-        check("prices.extractive.input-per-million=2", &["2"]);
+        check("tier.price.input-per-million=2", &["2"]);
     }
 
     #[test]

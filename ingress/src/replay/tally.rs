@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use jiff::Timestamp;
-use turnflow_state::{CacheLevel, Completion, Tier};
+use serde::Serialize;
+use turnflow_state::{CacheLevel, Completion, Tier, TierSize};
 
 use super::gold::Gold;
 use super::ledger::{Judgement, Ledger, TurnName};
@@ -87,6 +88,8 @@ pub struct Tally {
     pub grounded: u64,
     /// Answers of each cache level.
     levels: [u64; CacheLevel::ALL.len()],
+    /// Which of two tiers wrote them.
+    pub routes: Routes,
     /// Answers that a tier wrote for their turn.
     tiers: [u64; Tier::ALL.len()],
     latencies: Vec<Histogram<u64>>,
@@ -112,6 +115,34 @@ pub struct Tally {
     pub elapsed: Duration,
 }
 
+/// Which of two tiers wrote answers, and what that cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Routes {
+    /// Answers of the small one.
+    pub small: u64,
+    /// Answers of the large one.
+    pub large: u64,
+    /// Those of the large one for which the small one was asked first.
+    pub escalated: u64,
+    /// What all of them cost, in millionths of the configured currency.
+    pub cost_micros: u64,
+    /// What the same tokens would have cost by the large one alone.
+    pub large_cost_micros: u64,
+}
+
+impl Routes {
+    fn count(&mut self, completion: &Completion) {
+        let Some(route) = &completion.verdict.route else { return };
+        match route.size {
+            TierSize::Small => self.small += 1,
+            TierSize::Large => self.large += 1,
+        }
+        self.escalated += u64::from(route.escalated);
+        self.cost_micros += completion.cost_micros;
+        self.large_cost_micros += completion.large_cost_micros;
+    }
+}
+
 impl Tally {
     /// Nothing counted yet.
     #[must_use]
@@ -123,6 +154,7 @@ impl Tally {
             made_up: 0,
             grounded: 0,
             levels: [0; CacheLevel::ALL.len()],
+            routes: Routes::default(),
             tiers: [0; Tier::ALL.len()],
             latencies: Path::ALL.iter().filter_map(|_| Histogram::new_with_max(LATENCY_US_MAX, 3).ok()).collect(),
             by_time: Timeline::new(Along::Milliseconds),
@@ -222,6 +254,7 @@ impl Tally {
             }
         } else {
             self.tiers[completion.tier as usize] += 1;
+            self.routes.count(completion);
         }
         let path = if result.answered_before { Path::Again } else { Path::Level(level) };
         if let Some(latencies) = self.latencies.get_mut(path.index()) {

@@ -197,6 +197,7 @@ fn completion(text: &str, answer: String, origin: Option<TurnKey>) -> Completion
         sources: vec![Source { article_id: article, version: 1, chunk: 0 }],
         usage,
         cost_micros: 0,
+        large_cost_micros: 0,
         verdict: Verdict {
             level,
             entry: None,

@@ -1,0 +1,69 @@
+//! Accounts: what each tenant's turns consumed and cost since the process began.
+//!
+//! All workers share them behind a lock that is held for one addition. They end with the process.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use turnflow_state::{Completion, TenantId};
+
+/// Most tenants with an account of their own; what others spend goes to one account for all of them.
+pub const ACCOUNTS_MAX: usize = 65_536;
+
+/// What turns consumed and cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Turns that were answered.
+    pub turns: u64,
+    /// Those of them that a cache answered.
+    pub hits: u64,
+    /// Tokens that tiers read for them.
+    pub input_tokens: u64,
+    /// Tokens that tiers wrote for them.
+    pub output_tokens: u64,
+    /// What that cost, in millionths of the configured currency.
+    pub cost_micros: u64,
+    /// What the same tokens would have cost by the large tier alone.
+    pub large_cost_micros: u64,
+    /// What it cost to answer anew and to audit, in the background.
+    pub background_cost_micros: u64,
+}
+
+/// The accounts of all tenants; clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Accounts(Arc<Mutex<HashMap<Option<TenantId>, Account>>>);
+
+impl Accounts {
+    /// Books an answered turn.
+    pub(crate) fn book(&self, tenant: &TenantId, completion: &Completion) {
+        self.with(tenant, |account| {
+            account.turns += 1;
+            account.hits += u64::from(completion.verdict.level.is_hit());
+            account.input_tokens += u64::from(completion.usage.input_tokens);
+            account.output_tokens += u64::from(completion.usage.output_tokens);
+            account.cost_micros += completion.cost_micros;
+            account.large_cost_micros += completion.large_cost_micros;
+        });
+    }
+
+    /// Books what was spent in the background.
+    pub(crate) fn book_background(&self, tenant: &TenantId, cost_micros: u64) {
+        self.with(tenant, |account| account.background_cost_micros += cost_micros);
+    }
+
+    /// The accounts now, in the order of their tenants; None stands for the tenants beyond [`ACCOUNTS_MAX`].
+    #[must_use]
+    pub fn read(&self) -> Vec<(Option<TenantId>, Account)> {
+        let accounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut accounts: Vec<_> = accounts.iter().map(|(tenant, account)| (tenant.clone(), *account)).collect();
+        accounts.sort_by(|(a, _), (b, _)| a.cmp(b));
+        accounts
+    }
+
+    fn with(&self, tenant: &TenantId, book: impl FnOnce(&mut Account)) {
+        let mut accounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = Some(tenant.clone());
+        let has_room = accounts.len() < ACCOUNTS_MAX || accounts.contains_key(&name);
+        book(accounts.entry(name.filter(|_| has_room)).or_default());
+    }
+}

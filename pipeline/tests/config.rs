@@ -29,9 +29,17 @@ fn errors_name_place_and_key() {
     check("workers.threads = 0\n", "t.toml:1: workers.threads = 0: must be at least 1");
     check("[cache]\nsimilarity-min = 1.5\n", "t.toml:2: cache.similarity-min = 1.5: must lie between 0 and 1");
     check("[limits]\nturns-in-flight-max = 9999\n", "t.toml: storage.commit-queue-max = 4096: must be at least");
+    check("[tier.price]\ninput-per-million = -1.0\n", "t.toml:2: tier.price.input-per-million = -1: must be");
+    check("[queue.weights]\nvoice = 0.0\n", "t.toml:2: queue.weights.voice = 0: must be a finite number above 0");
+    check("[queue]\naged-every = 0\n", "t.toml:2: queue.aged-every = 0: must be at least 1");
+    check("[load]\nshedding-wait-ms = 9\n", "t.toml:2: load.shedding-wait-ms = 9: must be at least");
+    check("[load]\ncalm-ms-max = 9\n", "t.toml:2: load.calm-ms-max = 9: must be at least");
+    check("[load]\nsaturation-max = 0.0\n", "t.toml:2: load.saturation-max = 0: must be above 0");
+    check("[routing]\ntarget = { quality = 2.0 }\n", "t.toml: routing.target.quality = 2: must lie between 0 and 1");
+    check("[small-tier]\nthreads = 0\n", "t.toml:2: small-tier.threads = 0: must be at least 1");
     check(
-        "[prices.extractive]\ninput-per-million = -1.0\n",
-        "t.toml:2: prices.extractive.input-per-million = -1: must be",
+        "[routing]\nenabled = true\n[small-tier]\nkind = \"burn\"\n",
+        "t.toml: small-tier.burn.model = \"\": must name the folder of a checkpoint, because small-tier.kind",
     );
     check("[workers]\nthreads = 20000\n", "t.toml:2: workers.threads = 20000: must be at most 256");
     check(
@@ -117,4 +125,16 @@ fn every_setting_that_changes_answers_changes_the_scope() {
     assert_ne!(burn.scope_of(&tenant, "a model"), defaults);
     assert_ne!(burn.scope_of(&tenant, "a model"), burn.scope_of(&tenant, "another"));
     assert_eq!(scope("[workers]\nthreads = 2\n[cache]\nsimilarity-min = 0.9"), defaults);
+}
+
+#[test]
+fn a_small_tier_begins_with_the_defaults_of_a_tier_and_a_target_is_one() {
+    let defaults = Config::defaults();
+    assert_eq!(defaults.small_tier, defaults.tier);
+    let text =
+        "[tier]\nthreads = 3\n[small-tier.price]\ninput-per-million = 0.5\n[routing]\ntarget = { large-share = 0.3 }\n";
+    let config = Config::from_text(text, "t.toml").expect("valid");
+    assert_eq!((config.tier.threads, config.small_tier.threads), (3, 1), "a user's large tier is not a small one");
+    assert_eq!((config.tier.price.input_per_million, config.small_tier.price.input_per_million), (0.0, 0.5));
+    assert_eq!(config.routing.target, turnflow_models::Target::LargeShare(0.3));
 }

@@ -1,11 +1,13 @@
 //! A bounded queue and the threads that serve it: what the engines have in common.
 //!
 //! Contract: each lane of a queue holds at most its limit of jobs; handing one in never blocks, and a job that finds no
-//! place comes back. A thread that becomes free takes from the first lane that holds a job. Threads sleep while the queue
+//! place comes back. A thread that becomes free takes from the first lane that holds a job; but one in eight jobs that begin is of
+//! a new conversation while any of those waits. Threads sleep while the queue
 //! is empty, serve what is queued after the last handle is dropped, and then end. Panics are the business of
 //! whoever runs jobs, with [`caught`].
 
 use std::any::Any;
+use std::cell::Cell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -29,14 +31,49 @@ impl Lane {
     pub const ALL: &[Self] = &[Self::Ongoing, Self::New, Self::Background];
 }
 
+/// One in so many jobs that begin is of a new conversation while any of those waits, so that they do not starve behind those
+/// of conversations under way.
+const NEW_EVERY: u32 = 8;
+
+/// Chooses the lane that is served next.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Alternation {
+    /// Ongoing jobs that began since a new one did, while one waited.
+    overtaken: u32,
+}
+
+impl Alternation {
+    /// The lane that is served next, of those in which somebody waits. It counts as served.
+    pub(crate) fn next(&mut self, waits: impl Fn(Lane) -> bool) -> Option<Lane> {
+        let new_waits = waits(Lane::New);
+        if waits(Lane::Ongoing) && !(new_waits && self.overtaken + 1 >= NEW_EVERY) {
+            self.overtaken = if new_waits { self.overtaken + 1 } else { 0 };
+            return Some(Lane::Ongoing);
+        }
+        self.overtaken = 0;
+        [Lane::New, Lane::Background].into_iter().find(|&lane| waits(lane))
+    }
+}
+
 /// The engine's end of a queue.
-pub(crate) struct Lanes<J>([Receiver<J>; Lane::ALL.len()]);
+pub(crate) struct Lanes<J> {
+    lanes: [Receiver<J>; Lane::ALL.len()],
+    /// Of one thread.
+    alternation: Cell<Alternation>,
+}
 
 impl<J> Lanes<J> {
     /// Waits for the next job; None when there is none and nobody is left to hand one in.
     pub(crate) fn next(&self) -> Option<J> {
+        let mut alternation = self.alternation.get();
+        let next = alternation.next(|lane| !self.lane(lane).is_empty());
+        self.alternation.set(alternation);
+        // Another thread may have been quicker.
+        if let Some(job) = next.and_then(|lane| self.lane(lane).try_recv().ok()) {
+            return Some(job);
+        }
         // The senders of all lanes are dropped together, and what one still holds is served before it ends.
-        let [ongoing, new, background] = &self.0;
+        let [ongoing, new, background] = &self.lanes;
         select_biased! {
             recv(ongoing) -> job => job.or_else(|_| new.recv()).or_else(|_| background.recv()).ok(),
             recv(new) -> job => job.or_else(|_| ongoing.recv()).or_else(|_| background.recv()).ok(),
@@ -46,7 +83,7 @@ impl<J> Lanes<J> {
 
     /// The jobs of one lane alone.
     pub(crate) const fn lane(&self, lane: Lane) -> &Receiver<J> {
-        &self.0[lane as usize]
+        &self.lanes[lane as usize]
     }
 }
 
@@ -98,7 +135,8 @@ impl<J: Send + 'static> JobQueue<J> {
         let limit = limit.max(1);
         let lanes: [(Sender<J>, Receiver<J>); Lane::ALL.len()] = std::array::from_fn(|_| bounded(limit));
         for (number, run) in runners.into_iter().enumerate() {
-            let lanes = Lanes(lanes.each_ref().map(|(_, jobs)| jobs.clone()));
+            let lanes = lanes.each_ref().map(|(_, jobs)| jobs.clone());
+            let lanes = Lanes { lanes, alternation: Cell::default() };
             std::thread::Builder::new()
                 .name(format!("{what}-{number}"))
                 .spawn(move || run(&lanes))
@@ -202,6 +240,19 @@ mod tests {
         }
         drop(queue);
         assert_eq!(served.recv(), Err(crossbeam_channel::RecvError), "the thread has ended");
+    }
+
+    #[test]
+    fn new_jobs_do_not_starve() {
+        let mut alternation = Alternation::default();
+        let lanes: Vec<_> = (0..24).map(|_| alternation.next(|lane| lane != Lane::Background)).collect();
+        let new: Vec<_> = (0..24).filter(|&at| lanes[at] == Some(Lane::New)).collect();
+        assert_eq!(new, [7, 15, 23]);
+        assert_eq!(alternation.next(|lane| lane == Lane::Background), Some(Lane::Background));
+        assert_eq!(alternation.next(|_| false), None);
+        // Who comes when nobody else waited is owed nothing for that.
+        (0..20).for_each(|_| assert_eq!(alternation.next(|lane| lane == Lane::Ongoing), Some(Lane::Ongoing)));
+        assert_eq!(alternation.next(|lane| lane != Lane::Background), Some(Lane::Ongoing));
     }
 
     #[test]

@@ -219,8 +219,9 @@ impl<J: Journal> Commit<J> {
             tier: answer.tier,
             grounded: answer.grounded,
             sources: answer.sources.clone(),
-            usage,
+            usage: ask.spent + usage,
             cost_micros,
+            // It alone would not have asked the small one first.
             large_cost_micros: self.prices.large.cost_micros(usage),
             verdict,
             latency: ask.latency,

@@ -62,7 +62,7 @@ impl<E: Embedder> Stage for Embed<E> {
 
     fn push(&mut self, mut ask: Box<Ask>, now_us: u64, out: &mut Vec<Step>) {
         ask.entered_us = now_us;
-        if let Err(retry_after_ms) = self.load.lock().admit(Class::of(&ask), now_us) {
+        if let Err(retry_after_ms) = self.load.lock().admit(Class::of(&ask), self.number, now_us) {
             return out.push(Err(crowded(ask, retry_after_ms)));
         }
         for ask in self.queue.push(ask) {
@@ -99,8 +99,13 @@ impl<E: Embedder> Stage for Embed<E> {
                 break;
             }
         }
-        let backlog =
-            Backlog { waiting: self.queue.waiting(), oldest_us: self.queue.oldest_us(), served: self.served, is_full };
+        let backlog = Backlog {
+            takes_new: true,
+            waiting: self.queue.waiting(),
+            oldest_us: self.queue.oldest_us(),
+            served: self.served,
+            is_full,
+        };
         self.load.lock().observe(self.number, backlog, now_us);
     }
 

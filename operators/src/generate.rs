@@ -8,14 +8,15 @@
 //! An answer that leans on the conversation is not offered to the cache, nor one that another tier would have written but for the
 //! load; one that was not found in the knowledge base only for the same words.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use turnflow_models::{Cancel, Lane, ModelError, TierHandle, TierRequest};
 use turnflow_state::{
-    Answer, CacheEntry, CacheLevel, EntryId, Stage as StageName, Support, Tier, TierSize, TurnError, TurnErrorKind,
-    TurnEvent, Usage, Verdict,
+    Answer, CacheEntry, CacheLevel, EntryId, LoadLevel, Stage as StageName, Support, Tier, TierSize, TurnError,
+    TurnErrorKind, TurnEvent, Usage, Verdict,
 };
 
 use crate::audience::Audiences;
@@ -86,6 +87,8 @@ pub struct GenerateSettings {
     pub chunks_wanted: usize,
     /// Order and bounds of each tier's queue.
     pub queue: QueueLimits,
+    /// Whether there are two tiers.
+    pub routed: bool,
     /// Whether the large tier is asked where the small one has no good answer.
     pub escalate: bool,
     /// What the small tier's tokens cost.
@@ -98,31 +101,41 @@ pub struct GenerateSettings {
 #[derive(Debug)]
 struct Gate {
     queue: Queue,
-    /// Jobs under way, in the background and for turns.
-    background: usize,
-    turns: usize,
+    /// Jobs under way, by lane.
+    under_way: [usize; Lane::ALL.len()],
     served: u64,
-    /// How long the fastest answers take of late, in microseconds.
-    fastest_us: u64,
-    is_full: bool,
+    /// How long the fastest answers take of late, in microseconds; None before there was one.
+    fastest_us: Option<u64>,
+    /// The lane in which the tier had no room.
+    full: Option<Lane>,
 }
 
 impl Gate {
     fn new(limits: &QueueLimits) -> Self {
-        Self { queue: Queue::new(limits.clone()), background: 0, turns: 0, served: 0, fastest_us: 0, is_full: false }
-    }
-
-    const fn under_way(&mut self, is_background: bool) -> &mut usize {
-        if is_background { &mut self.background } else { &mut self.turns }
+        let queue = Queue::new(limits.clone());
+        Self { queue, under_way: Default::default(), served: 0, fastest_us: None, full: None }
     }
 
     /// Takes in that an answer took so long.
     fn answered_in(&mut self, elapsed_us: u64) {
         // Forgets slowly, so that one short answer does not stand for all.
-        let kept_us = self.fastest_us + self.fastest_us / 16 + 1;
-        self.fastest_us = if self.served == 0 { elapsed_us } else { elapsed_us.min(kept_us) };
-        self.served += 1;
+        let kept_us = self.fastest_us.map_or(u64::MAX, |fastest_us| fastest_us + fastest_us / 16 + 1);
+        self.fastest_us = Some(elapsed_us.min(kept_us));
     }
+
+    /// The least time that an answer will take, in microseconds. A tier that is idle is tried, however slow it was.
+    fn needs_us(&self) -> u64 {
+        if self.under_way == [0; Lane::ALL.len()] { 0 } else { self.fastest_us.unwrap_or(0) }
+    }
+}
+
+/// A turn that a tier has.
+#[derive(Debug)]
+struct Started {
+    ask: Box<Ask>,
+    lane: Lane,
+    /// Whether a piece of its answer was told.
+    told: Cell<bool>,
 }
 
 /// The core.
@@ -131,7 +144,7 @@ pub struct Generate<G, C = Patient> {
     generator: G,
     clients: C,
     settings: GenerateSettings,
-    jobs: Jobs<Box<Ask>, String, Generated>,
+    jobs: Jobs<Started, String, Generated>,
     gates: [Gate; TierSize::ALL.len()],
     load: Load,
     audiences: Audiences,
@@ -167,47 +180,53 @@ impl<G: Generator, C: Clients> Generate<G, C> {
     fn start_waiting(&mut self, size: TierSize, now_us: u64, out: &mut Vec<ToCommit>) {
         let Self { generator, clients, jobs, gates, given_up, .. } = self;
         let gate = &mut gates[size as usize];
-        given_up.extend(gate.queue.extract_late(now_us + gate.fastest_us).into_iter().map(late));
-        gate.is_full = false;
+        given_up.extend(gate.queue.extract_late(now_us + gate.needs_us()).into_iter().map(late));
+        gate.full = None;
         loop {
             let turn = gate.queue.pop(now_us);
             let next = turn.or_else(|| Some((Lane::Background, gate.queue.pop_background()?)));
             let Some((lane, mut ask)) = next else { break };
-            let waited_since = ask.entered_us;
+            let (waited_since, booked) = (ask.entered_us, ask.latency);
             ask.left(StageName::Prioritise, now_us);
             ask.entered_us = now_us;
-            let is_background = ask.purpose.is_background();
             let void = std::mem::take(&mut ask.void);
             let restart = void.then(|| piece_of(&ask, TurnEvent::Restart));
-            let started =
-                jobs.start(ask, |ask, report| generator.generate(size, lane, request(ask, clients, now_us), report));
-            if let Err(mut ask) = started {
-                // Its wait goes on: what was booked above is booked again, in full, when it starts.
-                ask.latency.clear(StageName::Prioritise);
-                (ask.entered_us, ask.void) = (waited_since, void);
-                gate.is_full = !is_background;
+            let started = Started { ask, lane, told: Cell::new(false) };
+            let started = jobs.start(started, |started, report| {
+                generator.generate(size, lane, request(&started.ask, clients, now_us), report)
+            });
+            if let Err(Started { mut ask, .. }) = started {
+                // Its wait goes on.
+                (ask.entered_us, ask.void, ask.latency) = (waited_since, void, booked);
+                gate.full = Some(lane);
                 gate.queue.put_back(ask);
                 break;
             }
             // Its pieces come later than this.
             out.extend(restart);
-            *gate.under_way(is_background) += 1;
+            gate.under_way[lane as usize] += 1;
         }
     }
 
     /// Takes in the end of a job: the end of its turn, or the large tier's turn.
-    fn came(&mut self, mut ask: Box<Ask>, result: Option<Generated>, now_us: u64, out: &mut Vec<ToCommit>) {
+    fn came(&mut self, started: Started, result: Option<Generated>, now_us: u64, out: &mut Vec<ToCommit>) {
+        let Started { mut ask, lane, told } = started;
         let gate = &mut self.gates[ask.size as usize];
-        *gate.under_way(ask.purpose.is_background()) -= 1;
-        gate.answered_in(now_us.saturating_sub(ask.entered_us));
+        gate.under_way[lane as usize] -= 1;
+        gate.served += 1;
+        if matches!(result, Some(Ok(_))) {
+            gate.answered_in(now_us.saturating_sub(ask.entered_us));
+        }
         ask.left(StageName::Generate, now_us);
         if self.settings.escalate
             && ask.size == TierSize::Small
-            && let Some(reason) = wants_more(result.as_ref())
+            && let Some(reason) = self.wants_more(&ask, result.as_ref(), now_us)
         {
             let usage = result.and_then(Result::ok).map_or_else(Usage::default, |answer| answer.usage);
             ask.spent_micros += self.settings.small_price.cost_micros(usage);
-            (ask.size, ask.promised, ask.void, ask.entered_us) = (TierSize::Large, true, true, now_us);
+            ask.spent = ask.spent + usage;
+            (ask.size, ask.degraded, ask.promised) = (TierSize::Large, false, true);
+            (ask.void, ask.entered_us) = (ask.void || told.get(), now_us);
             if let Some(route) = &mut ask.route {
                 (route.size, route.escalated, route.reason) = (TierSize::Large, true, reason.to_owned());
             }
@@ -215,25 +234,39 @@ impl<G: Generator, C: Clients> Generate<G, C> {
             return self.wait(ask);
         }
         self.audiences.close(ask.request, out);
-        out.push(ToCommit::End(ended(ask, result, self.settings.chunks_wanted)));
+        out.push(ToCommit::End(ended(ask, result, self.settings.chunks_wanted, now_us)));
+    }
+
+    /// Why the large tier is to be asked after the small one, if it is. Under load it is not for what it was spared, nor because
+    /// the small one has too much to do.
+    fn wants_more(&self, ask: &Ask, result: Option<&Generated>, now_us: u64) -> Option<&'static str> {
+        match result {
+            Some(Ok(answer)) => (!answer.grounded && !ask.degraded).then_some("the small tier found no answer"),
+            Some(Err(ModelError::Cancelled)) => None,
+            Some(Err(ModelError::Late { .. })) if is_late(ask, now_us) => None,
+            Some(Err(error)) if error.is_overload() && self.load.lock().level(now_us) > LoadLevel::Normal => None,
+            Some(Err(_)) | None => Some("the small tier failed"),
+        }
     }
 
     fn tell_load(&self, now_us: u64) {
         let mut load = self.load.lock();
-        for (place, Gate { queue, served, is_full, .. }) in self.gates.iter().enumerate() {
-            let (waiting, oldest_us, served, is_full) = (queue.waiting(), queue.oldest_us(), *served, *is_full);
-            load.observe(self.settings.number + place, Backlog { waiting, oldest_us, served, is_full }, now_us);
+        for (&size, Gate { queue, served, full, .. }) in TierSize::ALL.iter().zip(&self.gates) {
+            let backlog = Backlog {
+                takes_new: size == TierSize::Small || !self.settings.routed,
+                waiting: queue.waiting(),
+                oldest_us: queue.oldest_us(),
+                served: *served,
+                is_full: full.is_some_and(|lane| lane != Lane::Background),
+            };
+            load.observe(self.settings.number + size as usize, backlog, now_us);
         }
     }
 }
 
-/// Why the large tier is to be asked after the small one, if it is.
-fn wants_more(result: Option<&Generated>) -> Option<&'static str> {
-    match result {
-        Some(Ok(answer)) => (!answer.grounded).then_some("the small tier found no answer"),
-        Some(Err(ModelError::Cancelled | ModelError::Late { .. })) => None,
-        Some(Err(_)) | None => Some("the small tier failed"),
-    }
+/// Whether the caller's own deadline has passed.
+fn is_late(ask: &Ask, now_us: u64) -> bool {
+    ask.deadline_us.is_some_and(|deadline_us| deadline_us <= now_us)
 }
 
 fn request(ask: &Ask, clients: &impl Clients, now_us: u64) -> TierRequest {
@@ -263,12 +296,13 @@ impl<G: Generator, C: Clients> Stage for Generate<G, C> {
     fn poll(&mut self, now_us: u64, out: &mut Vec<ToCommit>) {
         while let Some(came) = self.jobs.next_event() {
             match came {
-                Came::Piece(ask, _) if ask.purpose.is_background() => {}
-                Came::Piece(ask, piece) => {
+                Came::Piece(Started { ask, .. }, _) if ask.purpose.is_background() => {}
+                Came::Piece(Started { ask, told, .. }, piece) => {
+                    told.set(true);
                     self.audiences.said(ask.request, &piece, out);
                     out.push(piece_of(ask, TurnEvent::Delta(piece)));
                 }
-                Came::Last(ask, result) => self.came(ask, result, now_us, out),
+                Came::Last(started, result) => self.came(started, result, now_us, out),
             }
         }
         self.audiences.catch_up(out);
@@ -286,14 +320,12 @@ impl<G: Generator, C: Clients> Stage for Generate<G, C> {
     }
 
     fn stalled(&self) -> bool {
-        // What comes back makes room, and wakes the stage.
-        self.gates.iter().any(|Gate { queue, background, turns, .. }| {
-            (queue.waiting() > 0 && *turns == 0) || (!queue.is_empty() && turns + background == 0)
-        })
+        // What comes back in a lane makes room there, and wakes the stage.
+        self.gates.iter().any(|gate| gate.full.is_some_and(|lane| gate.under_way[lane as usize] == 0))
     }
 
     fn due_us(&self) -> Option<u64> {
-        self.gates.iter().filter_map(|gate| Some(gate.queue.deadline_us()?.saturating_sub(gate.fastest_us))).min()
+        self.gates.iter().filter_map(|gate| Some(gate.queue.deadline_us()?.saturating_sub(gate.needs_us()))).min()
     }
 }
 
@@ -301,11 +333,11 @@ fn piece_of(ask: &Ask, event: TurnEvent) -> ToCommit {
     ToCommit::Piece(Notice { request: ask.request, admitted_us: ask.admitted_us, event }, ask.conversation_owner())
 }
 
-fn ended(ask: Box<Ask>, result: Option<Generated>, chunks_wanted: usize) -> Outcome {
+fn ended(ask: Box<Ask>, result: Option<Generated>, chunks_wanted: usize, now_us: u64) -> Outcome {
     match result {
         Some(Ok(answer)) => served(ask, answer, chunks_wanted, true),
         Some(Err(ModelError::Cancelled)) => ungenerated(ask, TurnErrorKind::Internal, "nobody waits for the answer"),
-        Some(Err(ModelError::Late { .. })) if ask.deadline_us.is_some() => late(ask),
+        Some(Err(ModelError::Late { .. })) if is_late(&ask, now_us) => late(ask),
         Some(Err(ModelError::Late { .. })) => {
             ungenerated(ask, TurnErrorKind::Overloaded, "no answer could be written in time")
         }

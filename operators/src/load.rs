@@ -6,7 +6,7 @@
 //! ```
 //!
 //! *Degraded*: new conversations get the small tier; those under way keep theirs. *Shedding*: besides, a new conversation is refused where
-//! no cache has the words of its question, while turns wait longer in some queue than leads into the level below, as estimated from
+//! no cache has the words of its question, while turns wait longer in some queue that it would enter than leads into the level below, as estimated from
 //! how many wait and how fast they leave; so the engines never run dry, and who is let in is answered soon. Ongoing conversations are never refused here.
 //!
 //! *Signals*, from every [`Queue`](crate::prioritise::Queue): since when its oldest turn waits, how many wait, how many were served, and whether
@@ -58,6 +58,8 @@ pub struct LoadLimits {
 /// What one queue tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
+    /// Whether new conversations enter it under load: those that they do not enter lead no further than to degraded.
+    pub takes_new: bool,
     /// Turns that wait.
     pub waiting: usize,
     /// Since when the oldest of them does.
@@ -120,6 +122,8 @@ pub struct Controller {
     eased_us: Option<u64>,
     sampled_us: u64,
     saturation: f32,
+    /// When a queue told something last.
+    observed_us: u64,
 }
 
 impl Controller {
@@ -135,18 +139,19 @@ impl Controller {
             refused: 0,
             pressed_us: None,
             calm_us: None,
-            calm_needed_us: limits.calm_ms * 1_000,
+            calm_needed_us: limits.calm_ms.saturating_mul(1_000),
             eased_us: None,
             sampled_us: 0,
             saturation: 0.0,
+            observed_us: 0,
         }
     }
 
     /// What a queue holds now; the level may change by it.
     pub fn observe(&mut self, queue: usize, backlog: Backlog, now_us: u64) {
         self.queues[queue].now = backlog;
-        self.sample(now_us);
-        self.judge(now_us);
+        self.bring_up_to(now_us);
+        self.observed_us = now_us;
     }
 
     /// What the process holds in memory.
@@ -155,18 +160,26 @@ impl Controller {
         self.judge(now_us);
     }
 
-    /// Whether a turn of this class may wait for an engine; if not, after how many milliseconds it may come back.
+    /// Whether a turn of this class may wait in a queue; if not, after how many milliseconds it may come back.
     ///
     /// # Errors
     /// The milliseconds.
-    pub fn admit(&mut self, class: Class, now_us: u64) -> Result<(), u64> {
-        self.judge(now_us);
+    pub fn admit(&mut self, class: Class, queue: usize, now_us: u64) -> Result<(), u64> {
+        self.bring_up_to(now_us);
         let admits = self.level < LoadLevel::Shedding || class != Class::New;
         if admits || (!self.is_memory_full() && self.wait_ms() < self.limits.degraded_wait_ms as f64) {
+            // Of those that come together, each is the next to wait.
+            self.queues[queue].now.waiting += 1;
             return Ok(());
         }
         self.refused += 1;
         Err(self.retry_after_ms())
+    }
+
+    /// Memory of the process beyond which new conversations are refused, in bytes.
+    #[must_use]
+    pub const fn memory_bytes_max(&self) -> u64 {
+        self.limits.memory_bytes_max
     }
 
     /// After how many milliseconds a turn that finds no place may come back: when those that wait are answered.
@@ -178,16 +191,14 @@ impl Controller {
     }
 
     /// The level now.
-    #[must_use]
-    pub const fn level(&self) -> LoadLevel {
+    pub fn level(&mut self, now_us: u64) -> LoadLevel {
+        self.bring_up_to(now_us);
         self.level
     }
 
     /// What was done so far.
     pub fn stats(&mut self, now_us: u64) -> LoadStats {
-        // Where nothing comes, nothing else would tell that all is calm.
-        self.sample(now_us);
-        self.judge(now_us);
+        self.bring_up_to(now_us);
         LoadStats {
             level: self.level,
             entered: self.entered,
@@ -201,9 +212,22 @@ impl Controller {
         self.queues.iter().map(|queue| queue.now.waiting).sum()
     }
 
-    /// How long a turn that comes now will wait in the slowest queue.
+    /// How long a turn that begins a conversation will wait in the slowest queue that it enters.
     fn wait_ms(&self) -> f64 {
-        self.queues.iter().map(Tracked::wait_ms).fold(0.0, f64::max)
+        self.queues.iter().filter(|queue| queue.now.takes_new).map(Tracked::wait_ms).fold(0.0, f64::max)
+    }
+
+    /// For how long the oldest turn has waited, where it counts towards leaving or keeping a level.
+    fn oldest_wait_us(&self, level: LoadLevel, now_us: u64) -> u64 {
+        let counts = |queue: &&Tracked| level == LoadLevel::Normal || queue.now.takes_new;
+        let oldest_us = self.queues.iter().filter(counts).filter_map(|queue| queue.now.oldest_us).min();
+        oldest_us.map_or(0, |oldest_us| now_us.saturating_sub(oldest_us))
+    }
+
+    /// Takes in that time has passed. Where nothing comes, nobody else tells that all is calm.
+    fn bring_up_to(&mut self, now_us: u64) {
+        self.sample(now_us);
+        self.judge(now_us);
     }
 
     fn is_memory_full(&self) -> bool {
@@ -213,8 +237,8 @@ impl Controller {
     /// The wait that leads from a level to the next, in microseconds.
     const fn limit_us(&self, level: LoadLevel) -> u64 {
         match level {
-            LoadLevel::Normal => self.limits.degraded_wait_ms * 1_000,
-            LoadLevel::Degraded | LoadLevel::Shedding => self.limits.shedding_wait_ms * 1_000,
+            LoadLevel::Normal => self.limits.degraded_wait_ms.saturating_mul(1_000),
+            LoadLevel::Degraded | LoadLevel::Shedding => self.limits.shedding_wait_ms.saturating_mul(1_000),
         }
     }
 
@@ -239,8 +263,7 @@ impl Controller {
         if !self.limits.enabled {
             return;
         }
-        let oldest_us = self.queues.iter().filter_map(|queue| queue.now.oldest_us).min();
-        let wait_us = oldest_us.map_or(0, |oldest_us| now_us.saturating_sub(oldest_us));
+        let wait_us = self.oldest_wait_us(self.level, now_us);
         if self.is_memory_full() {
             self.calm_us = None;
             if self.level < LoadLevel::Shedding {
@@ -251,25 +274,29 @@ impl Controller {
         if self.level < LoadLevel::Shedding && wait_us > self.limit_us(self.level) {
             self.calm_us = None;
             let since_us = *self.pressed_us.get_or_insert(now_us);
-            if now_us.saturating_sub(since_us) >= self.limits.hold_ms * 1_000 {
+            if now_us.saturating_sub(since_us) >= self.limits.hold_ms.saturating_mul(1_000) {
                 self.enter(self.level.up(), wait_us, now_us);
             }
             return;
         }
         self.pressed_us = None;
+        let below = self.level.down();
         let is_calm = self.level > LoadLevel::Normal
-            && wait_us <= self.limit_us(self.level.down()) / 2
+            && self.oldest_wait_us(below, now_us) <= self.limit_us(below) / 2
             && self.saturation < self.limits.saturation_max;
+        // What was calm when it was last looked at has been since.
+        let observed_us = self.observed_us;
         if !is_calm {
             self.calm_us = None;
-        } else if now_us.saturating_sub(*self.calm_us.get_or_insert(now_us)) >= self.calm_needed_us {
+        } else if now_us.saturating_sub(*self.calm_us.get_or_insert(observed_us)) >= self.calm_needed_us {
             self.eased_us = Some(now_us);
             self.enter(self.level.down(), wait_us, now_us);
         }
     }
 
     fn enter(&mut self, level: LoadLevel, wait_us: u64, now_us: u64) {
-        let (least_us, most_us) = (self.limits.calm_ms * 1_000, self.limits.calm_ms_max * 1_000);
+        let (least_us, most_us) =
+            (self.limits.calm_ms.saturating_mul(1_000), self.limits.calm_ms_max.saturating_mul(1_000));
         if level > self.level {
             let eased_us = self.eased_us.map_or(u64::MAX, |eased_us| now_us.saturating_sub(eased_us));
             self.calm_needed_us = if eased_us <= self.calm_needed_us { self.calm_needed_us * 2 } else { least_us };
@@ -285,6 +312,7 @@ impl Controller {
         self.level = level;
         self.entered[level as usize] += 1;
         (self.pressed_us, self.calm_us) = (None, None);
+        self.observed_us = now_us;
     }
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use turnflow_state::{
     Answer, ArticleId, CacheControl, CacheEntry, ConversationId, EntryId, HitEvidence, RouteEvidence, ScopeId,
     ScoredChunk, Stage, StageLatencies, Support, TenantId, TierSize, Turn, TurnError, TurnEvent, TurnKey, TurnRecord,
-    Verdict, normalise,
+    Usage, Verdict, normalise,
 };
 
 use crate::audit::Record;
@@ -134,7 +134,9 @@ pub struct Ask {
     pub route: Option<Box<RouteEvidence>>,
     /// From route: whether another tier would answer, were it not for the load.
     pub degraded: bool,
-    /// From generate: what answers cost that came to nothing, in millionths of the configured currency.
+    /// From generate: what answers took that came to nothing.
+    pub spent: Usage,
+    /// From generate: what they cost, in millionths of the configured currency.
     pub spent_micros: u64,
 }
 
@@ -169,6 +171,7 @@ impl Ask {
             size: TierSize::Large,
             route: None,
             degraded: false,
+            spent: Usage::default(),
             spent_micros: 0,
         }
     }

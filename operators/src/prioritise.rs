@@ -6,11 +6,11 @@
 //! - *Tenant.* Within a class, tenants take turns by deficit round robin (Shreedhar and Varghese 1995), measured in estimated
 //!   tokens: a tenant with a hundred times as many turns gets no more than its share while others wait.
 //! - *Channel and deadline.* Within a tenant the earliest due leaves first. A turn is due when it came plus
-//!   [`patience_ms`](QueueLimits::patience_ms) divided by its channel's weight, or at its deadline, if that is earlier. So no turn is
-//!   overtaken by one of its class and tenant that came more than `patience_ms` later.
-//! - *Ageing.* Of `aged_every` turns that leave, one is of the last class whose oldest has waited `aged_ms`. So
-//!   a class never starves: with `T` tenants in it, a turn before which `n` of its tenant are due leaves at the latest after `aged_ms` and then
-//!   `aged_every · T · (n + 1) · ⌈largest turn / quantum⌉` turns, whatever else comes.
+//!   [`patience_ms`](QueueLimits::patience_ms) divided by its channel's weight, or at its deadline, if that is earlier. So no turn without
+//!   a deadline is overtaken by one of its class and tenant that came more than `patience_ms` by the smallest weight later.
+//! - *Ageing.* One in `aged_every` turns that leave is of the class whose oldest has waited longest, and `aged_ms` at least. So nobody starves:
+//!   when a turn's tenant has `b` tokens that are due up to it, and there are `T` tenants in its class, at most
+//!   `(T − 1) · (⌈b / quantum⌉ + 1) · (quantum + largest turn)` tokens of others of its class leave before it, and the class is served at that rate at least.
 //! - *Bounds.* At most `turns_max` turns and `tokens_max` tokens wait. Beyond that the last class loses, in it the tenant with the
 //!   most turns, of its turns the one that is due last: it comes back, to be refused.
 //!
@@ -25,7 +25,7 @@ use turnflow_state::{Channel, TenantId, TurnError, TurnErrorKind};
 use crate::message::{Ask, Outcome, RequestId};
 
 /// Tokens that a tenant may send each time it is its turn.
-const QUANTUM: usize = 256;
+pub const QUANTUM: usize = 256;
 /// Bytes of text for each estimated token.
 const TOKEN_BYTES: usize = 4;
 
@@ -259,7 +259,9 @@ impl Queue {
     /// Takes the next turn, and the lane that the engine is to serve it in.
     pub fn pop(&mut self, now_us: u64) -> Option<(Lane, Box<Ask>)> {
         let first = Class::ALL.iter().copied().find(|&class| !self.is_empty_of(class))?;
-        let aged = Class::ALL.iter().rev().copied().find(|&class| class > first && self.is_aged(class, now_us));
+        let aged = Class::ALL.iter().copied().filter(|&class| class > first && self.is_aged(class, now_us));
+        let aged =
+            aged.min_by_key(|&class| self.classes[class as usize].arrivals.first().map(|&(entered_us, _)| entered_us));
         let (class, lane) = match aged {
             Some(class) if self.since_aged[0] + 1 >= self.limits.aged_every => (class, Lane::Ongoing),
             _ => (first, first.lane()),
@@ -351,7 +353,9 @@ impl Queue {
 
     fn is_aged(&self, class: Class, now_us: u64) -> bool {
         let oldest = self.classes[class as usize].arrivals.first();
-        oldest.is_some_and(|&(entered_us, _)| now_us.saturating_sub(entered_us) >= self.limits.aged_ms * 1_000)
+        oldest.is_some_and(|&(entered_us, _)| {
+            now_us.saturating_sub(entered_us) >= self.limits.aged_ms.saturating_mul(1_000)
+        })
     }
 
     fn turns(&self) -> impl Iterator<Item = &Ask> {

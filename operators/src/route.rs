@@ -2,7 +2,8 @@
 //!
 //! Small talk gets its fixed reply here and ends. With one tier there is one decision about the rest. With two, a
 //! [`Chooser`] decides by the question; a conversation that the large tier has answered stays with it; and while the process is
-//! [degraded](crate::load), those who begin a conversation get the small one. Nobody who is in a conversation is moved down.
+//! [degraded](crate::load), those who begin a conversation get the small one. Nobody who is in a conversation is moved down here; who
+//! asks the same as one who begins, at the same time, hears the same answer.
 
 use std::sync::Arc;
 
@@ -76,8 +77,8 @@ pub struct Route {
 }
 
 impl Route {
-    fn decide(&self, ask: &mut Ask) {
-        let load = self.load.lock().level();
+    fn decide(&self, ask: &mut Ask, now_us: u64) {
+        let load = self.load.lock().level(now_us);
         let is_turn = !ask.purpose.is_background();
         let Some(chooser) = &self.chooser else {
             return note(ask, TierSize::Large, "there is one tier".to_owned(), None, load);
@@ -112,11 +113,11 @@ impl Stage for Route {
     type Input = Box<Ask>;
     type Output = Step;
 
-    fn push(&mut self, mut ask: Box<Ask>, _now_us: u64, out: &mut Vec<Step>) {
+    fn push(&mut self, mut ask: Box<Ask>, now_us: u64, out: &mut Vec<Step>) {
         out.push(match self.small_talk.reply(&ask.turn.text) {
             Some(reply) => Err(served(ask, scripted(reply), 0, false)),
             None => {
-                self.decide(&mut ask);
+                self.decide(&mut ask, now_us);
                 Ok(ask)
             }
         });

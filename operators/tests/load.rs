@@ -36,14 +36,18 @@ impl Rig {
             self.now_ms += 10;
             self.served += served_per_s * self.now_ms / 1_000 - served_per_s * (self.now_ms - 10) / 1_000;
             let oldest_us = (waiting > 0).then(|| self.now_ms.saturating_sub(wait_ms) * 1_000);
-            let backlog = Backlog { waiting, oldest_us, served: self.served, is_full: waiting > 0 };
+            let backlog = Backlog { takes_new: true, waiting, oldest_us, served: self.served, is_full: waiting > 0 };
             self.controller.observe(0, backlog, self.now_ms * 1_000);
         }
-        self.controller.level()
+        self.level()
+    }
+
+    fn level(&mut self) -> LoadLevel {
+        self.controller.level(self.now_ms * 1_000)
     }
 
     fn admits(&mut self, class: Class) -> bool {
-        self.controller.admit(class, self.now_ms * 1_000).is_ok()
+        self.controller.admit(class, 0, self.now_ms * 1_000).is_ok()
     }
 }
 
@@ -93,12 +97,12 @@ fn only_who_begins_is_refused_and_only_while_too_many_wait() {
     rig.passes(1_000, 200, 1_000, 50);
     assert!(rig.admits(Class::New), "degraded is not shedding");
     rig.passes(1_000, 200, 2_000, 50);
-    assert_eq!(rig.controller.level(), LoadLevel::Shedding);
+    assert_eq!(rig.level(), LoadLevel::Shedding);
     assert_eq!(Class::ALL.iter().map(|&class| rig.admits(class)).collect::<Vec<_>>(), [true, true, false]);
     // 50 leave in a second: 24 of them are served within half a second, 26 are not.
     for (waiting, admits) in [(24, true), (26, false)] {
         rig.passes(50, waiting, 300, 50);
-        assert_eq!((rig.controller.level(), rig.admits(Class::New)), (LoadLevel::Shedding, admits), "{waiting} wait");
+        assert_eq!((rig.level(), rig.admits(Class::New)), (LoadLevel::Shedding, admits), "{waiting} wait");
     }
     assert_eq!(rig.controller.stats(rig.now_ms * 1_000).refused, 2);
 }
@@ -107,10 +111,49 @@ fn only_who_begins_is_refused_and_only_while_too_many_wait() {
 fn a_refused_turn_may_come_back_when_those_that_wait_are_served() {
     let mut rig = Rig::new(LIMITS);
     rig.passes(10_000, 500, 2_000, 50);
-    let retry_ms = rig.controller.admit(Class::New, rig.now_ms * 1_000).expect_err("refused");
+    let retry_ms = rig.controller.admit(Class::New, 0, rig.now_ms * 1_000).expect_err("refused");
     assert!((9_000..=11_000).contains(&retry_ms), "500 at 50 a second, not {retry_ms} ms");
     rig.passes(10_000, 500, 2_000, 0);
     assert_eq!(rig.controller.retry_after_ms(), 30_000, "bounded");
+}
+
+#[test]
+fn after_a_silence_nothing_is_left_of_a_peak() {
+    let mut rig = Rig::new(LIMITS);
+    assert_eq!(rig.passes(5_000, 200, 2_000, 50), LoadLevel::Shedding);
+    rig.passes(10, 0, 0, 50);
+    // Nobody comes, and nobody looks.
+    rig.now_ms += 3_600_000;
+    assert!(rig.admits(Class::New));
+    assert_eq!(rig.level(), LoadLevel::Normal);
+}
+
+#[test]
+fn turns_that_come_together_count_before_the_queue_tells_of_them() {
+    let mut rig = Rig::new(LIMITS);
+    rig.passes(2_000, 200, 2_000, 50);
+    rig.passes(50, 0, 0, 50);
+    assert_eq!(rig.level(), LoadLevel::Shedding);
+    let admitted = (0..500).filter(|_| rig.admits(Class::New)).count();
+    assert!((20..=30).contains(&admitted), "half a second's worth, not {admitted}");
+}
+
+#[test]
+fn a_queue_that_new_conversations_do_not_enter_sheds_none() {
+    let mut controller = Controller::new(LIMITS, 2);
+    for ms in 0..5_000_u64 {
+        let waits = |waiting, wait_ms: u64, takes_new| Backlog {
+            takes_new,
+            waiting,
+            oldest_us: (waiting > 0).then(|| ms.saturating_sub(wait_ms) * 1_000),
+            served: ms / 20,
+            is_full: waiting > 0,
+        };
+        controller.observe(0, waits(0, 0, true), ms * 1_000);
+        controller.observe(1, waits(300, 4_000, false), ms * 1_000);
+    }
+    assert_eq!(controller.level(5_000_000), LoadLevel::Degraded);
+    assert!(controller.admit(Class::New, 0, 5_000_000).is_ok());
 }
 
 #[test]
@@ -118,10 +161,10 @@ fn memory_sheds_at_once_and_only_while_it_is_full() {
     let mut rig = Rig::new(LoadLimits { memory_bytes_max: 1_000, ..LIMITS });
     rig.passes(1_000, 0, 0, 50);
     rig.controller.remember(1_001, rig.now_ms * 1_000);
-    assert_eq!(rig.controller.level(), LoadLevel::Shedding);
+    assert_eq!(rig.level(), LoadLevel::Shedding);
     assert!(!rig.admits(Class::New) && rig.admits(Class::Ongoing), "nobody waits, and there is no room all the same");
     rig.passes(5_000, 0, 0, 50);
-    assert_eq!(rig.controller.level(), LoadLevel::Shedding);
+    assert_eq!(rig.level(), LoadLevel::Shedding);
     rig.controller.remember(900, rig.now_ms * 1_000);
     assert_eq!(rig.passes(3_000, 0, 0, 50), LoadLevel::Normal);
 }
@@ -149,7 +192,7 @@ fn simulated(capacity_per_s: f64, new_per_s: f64, ongoing_per_s: f64) -> (f64, f
         }
         while new >= 1.0 {
             new -= 1.0;
-            if controller.admit(Class::New, ms * 1_000).is_ok() {
+            if controller.admit(Class::New, 0, ms * 1_000).is_ok() {
                 queue.push_back(ms);
             }
         }
@@ -165,7 +208,7 @@ fn simulated(capacity_per_s: f64, new_per_s: f64, ongoing_per_s: f64) -> (f64, f
             }
         }
         let oldest_us = queue.iter().min().map(|since| since * 1_000);
-        let backlog = Backlog { waiting: queue.len(), oldest_us, served, is_full: !queue.is_empty() };
+        let backlog = Backlog { takes_new: true, waiting: queue.len(), oldest_us, served, is_full: !queue.is_empty() };
         controller.observe(0, backlog, ms * 1_000);
     }
     (half as f64 / (capacity_per_s * 30.0), longest)

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use support::{QUEUE, ask};
 use turnflow_models::Lane;
 use turnflow_operators::message::{Ask, Purpose};
-use turnflow_operators::prioritise::{Class, Order, Queue, QueueLimits, tokens};
+use turnflow_operators::prioritise::{Class, Order, QUANTUM, Queue, QueueLimits, tokens};
 use turnflow_state::{Channel, TenantId};
 
 /// A turn of a tenant that came at a time, in milliseconds.
@@ -71,7 +71,7 @@ fn a_tenant_with_a_hundred_times_as_many_turns_does_not_push_out_others() {
     let mut queue = queue(QueueLimits { turns_max: 2_000, ..QUEUE }, many.chain(few));
     let order = drained(&mut queue, 0);
     let last = order.iter().rposition(|number| *number >= 10_000).expect("it has turns");
-    let quantum = 256 / tokens(&came(0, "a", Class::New, 0));
+    let quantum = QUANTUM / tokens(&came(0, "a", Class::New, 0));
     assert!(last < 2 * 10 + 2 * quantum, "all of the small tenant's turns are among the first, not at {last}");
 }
 
@@ -89,7 +89,7 @@ fn long_turns_use_up_a_share_sooner() {
         sums[usize::from(ask.request.number >= 1_000)] += tokens(&ask);
     }
     let largest = tokens(&long(0));
-    assert!(sums[0].abs_diff(sums[1]) <= largest + 256, "{sums:?}");
+    assert!(sums[0].abs_diff(sums[1]) <= largest + QUANTUM, "{sums:?}");
 }
 
 #[test]
@@ -111,6 +111,17 @@ fn who_has_waited_too_long_gets_one_place_in_so_many() {
     }
     assert_eq!(places, [3, 7, 11, 15]);
     assert_eq!(lanes, [Lane::Ongoing; 4], "nobody overtakes it in the engine");
+}
+
+#[test]
+fn of_two_classes_that_have_waited_too_long_the_one_that_waits_longer_is_served() {
+    let limits = QueueLimits { aged_ms: 500, aged_every: 2, ..QUEUE };
+    let ongoing = (0..40).map(|number| came(number, "a", Class::Ongoing, 0));
+    let promised = (100..103).map(|number| came(number, "a", Class::Promised, 10));
+    let new = (200..203).map(|number| came(number, "a", Class::New, 5 * (number - 199)));
+    let mut queue = queue(limits, ongoing.chain(promised).chain(new));
+    let left = (0..12).filter_map(|_| queue.pop(600_000)).map(|(_, ask)| ask.request.number);
+    assert_eq!(left.filter(|number| *number >= 100).collect::<Vec<_>>(), [200, 100, 101, 102, 201, 202]);
 }
 
 #[test]
@@ -209,10 +220,10 @@ proptest! {
         // Ongoing turns come for ever: everything that waits leaves all the same.
         let left = queue.waiting();
         now_ms += 1_000;
-        let bound = aged_every as usize * 3 * (left + 1) * Class::ALL.len() + 3 * 256;
         let mut waits: Vec<u64> = (1..=pushed).filter(|number| !gone.contains(number)).collect();
         prop_assert_eq!(waits.len(), left);
-        for extra in 0..bound as u64 {
+        let bound = aged_every as u64 * (left as u64 + 1) * Class::ALL.len() as u64;
+        for extra in 0..bound {
             if waits.is_empty() {
                 break;
             }
@@ -221,5 +232,30 @@ proptest! {
             waits.retain(|number| popped.iter().chain(&refused).all(|ask| ask.request.number != *number));
         }
         prop_assert!(waits.is_empty(), "{waits:?} starve");
+    }
+
+    /// Within a class, what leaves before a turn is bounded by the tokens of its own tenant that are due up to it.
+    #[test]
+    fn others_get_no_more_before_a_turn_than_the_contract_says(
+        turns in prop::collection::vec((0..4_usize, 1..600_usize), 1..80),
+    ) {
+        let tenants = ["a", "b", "c", "d"];
+        let asks: Vec<_> = turns.iter().enumerate().map(|(number, &(tenant, words))| {
+            let mut ask = came(number as u64, tenants[tenant], Class::New, number as u64);
+            ask.turn.text = "word ".repeat(words);
+            ask
+        }).collect();
+        let largest = asks.iter().map(|ask| tokens(ask)).max().unwrap_or(0);
+        let present = tenants.iter().filter(|tenant| asks.iter().any(|ask| ask.turn.tenant.as_str() == **tenant)).count();
+        let mut queue = queue(QUEUE, asks);
+        let mut served = std::collections::BTreeMap::<String, usize>::new();
+        while let Some((_, ask)) = queue.pop(0) {
+            let tenant = ask.turn.tenant.as_str().to_owned();
+            let others: usize = served.iter().filter(|(other, _)| **other != tenant).map(|(_, sum)| sum).sum();
+            let own = served.get(&tenant).copied().unwrap_or(0) + tokens(&ask);
+            let bound = (present - 1) * (own.div_ceil(QUANTUM) + 1) * (QUANTUM + largest);
+            prop_assert!(others <= bound, "{others} tokens of others before {own} of its own, at most {bound}");
+            *served.entry(tenant).or_default() += tokens(&ask);
+        }
     }
 }

@@ -260,6 +260,7 @@ impl Blueprint {
                 let settings = GenerateSettings {
                     chunks_wanted: config.knowledge.chunks_retrieved,
                     queue: config.queue.clone(),
+                    routed: parts.tiers.small.is_some(),
                     escalate: parts.tiers.small.is_some() && config.routing.escalate,
                     small_price: config.small_tier.price,
                     number: number + 1,

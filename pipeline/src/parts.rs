@@ -58,10 +58,17 @@ impl Parts {
     }
 
     /// Everything about the tiers that may change an answer: caches are kept apart by it.
-    #[must_use]
-    pub fn tiers_identity(&self) -> String {
+    ///
+    /// # Errors
+    /// [`PipelineError::Model`] when the router's parameters cannot be written down.
+    pub fn tiers_identity(&self) -> Result<String, PipelineError> {
         let large = self.tiers.large.identity();
-        self.tiers.small.as_ref().map_or_else(|| large.clone(), |small| format!("{large} and {}", small.identity()))
+        let Some(small) = &self.tiers.small else { return Ok(large) };
+        let router = match &self.chooser {
+            Some(Chooser::Trained(router, _)) => router.digest()?,
+            Some(Chooser::Plain(_)) | None => String::new(),
+        };
+        Ok(format!("{large}, {}, {router}", small.identity()))
     }
 }
 

@@ -168,7 +168,7 @@ impl Pipeline {
         Ok(Self(Arc::new(Running {
             config: config.clone(),
             parts: parts.clone(),
-            tiers: parts.tiers_identity(),
+            tiers: parts.tiers_identity()?,
             validity,
             writes: Arc::default(),
             clock,

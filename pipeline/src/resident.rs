@@ -19,6 +19,16 @@ pub fn resident_bytes() -> Option<u64> {
 
 /// Tells the load how much memory the process has, again and again until the sender is dropped.
 pub(crate) fn watch(load: Load, clock: Clock) -> Result<Sender<()>, OperatorError> {
+    let limit = load.lock().memory_bytes_max();
+    match resident_bytes() {
+        None => {
+            tracing::warn!("load.memory-bytes-max has no effect: the system does not tell what a process has in memory")
+        }
+        Some(bytes) if bytes > limit => {
+            tracing::warn!(bytes, limit, "load.memory-bytes-max is below what the process has in memory at its start");
+        }
+        Some(_) => {}
+    }
     let (watching, watched) = channel();
     let name = "turnflow-memory".to_owned();
     let watch = move || {

@@ -175,21 +175,17 @@ named_enum!(
 
 named_enum!(
     /// How loaded a process is.
+    #[derive(Default)]
     LoadLevel {
         /// Everything as configured.
+        #[default]
         Normal = "normal",
         /// New conversations get the small tier.
         Degraded = "degraded",
-        /// New conversations are refused that no cache answers.
+        /// New conversations are refused whose question was not answered before in the same words.
         Shedding = "shedding",
     }
 );
-
-impl Default for LoadLevel {
-    fn default() -> Self {
-        Self::Normal
-    }
-}
 
 impl LoadLevel {
     /// The next level; the highest stays.
@@ -244,11 +240,6 @@ impl StageLatencies {
         *slot = slot.saturating_add(u32::try_from(elapsed_us).unwrap_or(u32::MAX));
     }
 
-    /// Takes back what was added to a stage.
-    pub fn clear(&mut self, stage: Stage) {
-        self.0[stage as usize] = 0;
-    }
-
     /// Time spent in a stage, in microseconds.
     #[must_use]
     pub const fn get(&self, stage: Stage) -> u32 {
@@ -268,6 +259,17 @@ pub struct Usage {
     pub input_tokens: u32,
     /// Tokens that a tier wrote. 0 when no tier was asked.
     pub output_tokens: u32,
+}
+
+impl std::ops::Add for Usage {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            input_tokens: self.input_tokens.saturating_add(other.input_tokens),
+            output_tokens: self.output_tokens.saturating_add(other.output_tokens),
+        }
+    }
 }
 
 /// Why an answer was served from where it was.

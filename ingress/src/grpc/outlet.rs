@@ -3,10 +3,12 @@
 //! A bounded queue, with HTTP/2's window below it. A response that finds no room within `limits.reader-wait-ms` ends the call with
 //! RESOURCE_EXHAUSTED, for which a place is kept: who does not read must not hold places of turns for ever.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::SendTimeoutError;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use turnflow_state::Limits;
@@ -17,13 +19,15 @@ use super::service::RESPONSES_QUEUED_MAX;
 /// Where the events of turns go that one call asked.
 pub(super) struct Outlet<R> {
     sender: mpsc::Sender<Result<R, Status>>,
+    /// When the client last made room.
+    read: Arc<Mutex<Instant>>,
     /// How long a response may wait for room.
     wait: Duration,
 }
 
 impl<R> Clone for Outlet<R> {
     fn clone(&self) -> Self {
-        Self { sender: self.sender.clone(), wait: self.wait }
+        Self { sender: self.sender.clone(), read: Arc::clone(&self.read), wait: self.wait }
     }
 }
 
@@ -53,15 +57,28 @@ impl<R: Send + 'static> Outlet<R> {
         let (sender, responses) = mpsc::channel(RESPONSES_QUEUED_MAX + 1);
         let wait = Duration::from_millis(limits.reader_wait_ms);
         let last = sender.clone().try_reserve_owned().ok().map(|permit| LastWord(permit, wait));
-        (Self { sender, wait }, last, ReceiverStream::new(responses))
+        (Self { sender, read: Arc::new(Mutex::new(Instant::now())), wait }, last, ReceiverStream::new(responses))
     }
 
     /// Tells the client something. A client that is gone, or does not read, hears nothing.
     pub(super) async fn tell(&self, response: Result<R, Status>) -> Result<(), Untold> {
-        self.sender.send_timeout(response, self.wait).await.map_err(|error| match error {
-            SendTimeoutError::Timeout(_) => Untold::Slow,
-            SendTimeoutError::Closed(_) => Untold::Gone,
-        })
+        let mut response = response;
+        loop {
+            match self.sender.send_timeout(response, self.wait).await {
+                Ok(()) => {
+                    *self.lock() = Instant::now();
+                    return Ok(());
+                }
+                // Others were told something meanwhile: it reads, and this one's turn comes.
+                Err(SendTimeoutError::Timeout(untold)) if self.lock().elapsed() < self.wait => response = untold,
+                Err(SendTimeoutError::Timeout(_)) => return Err(Untold::Slow),
+                Err(SendTimeoutError::Closed(_)) => return Err(Untold::Gone),
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Instant> {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until the client is gone.

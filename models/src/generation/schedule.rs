@@ -2,7 +2,7 @@
 //!
 //! Contract: `running` is ordered by lane, then by age, and each of its sequences has blocks for all that it has to read but
 //! the token that it wrote last. A sequence never waits for one of a later lane, and none gives its blocks
-//! to a younger one of its own. The oldest always goes on, so everything ends. Nothing here blocks.
+//! to a younger one of its own. A sequence of a turn gives way once. The oldest always goes on, so everything ends. Nothing here blocks.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -17,11 +17,13 @@ use super::sampler::Sampler;
 use super::ticket::{Ticket, Work};
 use crate::decoder::StepShape;
 use crate::error::ModelError;
-use crate::queue::Lane;
+use crate::queue::{Alternation, Lane};
 
 /// A text that is being written.
 pub(super) struct Sequence<W> {
     pub(super) ticket: Arc<Ticket<W>>,
+    /// Where it stands in line.
+    lane: Lane,
     /// The prompt and what was written.
     pub(super) tokens: Vec<u32>,
     prompt: usize,
@@ -96,6 +98,7 @@ pub(super) struct Schedule<W> {
     shared: Arc<Shared<W>>,
     blocks: Blocks,
     waiting: [VecDeque<Waiting<W>>; Lane::ALL.len()],
+    alternation: Alternation,
     pub(super) running: Vec<Sequence<W>>,
     stats: GenerationStats,
 }
@@ -104,7 +107,8 @@ impl<W: Work> Schedule<W> {
     pub(super) fn new(shape: StepShape, limits: GenerationLimits, shared: Arc<Shared<W>>) -> Self {
         let blocks = Blocks::new(shape.blocks, shape.block_tokens, limits.share_prefixes);
         let (waiting, running) = (Default::default(), Vec::new());
-        Self { shape, limits, shared, blocks, waiting, running, stats: GenerationStats::default() }
+        let (alternation, stats) = (Alternation::default(), GenerationStats::default());
+        Self { shape, limits, shared, blocks, waiting, alternation, running, stats }
     }
 
     /// Whether there is nothing to do.
@@ -203,19 +207,21 @@ impl<W: Work> Schedule<W> {
 
     /// Takes into memory what there is room for, in order.
     pub(super) fn admit(&mut self) {
-        for &lane in Lane::ALL {
-            while let Some(waiting) = self.waiting[lane as usize].pop_front() {
-                let begun = match waiting {
-                    Waiting::Begun(sequence) => Some(sequence),
-                    Waiting::Fresh(ticket) => self.begin(ticket),
-                };
-                let Some(sequence) = begun else { continue };
-                if let Err(sequence) = self.place(sequence) {
-                    self.waiting[lane as usize].push_front(Waiting::Begun(sequence));
-                    // Nothing of a later lane overtakes.
-                    return;
-                }
+        loop {
+            let mut alternation = self.alternation;
+            let Some(lane) = alternation.next(|lane| !self.waiting[lane as usize].is_empty()) else { return };
+            let Some(waiting) = self.waiting[lane as usize].pop_front() else { return };
+            let begun = match waiting {
+                Waiting::Begun(sequence) => Some(sequence),
+                Waiting::Fresh(ticket) => self.begin(ticket),
+            };
+            let Some(sequence) = begun else { continue };
+            if let Err(sequence) = self.place(sequence) {
+                self.waiting[lane as usize].push_front(Waiting::Begun(sequence));
+                // Nothing overtakes it, and it is the next again.
+                return;
             }
+            self.alternation = alternation;
         }
     }
 
@@ -241,6 +247,7 @@ impl<W: Work> Schedule<W> {
             }
         };
         Some(Box::new(Sequence {
+            lane: ticket.lane,
             ticket,
             prompt: plan.prompt.len(),
             computed: 0,
@@ -254,9 +261,10 @@ impl<W: Work> Schedule<W> {
         }))
     }
 
-    /// Gives a sequence blocks for all of its tokens, and those of later lanes have to yield to it, the youngest first.
+    /// Gives a sequence blocks for all of its tokens, and those of later lanes have to yield to it, the youngest first. A turn yields
+    /// once: then it counts as one of a conversation under way, which it is.
     fn place(&mut self, mut sequence: Box<Sequence<W>>) -> Result<(), Box<Sequence<W>>> {
-        let lane = sequence.ticket.lane;
+        let lane = sequence.lane;
         loop {
             let found = self.blocks.find(&mut sequence.table, &sequence.tokens);
             let needed = self.blocks.needed(sequence.tokens.len()) - sequence.table.blocks.len();
@@ -272,7 +280,7 @@ impl<W: Work> Schedule<W> {
                 return Ok(());
             }
             self.blocks.release(&mut sequence.table);
-            let yields = self.running.last().is_some_and(|last| last.ticket.lane > lane);
+            let yields = self.running.last().is_some_and(|last| last.lane > lane);
             if !yields {
                 return Err(sequence);
             }
@@ -293,8 +301,10 @@ impl<W: Work> Schedule<W> {
         self.stats.preemptions += 1;
         self.blocks.release(&mut sequence.table);
         sequence.computed = 0;
-        let lane = sequence.ticket.lane;
-        self.waiting[lane as usize].push_front(Waiting::Begun(Box::new(sequence)));
+        if sequence.lane == Lane::New {
+            sequence.lane = Lane::Ongoing;
+        }
+        self.waiting[sequence.lane as usize].push_front(Waiting::Begun(Box::new(sequence)));
     }
 
     /// What the next step reads: places in `running`, with the number of tokens of each, at least 1.
@@ -352,7 +362,7 @@ impl<W: Work> Schedule<W> {
 
 impl<W> Sequence<W> {
     fn rank(&self) -> (usize, u64) {
-        (self.ticket.lane as usize, self.ticket.number)
+        (self.lane as usize, self.ticket.number)
     }
 }
 

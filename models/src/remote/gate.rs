@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use crate::queue::Lane;
+use crate::queue::{Alternation, Lane};
 
 /// The gate; clones share it.
 #[derive(Clone, Debug)]
@@ -19,6 +19,7 @@ struct Inner {
     free: usize,
     waiting_max: usize,
     lanes: [VecDeque<oneshot::Sender<Slot>>; Lane::ALL.len()],
+    alternation: Alternation,
 }
 
 impl Inner {
@@ -40,7 +41,12 @@ impl Gate {
     /// A gate for so many jobs at once and so many that wait in each lane.
     pub(crate) fn new(slots: usize, waiting_max: usize) -> Self {
         let (free, waiting_max) = (slots.max(1), waiting_max.max(1));
-        Self(Arc::new(Mutex::new(Inner { free, waiting_max, lanes: Default::default() })))
+        Self(Arc::new(Mutex::new(Inner {
+            free,
+            waiting_max,
+            lanes: Default::default(),
+            alternation: Alternation::default(),
+        })))
     }
 
     /// Lets a job in, or gives None when its lane is full.
@@ -75,12 +81,10 @@ impl Gate {
     /// Passes a slot on. One that is sent to a job that has just left comes back here when it is dropped.
     fn pass_on(&self) {
         let mut inner = self.lock();
-        let next = loop {
-            match inner.lanes.iter_mut().find_map(VecDeque::pop_front) {
-                Some(waiter) if waiter.is_closed() => {}
-                next => break next,
-            }
-        };
+        let Inner { lanes, alternation, .. } = &mut *inner;
+        lanes.iter_mut().for_each(|waiting| waiting.retain(|waiter| !waiter.is_closed()));
+        let next = alternation.next(|lane| !lanes[lane as usize].is_empty());
+        let next = next.and_then(|lane| lanes[lane as usize].pop_front());
         match next {
             None => inner.free += 1,
             Some(waiter) => {

@@ -114,6 +114,14 @@ impl Router {
         &self.encoder
     }
 
+    /// A digest of its parameters.
+    ///
+    /// # Errors
+    /// [`ModelError::Router`] when they cannot be written down.
+    pub fn digest(&self) -> Result<String, ModelError> {
+        Ok(blake3::hash(&self.to_bytes(Path::new("router"))?).to_hex().to_string())
+    }
+
     /// Numbers of the vectors it was trained with.
     #[must_use]
     pub const fn dimension(&self) -> usize {

@@ -95,7 +95,7 @@ pub(crate) const QUEUE: QueueLimits = QueueLimits {
 /// What generate keeps to, with a small tier's price of 1 a token.
 pub(crate) fn settings() -> GenerateSettings {
     let small_price = Price { input_per_million: 1.0, output_per_million: 1.0 };
-    GenerateSettings { chunks_wanted: 4, queue: QUEUE, escalate: true, small_price, number: 0 }
+    GenerateSettings { chunks_wanted: 4, queue: QUEUE, routed: true, escalate: true, small_price, number: 0 }
 }
 
 /// A stage in front of a tier, whatever the load.

@@ -99,6 +99,8 @@ impl Source<'_> {
             return Err(self.wrong("audit.step", &config.audit.step, "must be a number above 0, as log odds"));
         }
         for (key, value) in [
+            ("routing.plain.relevance-min", config.routing.plain.relevance_min),
+            ("routing.plain.margin-min", config.routing.plain.margin_min),
             ("policy.relevance-min", config.policy.relevance_min),
             ("policy.margin-min", config.policy.margin_min),
             ("extractive.confidence-min", config.extractive.confidence_min),
@@ -217,6 +219,10 @@ fn counts(config: &Config) -> Vec<(String, usize)> {
         ("queue.turns-max", *turns_max),
         ("queue.tokens-max", *tokens_max),
         ("queue.aged-every", *aged_every as usize),
+        ("queue.patience-ms", count(queue.patience_ms)),
+        ("load.degraded-wait-ms", count(config.load.degraded_wait_ms)),
+        ("load.calm-ms", count(config.load.calm_ms)),
+        ("limits.reader-wait-ms", count(limits.reader_wait_ms)),
         ("knowledge.recent-chunks-max", config.knowledge.recent_chunks_max),
         ("knowledge.writes-waiting-max", config.knowledge.writes_waiting_max),
         ("knowledge.events-kept-max", config.knowledge.events_kept_max),

@@ -4,7 +4,8 @@
 //! even if the tier panics; a job that was not taken comes back. Jobs of a lane start in the order they came in, and those
 //! of the background only when no job of a turn waits. How long jobs may wait is decided before they are handed in.
 //!
-//! The [`TierEngine`] has threads that each write one answer at a time, and does not interrupt one that was started.
+//! The [`TierEngine`] has threads that each write one answer at a time. It does not begin one that is late, and does not interrupt one
+//! that was started.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -307,8 +308,10 @@ impl TierEngine {
 }
 
 fn run(answerer: &dyn Answerer, counters: &TierCounters, job: TierJob) {
+    // Whoever has left gets an answer all the same; whoever came too late does not.
+    let late = job.lapsed(Instant::now()).filter(|error| matches!(error, ModelError::Late { .. }));
     let TierJob { request, mut on_delta, done, .. } = job;
-    let result = caught(ENGINE, || answerer.answer(&request, &mut on_delta));
+    let result = late.map_or_else(|| caught(ENGINE, || answerer.answer(&request, &mut on_delta)), Err);
     counters.ended(&result);
     notify(ENGINE, || done(result));
 }

@@ -312,7 +312,6 @@ impl Controller {
         self.level = level;
         self.entered[level as usize] += 1;
         (self.pressed_us, self.calm_us) = (None, None);
-        self.observed_us = now_us;
     }
 }
 

@@ -4,13 +4,14 @@
 //!
 //! - *Class.* [`Class`]es leave in order: who is in a conversation before who begins one.
 //! - *Tenant.* Within a class, tenants take turns by deficit round robin (Shreedhar and Varghese 1995), measured in estimated
-//!   tokens: a tenant with a hundred times as many turns gets no more than its share while others wait.
+//!   tokens: a tenant with a hundred times as many turns gets no more than its share while others wait. The quantum is the largest turn
+//!   of the class since it was empty.
 //! - *Channel and deadline.* Within a tenant the earliest due leaves first. A turn is due when it came plus
 //!   [`patience_ms`](QueueLimits::patience_ms) divided by its channel's weight, or at its deadline, if that is earlier. So no turn without
 //!   a deadline is overtaken by one of its class and tenant that came more than `patience_ms` by the smallest weight later.
 //! - *Ageing.* One in `aged_every` turns that leave is of the class whose oldest has waited longest, and `aged_ms` at least. So nobody starves:
 //!   when a turn's tenant has `b` tokens that are due up to it, and there are `T` tenants in its class, at most
-//!   `(T − 1) · (⌈b / quantum⌉ + 1) · (quantum + largest turn)` tokens of others of its class leave before it, and the class is served at that rate at least.
+//!   `(T − 1) · (⌈b / quantum⌉ + 1) · 2 · quantum` tokens of others of its class leave before it, and the class is served at that rate at least.
 //! - *Bounds.* At most `turns_max` turns and `tokens_max` tokens wait. Beyond that the last class loses, in it the tenant with the
 //!   most turns, of its turns the one that is due last: it comes back, to be refused.
 //!
@@ -24,8 +25,6 @@ use turnflow_state::{Channel, TenantId, TurnError, TurnErrorKind};
 
 use crate::message::{Ask, Outcome, RequestId};
 
-/// Tokens that a tenant may send each time it is its turn.
-pub const QUANTUM: usize = 256;
 /// Bytes of text for each estimated token.
 const TOKEN_BYTES: usize = 4;
 
@@ -139,10 +138,14 @@ struct Fair {
     ring: VecDeque<Option<TenantId>>,
     /// When its turns came.
     arrivals: BTreeSet<Place>,
+    /// Tokens that a tenant may send each time it is its turn.
+    quantum: usize,
 }
 
 impl Fair {
     fn push(&mut self, tenant: Option<TenantId>, place: Place, ask: Box<Ask>) {
+        let largest = if self.arrivals.is_empty() { 0 } else { self.quantum };
+        self.quantum = largest.max(tokens(&ask));
         self.arrivals.insert((ask.entered_us, place.1));
         let line = self.lines.entry(tenant.clone()).or_default();
         if line.turns.is_empty() {
@@ -157,7 +160,7 @@ impl Fair {
             let line = self.lines.get_mut(&tenant)?;
             let tokens = line.turns.first_key_value().map_or(0, |(_, ask)| tokens(ask));
             if line.deficit < tokens {
-                line.deficit += QUANTUM;
+                line.deficit += self.quantum;
                 self.ring.rotate_left(1);
                 continue;
             }

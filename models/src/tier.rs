@@ -316,7 +316,7 @@ fn run(answerer: &dyn Answerer, counters: &TierCounters, job: TierJob) {
     notify(ENGINE, || done(result));
 }
 
-/// Threads that each run an [`Answerer`]. What is handed in is answered, whether somebody waits for it or not.
+/// Threads that each run an [`Answerer`]. What is handed in is answered, whether somebody still waits for it or not, unless it is too late.
 struct Blocking {
     queue: JobQueue<TierJob>,
     counters: Arc<TierCounters>,

@@ -398,6 +398,6 @@ pub(crate) fn crowded(ask: Box<Ask>, retry_after_ms: u64) -> Outcome {
 /// The end of a turn that cannot be answered before its deadline.
 pub(crate) fn late(ask: Box<Ask>) -> Outcome {
     let limit_us = ask.deadline_us.map_or(0, |deadline_us| deadline_us.saturating_sub(ask.admitted_us));
-    let message = format!("no answer can be written within its deadline of {} ms", limit_us / 1_000);
+    let message = format!("no answer can be written within its deadline of {} ms", limit_us.div_ceil(1_000));
     Outcome::failed(ask, TurnError::new(TurnErrorKind::Late, message))
 }

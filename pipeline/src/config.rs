@@ -287,7 +287,7 @@ section!(
     RoutingConfig {
         /// Whether there are two.
         enabled: bool,
-        /// What chooses: `plain` is a rule, anything else a file that `turnflow router train` wrote.
+        /// What chooses: `shop` is the router that ships, `plain` a rule, anything else a file that `turnflow router train` wrote.
         router: String,
         /// What is wanted of a router.
         target: Target,

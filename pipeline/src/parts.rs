@@ -114,10 +114,11 @@ pub fn tier(config: &Config, settings: &TierConfig, encoder: &EncoderHandle) -> 
 /// [`PipelineError`] when the router's file cannot be read, or it was fitted with another encoder.
 pub fn chooser(config: &Config) -> Result<Chooser, PipelineError> {
     let RoutingConfig { router: name, target, plain, .. } = &config.routing;
-    if name == "plain" {
-        return Ok(Chooser::Plain(*plain));
-    }
-    let router = Router::load(Path::new(name))?;
+    let router = match name.as_str() {
+        "plain" => return Ok(Chooser::Plain(*plain)),
+        "shop" => Router::shop(),
+        path => Router::load(Path::new(path))?,
+    };
     let (fitted, found) = (router.encoder().to_owned(), encoder_name(config));
     if fitted == found {
         Ok(Chooser::Trained(Arc::new(router), *target))

@@ -56,9 +56,9 @@ pub struct RouterEvalArgs {
     #[command(flatten)]
     pub turns: JudgedTurnArgs,
 
-    /// The router
+    /// The router [default: the one that ships]
     #[arg(long, value_name = "FILE")]
-    pub router: PathBuf,
+    pub router: Option<PathBuf>,
 }
 
 fn share(text: &str) -> Result<f64, String> {

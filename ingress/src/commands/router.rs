@@ -40,12 +40,14 @@ pub(super) fn run_train(context: &Context, args: &RouterTrainArgs) -> Result<(),
 }
 
 pub(super) fn run_eval(context: &Context, args: &RouterEvalArgs) -> Result<(), Failure> {
-    let router = Router::load(&args.router)?;
+    let (name, router) = match &args.router {
+        None => ("the router that ships".to_owned(), Router::shop()),
+        Some(path) => (path.display().to_string(), Router::load(path)?),
+    };
     let encoder = fitted_with(&context.config).encoder;
     if router.encoder() != encoder {
         let error = anyhow::anyhow!(
-            "{} was fitted with the encoder {}, and the configured one is {encoder}",
-            args.router.display(),
+            "{name} was fitted with the encoder {}, and the configured one is {encoder}",
             router.encoder()
         );
         return Err(Failure::usage(error).with_hint("set encoder.adapter as it was, or fit a router with this encoder"));

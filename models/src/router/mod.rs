@@ -67,6 +67,16 @@ pub struct Router {
 }
 
 impl Router {
+    /// The one that ships.
+    ///
+    /// # Panics
+    /// When the embedded file is damaged, which a test rules out.
+    #[must_use]
+    pub fn shop() -> Self {
+        #[expect(clippy::expect_used, reason = "the file is part of the binary, and a test reads it")]
+        Self::from_bytes(include_bytes!("shop.bin"), Path::new("shop.bin")).expect("the embedded router is sound")
+    }
+
     /// Reads a file that [`Router::save`] wrote.
     ///
     /// # Errors
@@ -190,6 +200,24 @@ fn inputs(input: &RouterInput<'_>) -> Vec<f32> {
 mod tests {
     use super::fit::tests::{asked, fitted};
     use super::*;
+
+    #[test]
+    fn the_one_that_ships_sends_plain_questions_to_the_small_tier_and_keeps_its_targets() {
+        let router = Router::shop();
+        assert_eq!(router.dimension(), 384);
+        let points = router.curve();
+        assert!(points.windows(2).all(|pair| pair[0].large_share <= pair[1].large_share), "{points:?}");
+        let last = points.last().expect("a curve has points");
+        assert_eq!((last.large_share, last.quality_kept), (1.0, 1.0));
+        // A vector without meaning: what decides are the named numbers.
+        let vector = vec![0.0; 384];
+        let suffices = |text, retrieval| {
+            router.small_suffices(&RouterInput { text, vector: &vector, retrieval, turns_before: 0, leans: false })
+        };
+        let clear = suffices("how do i return an item", Some(Retrieval { best: 0.8, margin: 0.3 }));
+        let unclear = suffices("how do i return an item", Some(Retrieval { best: 0.2, margin: 0.01 }));
+        assert!(clear > unclear, "{clear} {unclear}");
+    }
 
     const TEXT: &str = "how is thing 1 170 and why";
 

@@ -47,11 +47,17 @@ async fn late_turns_are_told_so() {
     let server = TestServer::start(|config| config.tier.queue_max = 1).await;
     server.gate.set_open(false);
     let first = occupy(&server, QUESTIONS[0], 1).await;
-    let second = tokio::spawn({
+    let mut waiting = vec![first];
+    for number in 0..2 {
         let mut client = server.client().await;
-        async move { drop(ask(&mut client, turn("c1", "1", QUESTIONS[1])).await) }
-    });
-    tokio::time::sleep(Duration::from_millis(200)).await;
+        let text = format!("How long does it take until parcel number {number} arrives?");
+        waiting
+            .push(tokio::spawn(async move { drop(ask(&mut client, turn(&format!("w{number}"), "1", &text)).await) }));
+    }
+    // One is being written, one waits inside the tier, and one in the queue.
+    while server.pipeline.stats().load.waiting == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let mut client = server.client().await;
     // By a field of the turn.
     let hurried = Turn { deadline_ms: Some(100), ..turn("c2", "1", QUESTIONS[2]) };
@@ -66,9 +72,10 @@ async fn late_turns_are_told_so() {
     let late = status(&mut client, hurried).await;
     assert!(matches!(late.code(), Code::DeadlineExceeded | Code::Cancelled), "{late:?}");
     server.gate.set_open(true);
-    first.await.expect("no panic");
-    second.await.expect("no panic");
-    assert_eq!(server.gate.arrivals(), 2, "neither of the late ones was begun");
+    for one in waiting {
+        one.await.expect("no panic");
+    }
+    assert_eq!(server.gate.arrivals(), 3, "neither of the late ones was begun");
     server.stop().await;
 }
 

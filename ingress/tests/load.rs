@@ -65,7 +65,7 @@ async fn every_turn_in_process_is_accounted_for() {
         let replace = move |_: &Config, parts: &mut Parts| {
             own.send(parts.encoder.clone()).expect("the test listens");
         };
-        let server = TestServer::start_with(|_| {}, replace).await;
+        let server = TestServer::start_with(|config| config.load.enabled = false, replace).await;
         let encoder = encoder.recv().expect("started");
         let target = Target::InProcess { pipeline: server.pipeline.clone(), encoder };
         let report = small_load(target, 0.5).await;
@@ -80,7 +80,7 @@ async fn every_turn_in_process_is_accounted_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_turn_over_grpc_is_accounted_for() {
     bounded(async {
-        let server = TestServer::start(|_| {}).await;
+        let server = TestServer::start(|config| config.load.enabled = false).await;
         let target = Target::connect(&server.address.to_string()).await.expect("a server");
         let report = small_load(target, 0.0).await;
         check(&report, &[Class::New]);

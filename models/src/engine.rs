@@ -50,7 +50,7 @@ impl Default for EncoderEngineConfig {
         let BatchBudget { tokens_max, texts_max } = BatchBudget::DEFAULT;
         Self {
             adapter: AdapterChoice::default(),
-            queue_max: 1024,
+            queue_max: 64,
             batch_tokens_max: tokens_max,
             batch_texts_max: texts_max,
         }

@@ -281,7 +281,7 @@ pub struct TierEngineConfig {
 
 impl Default for TierEngineConfig {
     fn default() -> Self {
-        Self { queue_max: 64, threads: 1 }
+        Self { queue_max: 4, threads: 1 }
     }
 }
 

@@ -289,7 +289,9 @@ fn what_cannot_be_answered_in_time_is_not_begun() {
                 waiting.push(pipeline.submit(turn(&format!("w{number}"), "1", &text)).await.expect("admitted"));
             }
             // One is being written, one waits inside the tier, and one in the queue.
-            pause(200).await;
+            while pipeline.stats().load.waiting == 0 {
+                pause(5).await;
+            }
             let hurried = turn("hurried", "1", "How do I clean a kettle?");
             let hurried = pipeline.submit_within(hurried, Some(Duration::from_millis(150))).await.expect("admitted");
             // Nothing else happens meanwhile: the deadline itself wakes the queue.

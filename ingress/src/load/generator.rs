@@ -20,6 +20,9 @@ use super::target::{Ending, Target};
 pub const OUTSTANDING_MAX: usize = 65_536;
 /// Openings that are asked at once to fill the pool.
 const OPENINGS_AT_ONCE: usize = 32;
+/// Openings that may be refused, and the pause after each.
+const OPENINGS_REFUSED_MAX: usize = 10_000;
+const REFUSED_PAUSE: Duration = Duration::from_millis(20);
 /// Longest sleep, after which the thread looks whether anybody still listens.
 const SLEEP_MAX: Duration = Duration::from_millis(100);
 
@@ -118,7 +121,7 @@ impl Generator {
     /// # Errors
     /// When as many openings fail as the pool is to have.
     pub(super) async fn fill_pool(&mut self, wanted: usize) -> anyhow::Result<()> {
-        let (mut turns, mut failed) = (JoinSet::new(), 0);
+        let (mut turns, mut failed, mut refused) = (JoinSet::new(), 0, 0);
         while self.customers.pool_len() < wanted {
             while turns.len() < OPENINGS_AT_ONCE && self.customers.pool_len() + turns.len() < wanted {
                 let (target, opening) = (self.target.clone(), self.customers.open()?);
@@ -126,6 +129,11 @@ impl Generator {
             }
             match turns.join_next().await.transpose().context("a turn panicked")? {
                 Some(Ok(opening)) => self.customers.join(opening),
+                // Conversations are opened as fast as may be: who is refused has to come later.
+                Some(Err(Ending::Refused)) if refused < OPENINGS_REFUSED_MAX => {
+                    refused += 1;
+                    tokio::time::sleep(REFUSED_PAUSE).await;
+                }
                 Some(Err(ending)) => {
                     note(&ending, &self.failure);
                     failed += 1;

@@ -122,7 +122,7 @@ impl RemoteConfig {
             breaker_failures: 5,
             breaker_rest_ms: 10_000,
             in_flight_max: 16,
-            queue_max: 64,
+            queue_max: 4,
             response_bytes_max: 4 * 1024 * 1024,
             line_bytes_max: 256 * 1024,
         }

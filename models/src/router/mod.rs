@@ -202,21 +202,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_one_that_ships_sends_plain_questions_to_the_small_tier_and_keeps_its_targets() {
+    fn the_one_that_ships_keeps_its_targets() {
         let router = Router::shop();
         assert_eq!(router.dimension(), 384);
         let points = router.curve();
         assert!(points.windows(2).all(|pair| pair[0].large_share <= pair[1].large_share), "{points:?}");
         let last = points.last().expect("a curve has points");
         assert_eq!((last.large_share, last.quality_kept), (1.0, 1.0));
-        // A vector without meaning: what decides are the named numbers.
-        let vector = vec![0.0; 384];
-        let suffices = |text, retrieval| {
-            router.small_suffices(&RouterInput { text, vector: &vector, retrieval, turns_before: 0, leans: false })
+        let decide = |number: f32, target| {
+            let (text, vector) = ("how do i return an item", vec![number; 384]);
+            let input = RouterInput { text, vector: &vector, retrieval: None, turns_before: 0, leans: false };
+            router.decide(&input, target).size
         };
-        let clear = suffices("how do i return an item", Some(Retrieval { best: 0.8, margin: 0.3 }));
-        let unclear = suffices("how do i return an item", Some(Retrieval { best: 0.2, margin: 0.01 }));
-        assert!(clear > unclear, "{clear} {unclear}");
+        assert_eq!(decide(0.0, Target::LargeShare(0.0)), TierSize::Small, "none may go to the large one");
+        assert_eq!(decide(f32::NAN, Target::Quality(0.5)), TierSize::Large, "what cannot be judged");
     }
 
     const TEXT: &str = "how is thing 1 170 and why";

@@ -53,8 +53,8 @@ mod tests {
         };
         check(None, true, None);
         check(None, false, Some("none"));
-        check(Some(b"5"), false, None);
-        check(Some(b"05"), false, Some("05"));
+        check(Some(b"6"), false, None);
+        check(Some(b"06"), false, Some("06"));
         check(Some(b"4"), false, Some("4"));
         check(Some(b"6"), true, Some("6"));
         check(Some(b"\xff"), false, Some("\\xff"));

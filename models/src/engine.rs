@@ -1,7 +1,7 @@
 //! The encoder's engine: one thread that owns the encoder and batches whatever waits.
 //!
 //! Contract: every job that was taken has its `done` called exactly once, on the engine's thread, even if the model
-//! panics; a job that was not taken comes back. When the engine becomes free it takes all that waits, up to its
+//! panics; a job that was not taken comes back. Jobs of an earlier lane go first. When the engine becomes free it takes all that waits, up to its
 //! budget (natural batching: alone when idle, full batches at a peak), and a job is done as soon as its last
 //! text is. A failure hits only the jobs of its batch. Idle, the thread sleeps. With a memo, a text that was encoded
 //! before is not encoded again.
@@ -13,7 +13,6 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crossbeam_channel::Receiver;
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::AdapterChoice;
@@ -130,8 +129,7 @@ pub(crate) fn start(
     let counters = Arc::new(Counters::default());
     let memo = RefCell::new(Memo::new(memo_bytes_max));
     let engine = Engine { model, budget, counters: Arc::clone(&counters), memo };
-    let queue =
-        JobQueue::start(ENGINE, config.queue_max, [move |jobs: &Lanes<EncodeJob>| engine.run(jobs.lane(Lane::New))])?;
+    let queue = JobQueue::start(ENGINE, config.queue_max, [move |jobs: &Lanes<EncodeJob>| engine.run(jobs)])?;
     Ok(EncoderHandle { queue, tokenizer, dimension, texts_max: budget.texts_max, counters })
 }
 
@@ -150,13 +148,13 @@ impl EncoderHandle {
     ///
     /// # Errors
     /// The job itself, when the queue is full, the job has too many texts, or the engine has stopped.
-    pub fn submit(&self, texts: Vec<String>, done: EncodeDone) -> Result<(), Rejected<EncodeJob>> {
+    pub fn submit(&self, lane: Lane, texts: Vec<String>, done: EncodeDone) -> Result<(), Rejected<EncodeJob>> {
         let job = EncodeJob { texts, done };
         if job.texts.len() > JOB_TEXTS_MAX {
             let error = ModelError::TooManyTexts { what: ENGINE, texts: job.texts.len(), limit: JOB_TEXTS_MAX };
             return Err(Rejected { job: Box::new(job), error });
         }
-        self.queue.submit(Lane::New, job)
+        self.queue.submit(lane, job)
     }
 
     /// Encodes any number of texts, waiting for a place in the queue and for the vectors. Goes batch by batch, so that
@@ -165,6 +163,14 @@ impl EncoderHandle {
     /// # Errors
     /// What the encoder said to the first batch that failed.
     pub fn encode_blocking(&self, texts: Vec<String>) -> Result<Vec<Arc<[f32]>>, Arc<ModelError>> {
+        self.encode_blocking_in(Lane::New, texts)
+    }
+
+    /// The same in a lane.
+    ///
+    /// # Errors
+    /// As [`EncoderHandle::encode_blocking`].
+    pub fn encode_blocking_in(&self, lane: Lane, texts: Vec<String>) -> Result<Vec<Arc<[f32]>>, Arc<ModelError>> {
         let mut vectors = Vec::with_capacity(texts.len());
         let mut texts = texts.into_iter().peekable();
         while texts.peek().is_some() {
@@ -173,7 +179,7 @@ impl EncoderHandle {
                 let _waiter_is_gone = sender.send(result);
             });
             let job = EncodeJob { texts: texts.by_ref().take(self.texts_max).collect(), done };
-            self.queue.submit_blocking(Lane::New, job).map_err(|rejected| Arc::new(rejected.error))?;
+            self.queue.submit_blocking(lane, job).map_err(|rejected| Arc::new(rejected.error))?;
             let result = receiver.recv().map_err(|_| Arc::new(ModelError::Stopped { what: ENGINE }))?;
             vectors.extend(result?);
         }
@@ -291,8 +297,8 @@ struct Take {
 }
 
 impl<M: BatchModel> Engine<M> {
-    fn run(&self, jobs: &Receiver<EncodeJob>) {
-        while let Ok(first) = jobs.recv() {
+    fn run(&self, jobs: &Lanes<EncodeJob>) {
+        while let Some(first) = jobs.next() {
             let mut take = self.gather(first, jobs);
             let lengths: Vec<usize> = take.rows.iter().map(|row| row.ids.len()).collect();
             for batch in plan_batches(&lengths, self.budget) {
@@ -302,13 +308,13 @@ impl<M: BatchModel> Engine<M> {
     }
 
     /// Takes what waits until a batch is full; the job that fills it may overflow into batches of its own.
-    fn gather(&self, first: EncodeJob, jobs: &Receiver<EncodeJob>) -> Take {
+    fn gather(&self, first: EncodeJob, jobs: &Lanes<EncodeJob>) -> Take {
         let mut take = Take::default();
         let mut next = Some(first);
         while let Some(job) = next {
             self.add(&mut take, job);
             let full = take.rows.len() >= self.budget.texts_max || take.tokens >= self.budget.tokens_max;
-            next = if full { None } else { jobs.try_recv().ok() };
+            next = if full { None } else { jobs.waiting() };
         }
         take
     }

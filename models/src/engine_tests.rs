@@ -51,7 +51,7 @@ fn submit(handle: &EncoderHandle, texts: &[&str]) -> Result<Receiver<Outcome>, R
         let outcome = result.map(|vectors| vectors.iter().map(|vector| vector[0]).collect());
         sender.send(outcome.map_err(|error| error.to_string())).expect("the test listens");
     });
-    handle.submit(texts.iter().map(|text| (*text).to_owned()).collect(), done).map(|()| receiver)
+    handle.submit(Lane::New, texts.iter().map(|text| (*text).to_owned()).collect(), done).map(|()| receiver)
 }
 
 fn outcome(receiver: &Receiver<Outcome>) -> Outcome {

@@ -63,13 +63,17 @@ pub(crate) struct Lanes<J> {
 }
 
 impl<J> Lanes<J> {
-    /// Waits for the next job; None when there is none and nobody is left to hand one in.
-    pub(crate) fn next(&self) -> Option<J> {
+    /// The next job that waits; None when none does, or another thread was quicker.
+    pub(crate) fn waiting(&self) -> Option<J> {
         let mut alternation = self.alternation.get();
         let next = alternation.next(|lane| !self.lane(lane).is_empty());
         self.alternation.set(alternation);
-        // Another thread may have been quicker.
-        if let Some(job) = next.and_then(|lane| self.lane(lane).try_recv().ok()) {
+        next.and_then(|lane| self.lane(lane).try_recv().ok())
+    }
+
+    /// Waits for the next job; None when there is none and nobody is left to hand one in.
+    pub(crate) fn next(&self) -> Option<J> {
+        if let Some(job) = self.waiting() {
             return Some(job);
         }
         // The senders of all lanes are dropped together, and what one still holds is served before it ends.

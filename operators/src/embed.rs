@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use turnflow_models::{EncoderHandle, ModelError};
+use turnflow_models::{EncoderHandle, Lane, ModelError};
 use turnflow_state::{Stage as StageName, TurnError, TurnErrorKind};
 
 use crate::jobs::{Came, Jobs, Report};
@@ -20,11 +20,11 @@ pub type Embedded = Result<Arc<[f32]>, Arc<ModelError>>;
 /// Whatever turns text into vectors.
 pub trait Embedder: 'static {
     /// Takes a text and reports later; false when it is full for now.
-    fn embed(&self, text: String, report: Report<(), Embedded>) -> bool;
+    fn embed(&self, lane: Lane, text: String, report: Report<(), Embedded>) -> bool;
 }
 
 impl Embedder for EncoderHandle {
-    fn embed(&self, text: String, report: Report<(), Embedded>) -> bool {
+    fn embed(&self, lane: Lane, text: String, report: Report<(), Embedded>) -> bool {
         let done = Box::new(move |result: Result<Vec<Arc<[f32]>>, Arc<ModelError>>| {
             // One text in, one vector out; a report dropped without a result counts as lost.
             match result.map(|mut vectors| vectors.pop()) {
@@ -33,7 +33,7 @@ impl Embedder for EncoderHandle {
                 Err(error) => report.finish(Err(error)),
             }
         });
-        self.submit(vec![text], done).is_ok()
+        self.submit(lane, vec![text], done).is_ok()
     }
 }
 
@@ -90,9 +90,9 @@ impl<E: Embedder> Stage for Embed<E> {
         }
         out.extend(self.queue.extract_late(now_us).into_iter().map(|ask| Err(late(ask))));
         let mut is_full = false;
-        while let Some((_, ask)) = self.queue.pop(now_us) {
+        while let Some((lane, ask)) = self.queue.pop(now_us) {
             let embedder = &self.embedder;
-            let started = self.jobs.start(ask, |ask, report| embedder.embed(ask.question_in_context(), report));
+            let started = self.jobs.start(ask, |ask, report| embedder.embed(lane, ask.question_in_context(), report));
             if let Err(ask) = started {
                 self.queue.put_back(ask);
                 is_full = true;

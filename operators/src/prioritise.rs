@@ -195,6 +195,7 @@ impl Fair {
     }
 
     /// Takes out the turns that are not to be kept.
+    #[expect(clippy::vec_box, reason = "turns stay in the boxes in which they travel")]
     fn extract(&mut self, leaves: impl Fn(&Ask) -> bool, into: &mut Vec<Box<Ask>>) {
         let from = into.len();
         for line in self.lines.values_mut() {

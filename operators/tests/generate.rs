@@ -18,10 +18,13 @@ use turnflow_operators::message::{Ask, Ending, Outcome, RequestId, Served, ToCom
 use turnflow_operators::shell::Wake;
 use turnflow_state::{Answer, RouteEvidence, Stage as StageName, TierSize, TurnErrorKind, TurnEvent, Usage};
 
+/// A job that a tier has.
+type Job = (TierSize, Lane, Report<String, Generated>);
+
 /// Tiers that take so many jobs in each lane, and answer when the test says so.
 #[derive(Clone, Default)]
 struct Asked {
-    jobs: Rc<RefCell<Vec<(TierSize, Lane, Report<String, Generated>)>>>,
+    jobs: Rc<RefCell<Vec<Job>>>,
     room: Rc<Cell<[usize; 3]>>,
 }
 

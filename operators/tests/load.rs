@@ -1,6 +1,6 @@
 //! The controller of load: when levels change, and who is refused.
 
-#![expect(clippy::cast_precision_loss, clippy::expect_used, reason = "small numbers; a test may fail loudly")]
+#![expect(clippy::cast_precision_loss, reason = "small numbers; a test may fail loudly")]
 
 use proptest::prelude::*;
 use turnflow_operators::load::{Backlog, Controller, LoadLimits};

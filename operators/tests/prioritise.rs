@@ -1,6 +1,6 @@
 //! The queue in front of an engine: in which order turns leave, and who finds no place.
 
-#![expect(clippy::expect_used, clippy::cast_possible_truncation, reason = "a test may fail loudly")]
+#![expect(clippy::expect_used, reason = "a test may fail loudly")]
 
 mod support;
 

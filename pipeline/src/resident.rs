@@ -22,7 +22,9 @@ pub(crate) fn watch(load: Load, clock: Clock) -> Result<Sender<()>, OperatorErro
     let limit = load.lock().memory_bytes_max();
     match resident_bytes() {
         None => {
-            tracing::warn!("load.memory-bytes-max has no effect: the system does not tell what a process has in memory")
+            tracing::warn!(
+                "load.memory-bytes-max has no effect: the system does not tell what a process has in memory"
+            );
         }
         Some(bytes) if bytes > limit => {
             tracing::warn!(bytes, limit, "load.memory-bytes-max is below what the process has in memory at its start");

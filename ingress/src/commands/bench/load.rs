@@ -76,21 +76,30 @@ fn compare(context: &Context, args: &BenchLoadArgs, inputs: &Inputs, order: Orde
 #[derive(Serialize)]
 struct Comparison {
     runs: [(Order, LoadReport); 2],
-    /// For each load, the first token's 99th percentile of ongoing turns in both runs, in microseconds, and their ratio.
-    ongoing_first_token_p99: Vec<(f64, Option<u64>, Option<u64>, Option<f64>)>,
+    ongoing: Vec<OngoingP99>,
+}
+
+/// When ongoing turns had their first token under one load, at the 99th percentile.
+#[derive(Serialize)]
+struct OngoingP99 {
+    multiple: f64,
+    /// In both runs, in microseconds.
+    first_token_us: [Option<u64>; 2],
+    /// That of the first run by that of the second.
+    ratio: Option<f64>,
 }
 
 impl Comparison {
     fn of(first: (Order, LoadReport), second: (Order, LoadReport)) -> Self {
         let p99 = |phase: &Phase| phase.of_class(Class::Ongoing).first_token.map(|times| times.p99_us);
         let both = first.1.phases.iter().zip(&second.1.phases);
-        let ongoing_first_token_p99 = both
-            .map(|(a, b)| {
-                let (a_us, b_us) = (p99(a), p99(b));
-                (a.multiple, a_us, b_us, a_us.zip(b_us).map(|(a, b)| a as f64 / b as f64))
-            })
-            .collect();
-        Self { runs: [first, second], ongoing_first_token_p99 }
+        let ongoing = both.map(|(a, b)| {
+            let first_token_us = [p99(a), p99(b)];
+            let ratio = p99(a).zip(p99(b)).map(|(a_us, b_us)| a_us as f64 / b_us as f64);
+            OngoingP99 { multiple: a.multiple, first_token_us, ratio }
+        });
+        let ongoing = ongoing.collect();
+        Self { runs: [first, second], ongoing }
     }
 }
 
@@ -100,10 +109,10 @@ impl fmt::Display for Comparison {
             writeln!(f, "== order {order:?}\n{report}")?;
         }
         writeln!(f, "First token of ongoing turns, p99, {:?} : {:?}", self.runs[0].0, self.runs[1].0)?;
-        for (multiple, first, second, ratio) in &self.ongoing_first_token_p99 {
-            let told = |us: &Option<u64>| us.map_or("–".to_owned(), millis);
+        for OngoingP99 { multiple, first_token_us, ratio } in &self.ongoing {
+            let [first, second] = first_token_us.map(|us| us.map_or("–".to_owned(), millis));
             let ratio = ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.3}"));
-            writeln!(f, "  {multiple} x: {} : {}, ratio {ratio}", told(first), told(second))?;
+            writeln!(f, "  {multiple} x: {first} : {second}, ratio {ratio}")?;
         }
         Ok(())
     }

@@ -56,7 +56,7 @@ mod tests {
         check(Some(b"6"), false, None);
         check(Some(b"06"), false, Some("06"));
         check(Some(b"4"), false, Some("4"));
-        check(Some(b"6"), true, Some("6"));
+        check(Some(b"7"), true, Some("7"));
         check(Some(b"\xff"), false, Some("\\xff"));
         check(Some(&[b'7'; 100]), false, Some(&"7".repeat(SHOWN_BYTES_MAX)));
     }

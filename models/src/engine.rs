@@ -46,13 +46,10 @@ pub struct EncoderEngineConfig {
 
 impl Default for EncoderEngineConfig {
     fn default() -> Self {
-        let BatchBudget { tokens_max, texts_max } = BatchBudget::DEFAULT;
-        Self {
-            adapter: AdapterChoice::default(),
-            queue_max: 64,
-            batch_tokens_max: tokens_max,
-            batch_texts_max: texts_max,
-        }
+        // Larger batches answer no more texts a second on a CPU, and who comes waits for the one under way.
+        let (queue_max, batch_texts_max) = (16, 16);
+        let batch_tokens_max = BatchBudget::DEFAULT.tokens_max;
+        Self { adapter: AdapterChoice::default(), queue_max, batch_tokens_max, batch_texts_max }
     }
 }
 

@@ -1,9 +1,9 @@
 //! Accounts: what each tenant's turns consumed and cost since the process began.
 //!
-//! All workers share them behind a lock that is held for one addition. They end with the process.
+//! All workers share them behind a lock that is held for one addition, or while they are copied. They end with the process.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use turnflow_state::{Completion, TenantId};
 
@@ -54,8 +54,10 @@ impl Accounts {
     /// The accounts now, in the order of their tenants; None stands for the tenants beyond [`ACCOUNTS_MAX`].
     #[must_use]
     pub fn read(&self) -> Vec<(Option<TenantId>, Account)> {
-        let accounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut accounts: Vec<_> = accounts.iter().map(|(tenant, account)| (tenant.clone(), *account)).collect();
+        let copied = |accounts: MutexGuard<'_, HashMap<Option<TenantId>, Account>>| {
+            accounts.iter().map(|(tenant, account)| (tenant.clone(), *account)).collect()
+        };
+        let mut accounts: Vec<_> = copied(self.0.lock().unwrap_or_else(PoisonError::into_inner));
         accounts.sort_by(|(a, _), (b, _)| a.cmp(b));
         accounts
     }

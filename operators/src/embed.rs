@@ -45,14 +45,14 @@ pub struct Embed<E> {
     load: Load,
     /// Its number among the queues that tell the load.
     number: usize,
-    served: u64,
+    new_served: u64,
 }
 
 impl<E: Embedder> Embed<E> {
     /// A stage in front of an embedder, with a queue that has this number for the load.
     #[must_use]
     pub fn new(embedder: E, queue: Queue, load: Load, number: usize, wake: &Wake) -> Self {
-        Self { embedder, jobs: Jobs::new(wake), queue, load, number, served: 0 }
+        Self { embedder, jobs: Jobs::new(wake), queue, load, number, new_served: 0 }
     }
 }
 
@@ -74,7 +74,7 @@ impl<E: Embedder> Stage for Embed<E> {
     fn poll(&mut self, now_us: u64, out: &mut Vec<Step>) {
         while let Some(came) = self.jobs.next_event() {
             let Came::Last(mut ask, result) = came else { continue };
-            self.served += 1;
+            self.new_served += u64::from(Class::of(&ask) == Class::New);
             ask.left(StageName::Embed, now_us);
             match result {
                 Some(Ok(vector)) => {
@@ -102,8 +102,9 @@ impl<E: Embedder> Stage for Embed<E> {
         let backlog = Backlog {
             takes_new: true,
             waiting: self.queue.waiting(),
+            new_waiting: self.queue.waiting_of(Class::New),
             oldest_us: self.queue.oldest_us(),
-            served: self.served,
+            new_served: self.new_served,
             is_full,
         };
         self.load.lock().observe(self.number, backlog, now_us);

@@ -24,7 +24,7 @@ use crate::commit::Price;
 use crate::jobs::{Came, Jobs, Report};
 use crate::load::{Backlog, Load};
 use crate::message::{Ask, Basis, Ending, Notice, Outcome, RequestId, Served, ToCommit};
-use crate::prioritise::{Queue, QueueLimits, crowded, late};
+use crate::prioritise::{Class, Queue, QueueLimits, crowded, late};
 use crate::shell::{Stage, Wake};
 
 /// Above every cosine: no new chunk outdates an answer with such a last score.
@@ -103,7 +103,8 @@ struct Gate {
     queue: Queue,
     /// Jobs under way, by lane.
     under_way: [usize; Lane::ALL.len()],
-    served: u64,
+    /// Answers to turns that begin a conversation.
+    new_served: u64,
     /// How long the fastest answers take of late, in microseconds; None before there was one.
     fastest_us: Option<u64>,
     /// The lane in which the tier had no room.
@@ -113,7 +114,7 @@ struct Gate {
 impl Gate {
     fn new(limits: &QueueLimits) -> Self {
         let queue = Queue::new(limits.clone());
-        Self { queue, under_way: Default::default(), served: 0, fastest_us: None, full: None }
+        Self { queue, under_way: Default::default(), new_served: 0, fastest_us: None, full: None }
     }
 
     /// Takes in that an answer took so long.
@@ -213,7 +214,7 @@ impl<G: Generator, C: Clients> Generate<G, C> {
         let Started { mut ask, lane, told } = started;
         let gate = &mut self.gates[ask.size as usize];
         gate.under_way[lane as usize] -= 1;
-        gate.served += 1;
+        gate.new_served += u64::from(Class::of(&ask) == Class::New && !ask.purpose.is_background());
         if matches!(result, Some(Ok(_))) {
             gate.answered_in(now_us.saturating_sub(ask.entered_us));
         }
@@ -251,12 +252,13 @@ impl<G: Generator, C: Clients> Generate<G, C> {
 
     fn tell_load(&self, now_us: u64) {
         let mut load = self.load.lock();
-        for (&size, Gate { queue, served, full, .. }) in TierSize::ALL.iter().zip(&self.gates) {
+        for (&size, Gate { queue, new_served, full, .. }) in TierSize::ALL.iter().zip(&self.gates) {
             let backlog = Backlog {
                 takes_new: size == TierSize::Small || !self.settings.routed,
                 waiting: queue.waiting(),
+                new_waiting: queue.waiting_of(Class::New),
                 oldest_us: queue.oldest_us(),
-                served: *served,
+                new_served: *new_served,
                 is_full: full.is_some_and(|lane| lane != Lane::Background),
             };
             load.observe(self.settings.number + size as usize, backlog, now_us);

@@ -9,7 +9,7 @@
 //! no cache has the words of its question, while turns wait longer in some queue that it would enter than leads into the level below, as estimated from
 //! how many wait and how fast they leave; so the engines never run dry, and who is let in is answered soon. Ongoing conversations are never refused here.
 //!
-//! *Signals*, from every [`Queue`](crate::prioritise::Queue): since when its oldest turn waits, how many wait, how many were served, and whether
+//! *Signals*, from every [`Queue`](crate::prioritise::Queue): since when its oldest turn waits, how many wait, how fast those who begin leave, and whether
 //! they found an engine full (saturation, as a share of time); and the process's memory. Calm is: the longest wait is below half of what leads into the level,
 //! engines are saturated for less than `saturation_max` of the time, memory is below its limit. When calm was
 //! an error, so that the level is needed again at once, the next calm has to last twice as long, `calm_ms_max` at most: a load that is just too
@@ -62,10 +62,12 @@ pub struct Backlog {
     pub takes_new: bool,
     /// Turns that wait.
     pub waiting: usize,
-    /// Since when the oldest of them does.
+    /// Those of them that begin a conversation.
+    pub new_waiting: usize,
+    /// Since when the oldest of all does.
     pub oldest_us: Option<u64>,
-    /// Turns that have left the engine behind it, since the beginning.
-    pub served: u64,
+    /// Turns that begin a conversation and have left the engine behind it, since the beginning.
+    pub new_served: u64,
     /// Whether they found the engine full.
     pub is_full: bool,
 }
@@ -90,18 +92,15 @@ pub struct LoadStats {
 struct Tracked {
     now: Backlog,
     /// What was served when the rate was brought up to date.
-    served: u64,
-    served_per_s: f64,
+    new_served: u64,
+    new_served_per_s: f64,
 }
 
 impl Tracked {
-    /// How long a turn that comes now will wait, in milliseconds.
+    /// How long a turn that begins a conversation now will wait, in milliseconds: those under way go first, and take their part.
     fn wait_ms(&self) -> f64 {
-        if self.now.waiting == 0 {
-            0.0
-        } else {
-            self.now.waiting as f64 * 1e3 / self.served_per_s.max(SERVED_PER_S_MIN)
-        }
+        let waiting = self.now.new_waiting;
+        if waiting == 0 { 0.0 } else { waiting as f64 * 1e3 / self.new_served_per_s.max(SERVED_PER_S_MIN) }
     }
 }
 
@@ -170,6 +169,7 @@ impl Controller {
         if admits || (!self.is_memory_full() && self.wait_ms() < self.limits.degraded_wait_ms as f64) {
             // Of those that come together, each is the next to wait.
             self.queues[queue].now.waiting += 1;
+            self.queues[queue].now.new_waiting += usize::from(class == Class::New);
             return Ok(());
         }
         self.refused += 1;
@@ -249,9 +249,9 @@ impl Controller {
         }
         self.sampled_us = now_us;
         let share = (passed_us as f64 / WINDOW_US as f64).min(1.0);
-        for Tracked { now, served, served_per_s } in &mut self.queues {
-            let served = now.served.saturating_sub(std::mem::replace(served, now.served));
-            *served_per_s += share * (served as f64 * 1e6 / passed_us as f64 - *served_per_s);
+        for Tracked { now, new_served, new_served_per_s } in &mut self.queues {
+            let served = now.new_served.saturating_sub(std::mem::replace(new_served, now.new_served));
+            *new_served_per_s += share * (served as f64 * 1e6 / passed_us as f64 - *new_served_per_s);
         }
         let is_full = self.queues.iter().any(|queue| queue.now.is_full);
         #[expect(clippy::cast_possible_truncation, reason = "a share")]

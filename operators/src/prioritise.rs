@@ -326,6 +326,12 @@ impl Queue {
         self.turns
     }
 
+    /// Turns of a class that wait.
+    #[must_use]
+    pub fn waiting_of(&self, class: Class) -> usize {
+        self.classes[class as usize].arrivals.len()
+    }
+
     /// Everything that waits.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -36,7 +36,14 @@ impl Rig {
             self.now_ms += 10;
             self.served += served_per_s * self.now_ms / 1_000 - served_per_s * (self.now_ms - 10) / 1_000;
             let oldest_us = (waiting > 0).then(|| self.now_ms.saturating_sub(wait_ms) * 1_000);
-            let backlog = Backlog { takes_new: true, waiting, oldest_us, served: self.served, is_full: waiting > 0 };
+            let backlog = Backlog {
+                takes_new: true,
+                waiting,
+                new_waiting: waiting,
+                oldest_us,
+                new_served: self.served,
+                is_full: waiting > 0,
+            };
             self.controller.observe(0, backlog, self.now_ms * 1_000);
         }
         self.level()
@@ -146,7 +153,8 @@ fn a_queue_that_new_conversations_do_not_enter_sheds_none() {
             takes_new,
             waiting,
             oldest_us: (waiting > 0).then(|| ms.saturating_sub(wait_ms) * 1_000),
-            served: ms / 20,
+            new_waiting: waiting,
+            new_served: ms / 20,
             is_full: waiting > 0,
         };
         controller.observe(0, waits(0, 0, true), ms * 1_000);
@@ -208,7 +216,14 @@ fn simulated(capacity_per_s: f64, new_per_s: f64, ongoing_per_s: f64) -> (f64, f
             }
         }
         let oldest_us = queue.iter().min().map(|since| since * 1_000);
-        let backlog = Backlog { takes_new: true, waiting: queue.len(), oldest_us, served, is_full: !queue.is_empty() };
+        let backlog = Backlog {
+            takes_new: true,
+            waiting: queue.len(),
+            new_waiting: queue.len(),
+            oldest_us,
+            new_served: served,
+            is_full: !queue.is_empty(),
+        };
         controller.observe(0, backlog, ms * 1_000);
     }
     (half as f64 / (capacity_per_s * 30.0), longest)

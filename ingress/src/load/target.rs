@@ -117,7 +117,9 @@ async fn ask_pipeline(pipeline: &Pipeline, turn: Turn, first: &mut Option<Instan
             }
             TurnEvent::Done(completion) => return Ending::Answered(Some(completion.tier)),
             TurnEvent::Error(error) => return error.into(),
-            TurnEvent::Accepted | TurnEvent::Restart => {}
+            // What was said is taken back.
+            TurnEvent::Restart => *first = None,
+            TurnEvent::Accepted => {}
         }
     }
     Ending::Failed("the answer ended without its last event".to_owned())
@@ -143,7 +145,8 @@ async fn answer(
                 first.get_or_insert_with(Instant::now);
             }
             Some(Event::Done(done)) => return Ok(Ending::Answered(tier(done.tier()))),
-            Some(Event::Accepted(_) | Event::Restart(_)) | None => {}
+            Some(Event::Restart(_)) => *first = None,
+            Some(Event::Accepted(_)) | None => {}
         }
     }
     Ok(Ending::Failed("the answer ended without its last event".to_owned()))

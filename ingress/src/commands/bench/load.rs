@@ -49,13 +49,16 @@ pub(super) fn run(context: &Context, args: &BenchLoadArgs) -> Result<(), Failure
 
 /// The same load under the configured order of queues and under another, one after the other: the second at the rates of the first.
 fn compare(context: &Context, args: &BenchLoadArgs, inputs: &Inputs, order: OrderArg) -> Result<(), Failure> {
-    let first = in_process(context, inputs)?;
     let mut config = context.config.clone();
     let before = config.queue.order;
     config.queue.order = match order {
         OrderArg::Priority => Order::Priority,
         OrderArg::Fifo => Order::Fifo,
     };
+    if config.queue.order == before {
+        return Err(Failure::usage(anyhow::anyhow!("--compare-order names the order that is configured: {before:?}")));
+    }
+    let first = in_process(context, inputs)?;
     let again =
         Inputs { plan: Plan { capacity: Some(first.capacity.turns_per_s), ..inputs.plan.clone() }, ..inputs.clone() };
     eprintln!("the same with the order {:?}", config.queue.order);

@@ -46,7 +46,7 @@ pub struct EncoderEngineConfig {
 
 impl Default for EncoderEngineConfig {
     fn default() -> Self {
-        // Larger batches answer no more texts a second on a CPU, and who comes waits for the one under way.
+        // Larger batches answer somewhat more texts a second, but who comes waits for the one under way.
         let (queue_max, batch_texts_max) = (16, 16);
         let batch_tokens_max = BatchBudget::DEFAULT.tokens_max;
         Self { adapter: AdapterChoice::default(), queue_max, batch_tokens_max, batch_texts_max }

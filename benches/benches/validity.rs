@@ -25,7 +25,7 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 use turnflow_benches::tenant;
 use turnflow_models::{ModelHome, WeightSource, default_home, ensure};
-use turnflow_pipeline::{ArticleDraft, Config, DraftContent, Parts, Pipeline};
+use turnflow_pipeline::{ArticleDraft, Config, DraftContent, Parts, Pipeline, resident_bytes};
 use turnflow_state::{
     Answer, ArticleId, ArticleWrite, CacheEntry, ChunkId, ChunkKey, ContentHash, ConversationId, Durability, EntryId,
     ExactIndex, NewChunk, NewContent, ScopeId, Source, Store, StoreBatch, Support, SupportChunk, Tier, TurnId, TurnKey,
@@ -55,13 +55,13 @@ fn main() {
     let files = files.expect("weights");
 
     let world = World::new(&config, Store::open(folder.path()).expect("a store"), &files, entries);
-    let before_bytes = resident_bytes();
+    let before_bytes = resident_bytes().unwrap_or(0);
     let (opened, parts) = timed(|| Parts::open(&config, world.store.clone(), &files).expect("parts"));
     let (started, pipeline) = timed(|| Pipeline::start(&config, &parts).expect("a pipeline"));
     assert_eq!(pipeline.stats().validity.entries, entries, "all of them are valid");
     println!("{entries} entries on {K} of {ARTICLES} chunks each");
     println!("  restart: store, weights and index in {opened:.1?}, entries and their validity in {started:.1?}");
-    println!("  memory for both: {} MiB", (resident_bytes() - before_bytes) >> 20);
+    println!("  memory for both: {} MiB", (resident_bytes().unwrap_or(0) - before_bytes) >> 20);
 
     let synced = synced_writes(&world.store);
     let (acknowledged, invalidated) = updates(&runtime, &pipeline);
@@ -100,13 +100,6 @@ fn row(name: &str, times: &[Duration], base: Duration) {
 fn sorted(mut times: Vec<Duration>) -> Vec<Duration> {
     times.sort_unstable();
     times
-}
-
-/// What the process holds in memory, in bytes; 0 where the system does not tell.
-fn resident_bytes() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap_or(0) << 10
 }
 
 /// Everything in the store, and once more as the plain schemes need it.

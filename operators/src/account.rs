@@ -54,18 +54,19 @@ impl Accounts {
     /// The accounts now, in the order of their tenants; None stands for the tenants beyond [`ACCOUNTS_MAX`].
     #[must_use]
     pub fn read(&self) -> Vec<(Option<TenantId>, Account)> {
-        let copied = |accounts: MutexGuard<'_, HashMap<Option<TenantId>, Account>>| {
-            accounts.iter().map(|(tenant, account)| (tenant.clone(), *account)).collect()
-        };
-        let mut accounts: Vec<_> = copied(self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut accounts: Vec<_> = self.lock().iter().map(|(tenant, account)| (tenant.clone(), *account)).collect();
         accounts.sort_by(|(a, _), (b, _)| a.cmp(b));
         accounts
     }
 
     fn with(&self, tenant: &TenantId, book: impl FnOnce(&mut Account)) {
-        let mut accounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut accounts = self.lock();
         let name = Some(tenant.clone());
         let has_room = accounts.len() < ACCOUNTS_MAX || accounts.contains_key(&name);
         book(accounts.entry(name.filter(|_| has_room)).or_default());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Option<TenantId>, Account>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

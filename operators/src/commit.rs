@@ -238,7 +238,7 @@ impl<J: Journal> Commit<J> {
     }
 
     fn cost_micros(&self, ask: &Ask, usage: Usage) -> u64 {
-        ask.spent_micros + self.prices.of(ask.size).cost_micros(usage)
+        self.prices.small.cost_micros(ask.spent) + self.prices.of(ask.size).cost_micros(usage)
     }
 
     /// What the question's shard hears of an answer.

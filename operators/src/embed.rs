@@ -99,14 +99,7 @@ impl<E: Embedder> Stage for Embed<E> {
                 break;
             }
         }
-        let backlog = Backlog {
-            takes_new: true,
-            waiting: self.queue.waiting(),
-            new_waiting: self.queue.waiting_of(Class::New),
-            oldest_us: self.queue.oldest_us(),
-            new_served: self.new_served,
-            is_full,
-        };
+        let backlog = Backlog { takes_new: true, new_served: self.new_served, is_full, ..self.queue.backlog() };
         self.load.lock().observe(self.number, backlog, now_us);
     }
 

@@ -20,7 +20,6 @@ use turnflow_state::{
 };
 
 use crate::audience::Audiences;
-use crate::commit::Price;
 use crate::jobs::{Came, Jobs, Report};
 use crate::load::{Backlog, Load};
 use crate::message::{Ask, Basis, Ending, Notice, Outcome, RequestId, Served, ToCommit};
@@ -91,8 +90,6 @@ pub struct GenerateSettings {
     pub routed: bool,
     /// Whether the large tier is asked where the small one has no good answer.
     pub escalate: bool,
-    /// What the small tier's tokens cost.
-    pub small_price: Price,
     /// The first of the two numbers that its queues have for the load.
     pub number: usize,
 }
@@ -223,9 +220,7 @@ impl<G: Generator, C: Clients> Generate<G, C> {
             && ask.size == TierSize::Small
             && let Some(reason) = self.wants_more(&ask, result.as_ref(), now_us)
         {
-            let usage = result.and_then(Result::ok).map_or_else(Usage::default, |answer| answer.usage);
-            ask.spent_micros += self.settings.small_price.cost_micros(usage);
-            ask.spent = ask.spent + usage;
+            ask.spent = result.and_then(Result::ok).map_or_else(Usage::default, |answer| answer.usage);
             (ask.size, ask.degraded, ask.promised) = (TierSize::Large, false, true);
             (ask.void, ask.entered_us) = (ask.void || told.get(), now_us);
             if let Some(route) = &mut ask.route {
@@ -255,11 +250,9 @@ impl<G: Generator, C: Clients> Generate<G, C> {
         for (&size, Gate { queue, new_served, full, .. }) in TierSize::ALL.iter().zip(&self.gates) {
             let backlog = Backlog {
                 takes_new: size == TierSize::Small || !self.settings.routed,
-                waiting: queue.waiting(),
-                new_waiting: queue.waiting_of(Class::New),
-                oldest_us: queue.oldest_us(),
                 new_served: *new_served,
                 is_full: full.is_some_and(|lane| lane != Lane::Background),
+                ..queue.backlog()
             };
             load.observe(self.settings.number + size as usize, backlog, now_us);
         }

@@ -134,10 +134,8 @@ pub struct Ask {
     pub route: Option<Box<RouteEvidence>>,
     /// From route: whether another tier would answer, were it not for the load.
     pub degraded: bool,
-    /// From generate: what answers took that came to nothing.
+    /// From generate: what the small tier took for an answer that came to nothing.
     pub spent: Usage,
-    /// From generate: what they cost, in millionths of the configured currency.
-    pub spent_micros: u64,
 }
 
 impl Ask {
@@ -172,7 +170,6 @@ impl Ask {
             route: None,
             degraded: false,
             spent: Usage::default(),
-            spent_micros: 0,
         }
     }
 

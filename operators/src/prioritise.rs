@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use turnflow_models::Lane;
 use turnflow_state::{Channel, TenantId, TurnError, TurnErrorKind};
 
+use crate::load::Backlog;
 use crate::message::{Ask, Outcome, RequestId};
 
 /// Bytes of text for each estimated token.
@@ -314,6 +315,12 @@ impl Queue {
         (self.deadline_us < u64::MAX).then_some(self.deadline_us)
     }
 
+    /// What it tells the load: what waits, and since when.
+    pub(crate) fn backlog(&self) -> Backlog {
+        let (waiting, new_waiting) = (self.waiting(), self.classes[Class::New as usize].arrivals.len());
+        Backlog { waiting, new_waiting, oldest_us: self.oldest_us(), ..Backlog::default() }
+    }
+
     /// When the turn that has waited longest entered; None when no turn waits.
     #[must_use]
     pub fn oldest_us(&self) -> Option<u64> {
@@ -324,12 +331,6 @@ impl Queue {
     #[must_use]
     pub const fn waiting(&self) -> usize {
         self.turns
-    }
-
-    /// Turns of a class that wait.
-    #[must_use]
-    pub fn waiting_of(&self, class: Class) -> usize {
-        self.classes[class as usize].arrivals.len()
     }
 
     /// Everything that waits.

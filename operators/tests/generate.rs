@@ -160,7 +160,7 @@ fn what_the_small_tier_said_is_void_when_the_large_one_is_asked_for_followers_to
             (route.size, route.escalated, route.reason.as_str()),
             (TierSize::Large, true, "the small tier found no answer")
         );
-        assert_eq!((ask.spent, ask.spent_micros), (Usage { input_tokens: 10, output_tokens: 5 }, 15));
+        assert_eq!(ask.spent, Usage { input_tokens: 10, output_tokens: 5 });
         assert_eq!(ask.latency.get(StageName::Generate), 9_000);
         assert_eq!(rig.stage.held(), 0);
     });

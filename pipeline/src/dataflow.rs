@@ -262,7 +262,6 @@ impl Blueprint {
                     queue: config.queue.clone(),
                     routed: parts.tiers.small.is_some(),
                     escalate: parts.tiers.small.is_some() && config.routing.escalate,
-                    small_price: config.small_tier.price,
                     number: number + 1,
                 };
                 Generate::new(parts.tiers.clone(), settings, self.load.clone(), audiences, wake)

@@ -5,7 +5,6 @@
 use std::sync::Arc;
 
 use turnflow_operators::audience::Audiences;
-use turnflow_operators::commit::Price;
 use turnflow_operators::generate::{Generate, GenerateSettings, Generator};
 use turnflow_operators::load::Load;
 use turnflow_operators::message::{Ask, Basis, RequestId, Step};
@@ -92,10 +91,9 @@ pub(crate) const QUEUE: QueueLimits = QueueLimits {
     weights: ChannelWeights { voice: 4.0, chat: 2.0, api: 1.0, email: 1.0 },
 };
 
-/// What generate keeps to, with a small tier's price of 1 a token.
+/// What generate keeps to.
 pub(crate) fn settings() -> GenerateSettings {
-    let small_price = Price { input_per_million: 1.0, output_per_million: 1.0 };
-    GenerateSettings { chunks_wanted: 4, queue: QUEUE, routed: true, escalate: true, small_price, number: 0 }
+    GenerateSettings { chunks_wanted: 4, queue: QUEUE, routed: true, escalate: true, number: 0 }
 }
 
 /// A stage in front of a tier, whatever the load.

@@ -28,6 +28,15 @@ async fn occupy(server: &TestServer, text: &'static str, arrivals: usize) -> tok
     waits
 }
 
+/// Waits until so many turns wait in the queues, and have come to rest there: on its way a turn may count for a moment.
+async fn settled(server: &TestServer, waiting: usize) {
+    let mut at_rest = 0;
+    while at_rest < 10 {
+        at_rest = if server.pipeline.stats().load.waiting == waiting { at_rest + 1 } else { 0 };
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// The status that a call ends with, however far it came.
 async fn status(client: &mut ConversationsClient<Channel>, request: Request<AskRequest>) -> Status {
     match client.ask(request).await {
@@ -55,9 +64,7 @@ async fn late_turns_are_told_so() {
             .push(tokio::spawn(async move { drop(ask(&mut client, turn(&format!("w{number}"), "1", &text)).await) }));
     }
     // One is being written, one waits inside the tier, and one in the queue.
-    while server.pipeline.stats().load.waiting == 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    settled(&server, 1).await;
     let mut client = server.client().await;
     // By a field of the turn.
     let hurried = Turn { deadline_ms: Some(100), ..turn("c2", "1", QUESTIONS[2]) };
@@ -87,7 +94,7 @@ async fn a_turn_that_cannot_be_answered_in_time_is_not_begun() {
 async fn refused_turns_hear_when_to_come_back() {
     let server = TestServer::start(|config| {
         config.tier.queue_max = 1;
-        (config.load.hold_ms, config.load.degraded_wait_ms, config.load.shedding_wait_ms) = (0, 10, 20);
+        (config.load.hold_ms, config.load.degraded_wait_ms, config.load.shedding_wait_ms) = (0, 500, 1_000);
     })
     .await;
     let mut client = server.client().await;
@@ -102,11 +109,10 @@ async fn refused_turns_hear_when_to_come_back() {
         waiting
             .push(tokio::spawn(async move { drop(ask(&mut client, turn(&format!("w{number}"), "1", &text)).await) }));
     }
-    // A level up each time that somebody comes.
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let mut degraded = server.client().await;
-    waiting.push(tokio::spawn(async move { drop(ask(&mut degraded, turn("degraded", "1", QUESTIONS[2])).await) }));
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    settled(&server, 5).await;
+    while server.pipeline.stats().load.level != turnflow_state::LoadLevel::Shedding {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let refused = status(&mut client, Request::new(AskRequest { turn: Some(turn("new", "1", QUESTIONS[3])) })).await;
     assert_eq!(refused.code(), Code::ResourceExhausted);
     let retry = refused.get_details_retry_info().and_then(|info| info.retry_delay).expect("a time to come back");

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use support::{ask, asked, config, ended, files, import, tenant, turn};
 use turnflow_models::{Answerer, ModelError, PlainRule, TierEngine, TierRequest};
-use turnflow_pipeline::{Chooser, Config, Parts, Pipeline, SubmitError};
+use turnflow_pipeline::{Chooser, Config, Parts, Pipeline, SubmitError, TurnStream};
 use turnflow_state::{
     Answer, CacheLevel, Completion, LoadLevel, RouteEvidence, Store, TenantId, Tier, TierSize, TurnErrorKind, Usage,
 };
@@ -25,17 +25,36 @@ const LONG: &str = "How long does the delivery of a large parcel take?";
 struct Says {
     name: &'static str,
     grounded: bool,
-    gate: Arc<(Mutex<bool>, Condvar)>,
+    gate: Arc<(Mutex<Gate>, Condvar)>,
+}
+
+#[derive(Default)]
+struct Gate {
+    is_shut: bool,
+    /// Answers that it lets pass all the same.
+    passes: usize,
+    /// The questions that came to it.
+    asked: Vec<String>,
 }
 
 impl Says {
     fn new(name: &'static str) -> Self {
-        Self { name, grounded: true, gate: Arc::new((Mutex::new(true), Condvar::new())) }
+        Self { name, grounded: true, gate: Arc::default() }
     }
 
     fn open(&self, is_open: bool) {
-        *self.gate.0.lock().expect("no panic") = is_open;
+        self.gate.0.lock().expect("no panic").is_shut = !is_open;
         self.gate.1.notify_all();
+    }
+
+    /// Lets one answer pass.
+    fn pass(&self) {
+        self.gate.0.lock().expect("no panic").passes += 1;
+        self.gate.1.notify_all();
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.gate.0.lock().expect("no panic").asked.clone()
     }
 }
 
@@ -50,8 +69,11 @@ impl Drop for Opens {
 
 impl Answerer for Says {
     fn answer(&self, request: &TierRequest, on_delta: &mut dyn FnMut(String)) -> Result<Answer, ModelError> {
-        let open = self.gate.0.lock().expect("no panic");
-        drop(self.gate.1.wait_while(open, |open| !*open).expect("no panic"));
+        let mut gate = self.gate.0.lock().expect("no panic");
+        gate.asked.push(request.question.clone());
+        let mut gate = self.gate.1.wait_while(gate, |gate| gate.is_shut && gate.passes == 0).expect("no panic");
+        gate.passes = gate.passes.saturating_sub(1);
+        drop(gate);
         let text = format!("{} on {}", self.name, request.question);
         on_delta(text.clone());
         let usage = Usage { input_tokens: 100, output_tokens: 10 };
@@ -108,6 +130,38 @@ async fn pause(ms: u64) {
     tokio::time::sleep(Duration::from_millis(ms)).await;
 }
 
+/// Waits until so many turns wait in the queues, and have come to rest there: on its way a turn may count for a moment.
+async fn settled(pipeline: &Pipeline, waiting: usize) {
+    let mut at_rest = 0;
+    while at_rest < 10 {
+        at_rest = if pipeline.stats().load.waiting == waiting { at_rest + 1 } else { 0 };
+        pause(5).await;
+    }
+}
+
+/// Waits for a level of load. Whoever looks may have it change.
+async fn reached(pipeline: &Pipeline, level: LoadLevel) {
+    while pipeline.stats().load.level != level {
+        pause(5).await;
+    }
+}
+
+/// Shuts a tier, and has so many conversations begin: one turn is being written, one waits inside the tier, the others in the queue.
+async fn occupy(pipeline: &Pipeline, tier: &Says, conversations: usize) -> Vec<TurnStream> {
+    tier.open(false);
+    let before = tier.asked().len();
+    let mut streams = Vec::new();
+    for number in 0..conversations {
+        let text = format!("How long does it take until parcel number {number} arrives?");
+        streams.push(pipeline.submit(turn(&format!("w{number}"), "1", &text)).await.expect("admitted"));
+        while tier.asked().len() == before {
+            pause(5).await;
+        }
+    }
+    settled(pipeline, conversations - 2).await;
+    streams
+}
+
 #[test]
 fn the_rule_chooses_and_a_conversation_stays_with_the_large_tier() {
     with_tiers(
@@ -161,16 +215,11 @@ fn what_the_small_tier_cannot_answer_goes_to_the_large_one_once() {
 fn under_load_new_conversations_get_the_small_tier_and_ongoing_ones_keep_theirs() {
     with_tiers(
         true,
-        |config| nervous(config, 20, 60_000),
+        |config| nervous(config, 500, 60_000),
         |pipeline, large| async move {
             ask(&pipeline, "ongoing", LONG).await;
-            large.open(false);
-            let mut waiting = Vec::new();
-            for number in 0..4 {
-                let text = format!("How long does it take until parcel number {number} arrives?");
-                waiting.push(pipeline.submit(turn(&format!("w{number}"), "1", &text)).await.expect("admitted"));
-            }
-            pause(100).await;
+            let mut waiting = occupy(&pipeline, &large, 4).await;
+            reached(&pipeline, LoadLevel::Degraded).await;
             let question = "Which amounts do you sell gift cards in at present?";
             let degraded = ask(&pipeline, "new", question).await;
             assert_eq!((route(&degraded).size, route(&degraded).load), (TierSize::Small, LoadLevel::Degraded));
@@ -183,9 +232,7 @@ fn under_load_new_conversations_get_the_small_tier_and_ongoing_ones_keep_theirs(
                 let answered = ended(stream).await.expect("answered");
                 assert_eq!(route(&answered).size, TierSize::Large);
             }
-            while pipeline.stats().load.level != LoadLevel::Normal {
-                pause(10).await;
-            }
+            reached(&pipeline, LoadLevel::Normal).await;
             let again = ask(&pipeline, "again", question).await;
             assert_eq!(
                 (again.verdict.level, route(&again).size),
@@ -203,20 +250,12 @@ fn shedding_refuses_who_begins_but_not_what_is_cached_nor_who_goes_on() {
         true,
         |config| {
             config.routing.enabled = false;
-            nervous(config, 10, 20);
+            nervous(config, 500, 1_000);
         },
         |pipeline, large| async move {
             ask(&pipeline, "ongoing", LONG).await;
-            large.open(false);
-            let mut waiting = Vec::new();
-            for number in 0..8 {
-                let text = format!("How long does it take until parcel number {number} arrives?");
-                waiting.push(pipeline.submit(turn(&format!("w{number}"), "1", &text)).await.expect("admitted"));
-            }
-            // Up one level each time that somebody comes.
-            pause(100).await;
-            waiting.push(pipeline.submit(turn("degraded", "1", "Are returns free?")).await.expect("admitted"));
-            pause(100).await;
+            let mut waiting = occupy(&pipeline, &large, 8).await;
+            reached(&pipeline, LoadLevel::Shedding).await;
             let refused = pipeline.submit(turn("refused", "1", "How do I clean a kettle?")).await.expect("admitted");
             let error = ended(refused).await.expect_err("refused");
             assert_eq!(error.kind, TurnErrorKind::Overloaded);
@@ -246,32 +285,27 @@ fn ongoing_turns_are_answered_before_new_ones() {
         |config| config.routing.enabled = false,
         |pipeline, large| async move {
             ask(&pipeline, "ongoing", LONG).await;
-            large.open(false);
-            let (told, mut order) = tokio::sync::mpsc::unbounded_channel();
-            let listen = |name: &'static str, stream| {
-                let told = told.clone();
-                tokio::spawn(async move {
-                    ended(stream).await.expect("answered");
-                    told.send(name).expect("the test listens");
-                });
-            };
-            for number in 0..6 {
-                let text = format!("How long does it take until parcel number {number} arrives?");
-                let stream = pipeline.submit(turn(&format!("n{number}"), "1", &text)).await.expect("admitted");
-                listen("new", stream);
+            ask(&pipeline, "another", "Which fee do you take for a return?").await;
+            let mut waiting = occupy(&pipeline, &large, 6).await;
+            let before = large.asked().len();
+            let going_on = ["Do gift cards expire at some time?", "Is tea sold?"];
+            for (conversation, text) in ["ongoing", "another"].into_iter().zip(going_on) {
+                let stream = pipeline.submit(turn(conversation, "2", text)).await;
+                waiting.push(stream.expect("nobody ongoing is refused"));
             }
-            pause(200).await;
-            let stream = pipeline.submit(turn("ongoing", "2", "Do gift cards expire at some time?")).await;
-            listen("ongoing", stream.expect("admitted"));
-            pause(200).await;
+            // The tier has a place for one of those who go on; what it has free, it is given.
+            for (answered, in_queue) in [(0, 5), (1, 4), (2, 4)] {
+                while large.asked().len() < before + answered {
+                    pause(5).await;
+                }
+                settled(&pipeline, in_queue).await;
+                large.pass();
+            }
             large.open(true);
-            let mut names = Vec::new();
-            for _ in 0..7 {
-                names.push(order.recv().await.expect("all are answered"));
+            for stream in waiting {
+                ended(stream).await.expect("answered");
             }
-            let place = names.iter().position(|name| *name == "ongoing").expect("it was answered");
-            // One new turn was being written already; its end may be told first.
-            assert!(place <= 1, "{names:?}");
+            assert_eq!(large.asked()[before..before + 2], going_on);
         },
     );
 }
@@ -282,16 +316,7 @@ fn what_cannot_be_answered_in_time_is_not_begun() {
         true,
         |config| config.routing.enabled = false,
         |pipeline, large| async move {
-            large.open(false);
-            let mut waiting = Vec::new();
-            for number in 0..3 {
-                let text = format!("How long does it take until parcel number {number} arrives?");
-                waiting.push(pipeline.submit(turn(&format!("w{number}"), "1", &text)).await.expect("admitted"));
-            }
-            // One is being written, one waits inside the tier, and one in the queue.
-            while pipeline.stats().load.waiting == 0 {
-                pause(5).await;
-            }
+            let waiting = occupy(&pipeline, &large, 3).await;
             let hurried = turn("hurried", "1", "How do I clean a kettle?");
             let hurried = pipeline.submit_within(hurried, Some(Duration::from_millis(150))).await.expect("admitted");
             // Nothing else happens meanwhile: the deadline itself wakes the queue.

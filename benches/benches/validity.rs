@@ -1,7 +1,7 @@
 //! What it takes to keep cached answers in step with the knowledge base: one article is updated beneath many entries.
 //!
 //! ```text
-//! cargo bench -p turnflow-benches --bench validity [-- ENTRIES [ARTICLES.jsonl]]
+//! cargo bench -p turnflow-benches --bench validity [-- ENTRIES [ARTICLES.jsonl [QUESTIONS.jsonl]]]
 //! ```
 //!
 //! A store is filled with 5,000 articles of one chunk and with entries that rest on the 4 chunks nearest to their
@@ -9,16 +9,18 @@
 //! its call to its acknowledgement, without the embedding of its text. In the same run: a synced write of the bare store,
 //! which is the least that any durable scheme pays; the same relation recomputed from scratch in a plain loop; and a plain
 //! reverse index from chunks to entries, which does not see new articles or late answers. With a file of articles, how
-//! fast it is imported. Vectors of questions are mixtures of what the encoder makes of the sample shop's questions, those of
-//! chunks mixtures of what it makes of its articles, and an update says what one of them says; so scores, and how many
-//! entries a new chunk comes close to, are about those of a shop.
+//! fast it is imported.
+//!
+//! Questions and chunks are those of the sample shop, or of the files: `body` of each article, `text` or else `a` and `b` of each
+//! question. Where more are wanted than there are, mixtures of their vectors serve, which lie closer together than real ones,
+//! so that fewer can be ruled out early. An update says what an article said, and its number.
 
 #![expect(clippy::expect_used, reason = "a bench may fail loudly")]
 #![expect(clippy::print_stdout, reason = "its output is its result")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hint::black_box;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -44,7 +46,12 @@ fn main() {
     // Cargo passes `--bench`.
     let mut args = std::env::args().skip(1).filter(|arg| !arg.starts_with("--"));
     let entries: usize = args.next().map_or(100_000, |count| count.parse().expect("a number of entries"));
-    let articles = args.next();
+    let (articles, questions) = (args.next(), args.next());
+    let read = |path: &String| std::fs::read_to_string(path).expect("a file that can be read");
+    let texts = Texts {
+        questions: fields(&questions.as_ref().map_or_else(|| QUESTIONS.into(), read), &["text", "a", "b"]),
+        bodies: fields(&articles.as_ref().map_or_else(|| SAMPLE_ARTICLES.into(), read), &["body"]),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
     let mut config = Config::defaults();
     // What is measured is validity; a graph of similar questions would be built beside it.
@@ -54,7 +61,7 @@ fn main() {
     let files = ensure(&ModelHome::new(default_home().expect("a home")), &WeightSource::defaults(None), &|_| {});
     let files = files.expect("weights");
 
-    let world = World::new(&config, Store::open(folder.path()).expect("a store"), &files, entries);
+    let world = World::new(&config, Store::open(folder.path()).expect("a store"), &files, &texts, entries);
     let before_bytes = resident_bytes().unwrap_or(0);
     let (opened, parts) = timed(|| Parts::open(&config, world.store.clone(), &files).expect("parts"));
     let (started, pipeline) = timed(|| Pipeline::start(&config, &parts).expect("a pipeline"));
@@ -64,7 +71,7 @@ fn main() {
     println!("  memory for both: {} MiB", (resident_bytes().unwrap_or(0) - before_bytes) >> 20);
 
     let synced = synced_writes(&world.store);
-    let (acknowledged, invalidated) = updates(&runtime, &pipeline);
+    let (acknowledged, invalidated) = updates(&runtime, &pipeline, &texts);
     let scratch = world.recompute();
     let reverse = world.reverse_index();
     println!("one article updated ({:.1} entries fall on average)", invalidated as f64 / UPDATES as f64);
@@ -115,28 +122,35 @@ fn article(number: usize) -> ArticleId {
     ArticleId::new(format!("a{number}")).expect("an id")
 }
 
-/// What an article says: what one of the sample shop's says, and which version of which article it is.
-fn text(number: usize, version: usize) -> String {
-    static BODIES: LazyLock<Vec<String>> = LazyLock::new(|| fields(SAMPLE_ARTICLES, "body"));
-    let body: String = BODIES[number % BODIES.len()].chars().take(TEXT_CHARS).collect();
-    format!("{body} (article {number}, {version})")
+/// What is asked and what is answered.
+struct Texts {
+    questions: Vec<String>,
+    bodies: Vec<String>,
 }
 
-/// One field of each line.
-fn fields(lines: &str, field: &str) -> Vec<String> {
-    let of_line = |line| {
-        let line: Value = serde_json::from_str(line).expect("JSON");
-        line[field].as_str().expect("a text").to_owned()
-    };
-    lines.lines().map(of_line).collect()
+impl Texts {
+    /// What an article says, and which version of which article it is.
+    fn article(&self, number: usize, version: usize) -> String {
+        let body: String = self.bodies[number % self.bodies.len()].chars().take(TEXT_CHARS).collect();
+        format!("{body} (article {number}, {version})")
+    }
+}
+
+/// The different texts in some fields of all lines, in order.
+fn fields(lines: &str, names: &[&str]) -> Vec<String> {
+    let mut seen = HashSet::new();
+    let rows = lines.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let texts =
+        rows.flat_map(|row| names.iter().filter_map(|name| Some(row[*name].as_str()?.to_owned())).collect::<Vec<_>>());
+    texts.filter(|text| seen.insert(text.clone())).collect()
 }
 
 impl World {
-    fn new(config: &Config, store: Store, files: &turnflow_models::ModelFiles, entries: usize) -> Self {
+    fn new(config: &Config, store: Store, files: &turnflow_models::ModelFiles, texts: &Texts, entries: usize) -> Self {
         let tenant = tenant().expect("an id");
         let parts = Parts::open(config, store.clone(), files).expect("parts");
-        let mut questions = Mixture::new(&parts, &fields(QUESTIONS, "text"));
-        let mut articles = Mixture::new(&parts, &fields(SAMPLE_ARTICLES, "body"));
+        let mut questions = Mixture::new(&parts, texts.questions.iter().take(entries));
+        let mut articles = Mixture::new(&parts, texts.bodies.iter().take(ARTICLES));
         let vectors: Vec<Arc<[f32]>> = (0..ARTICLES).map(|_| articles.next()).collect();
         for first in (0..ARTICLES).step_by(500) {
             let write = |number: usize| ArticleWrite {
@@ -144,13 +158,13 @@ impl World {
                 article: article(number),
                 expected_version: None,
                 content: Some(NewContent {
-                    title: "Article".into(),
-                    body: text(number, 0),
+                    title: String::new(),
+                    body: texts.article(number, 0),
                     metadata: Default::default(),
                     version: None,
                     chunks: vec![NewChunk {
-                        text: text(number, 0),
-                        hash: ContentHash::of("Article", &text(number, 0)),
+                        text: texts.article(number, 0),
+                        hash: ContentHash::of("", &texts.article(number, 0)),
                         vector: vectors[number].clone(),
                     }],
                 }),
@@ -158,7 +172,7 @@ impl World {
             parts.knowledge.apply((first..first + 500).map(write).collect(), &mut |_| {}).expect("applies");
         }
         let epoch = parts.knowledge.epoch();
-        let hash = |number: usize| ContentHash::of("Article", &text(number, 0));
+        let hash = |number: usize| ContentHash::of("", &texts.article(number, 0));
         let key = |number: usize| ChunkKey::of(&tenant, &article(number), hash(number));
         let mut index = ExactIndex::new();
         vectors.iter().enumerate().for_each(|(number, vector)| index.insert(number, vector).expect("fits"));
@@ -245,7 +259,7 @@ impl World {
 fn entry(id: usize, scope: ScopeId, vector: &Arc<[f32]>, support: Support, source: usize) -> CacheEntry {
     let source = Source { article_id: article(source), version: 1, chunk: 0 };
     let answer = Answer {
-        text: format!("{} {}", text(id, 0), "An answer has some two hundred characters in all. ".repeat(3)),
+        text: format!("Answer {id}. {}", "An answer has some two hundred characters in all. ".repeat(6)),
         tier: Tier::Extractive,
         sources: vec![source],
         usage: Usage { input_tokens: 300, output_tokens: 40 },
@@ -269,16 +283,19 @@ fn entry(id: usize, scope: ScopeId, vector: &Arc<[f32]>, support: Support, sourc
     }
 }
 
-/// Unit vectors that lie where the encoder's do: mixtures of those of real texts, and a little of everything.
+/// Unit vectors that lie where the encoder's do: those of real texts, then mixtures of them and a little of everything.
 struct Mixture {
     real: Vec<Arc<[f32]>>,
+    /// Real ones that were given out.
+    given: usize,
     state: u64,
 }
 
 impl Mixture {
-    fn new(parts: &Parts, texts: &[String]) -> Self {
+    fn new<'a>(parts: &Parts, texts: impl Iterator<Item = &'a String>) -> Self {
+        let texts: Vec<String> = texts.cloned().collect();
         let encoded = texts.chunks(64).flat_map(|some| parts.encoder.encode_blocking(some.to_vec()).expect("encodes"));
-        Self { real: encoded.collect(), state: 0x9E37_79B9_7F4A_7C15 }
+        Self { real: encoded.collect(), given: 0, state: 0x9E37_79B9_7F4A_7C15 }
     }
 
     fn random(&mut self) -> u64 {
@@ -290,6 +307,10 @@ impl Mixture {
     }
 
     fn next(&mut self) -> Arc<[f32]> {
+        if let Some(vector) = self.real.get(self.given) {
+            self.given += 1;
+            return vector.clone();
+        }
         let parts: Vec<(usize, f32)> = [0.8, 0.4, 0.3]
             .map(|share| {
                 #[expect(clippy::cast_possible_truncation, reason = "an index")]
@@ -320,12 +341,11 @@ fn synced_writes(store: &Store) -> Vec<Duration> {
 }
 
 /// Embeds all updates, then writes one after the other; times, and how many entries fell.
-fn updates(runtime: &Runtime, pipeline: &Pipeline) -> (Vec<Duration>, usize) {
+fn updates(runtime: &Runtime, pipeline: &Pipeline, texts: &Texts) -> (Vec<Duration>, usize) {
     let (knowledge, tenant) = (pipeline.knowledge(), tenant().expect("an id"));
     let prepare = |round: usize| {
         let number = round * 7 % ARTICLES;
-        let content =
-            DraftContent { title: "Article".into(), body: text(number, 1 + round), ..DraftContent::default() };
+        let content = DraftContent { body: texts.article(number, 1 + round), ..DraftContent::default() };
         let draft = ArticleDraft { id: article(number), content: Some(content), expected_version: None };
         runtime.block_on(knowledge.prepare(&tenant, vec![draft])).expect("prepared")
     };

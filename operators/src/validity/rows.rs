@@ -301,18 +301,19 @@ impl WithSimd for Cascade<'_> {
         let mut bounds = [0.0_f32; BLOCK];
         for (column, rival) in rows.columns.iter().zip(rival.tiles.iter()) {
             let (tiles, measures) = (&column.tiles[block.clone()], &column.measures[block.clone()]);
+            // Beside those that are read: the next read would wait until it is known where this row's result goes.
+            let mut places = [0; BLOCK];
             let mut kept = 0;
-            for at in 0..left.count {
-                let place = left.places[at];
+            for &place in &left.places[..left.count] {
                 let row = usize::from(place);
                 let [step, rest] = measures[row];
                 bounds[row] += step * (rival.step * product(&tiles[row].0, &rival.steps) + rival.beyond);
                 let is_left = bounds[row] + rest * rival.rest + SLACK > kth_scores[row];
                 // Without a branch, because nobody could predict it.
-                left.places[kept] = place;
+                places[kept] = place;
                 kept += usize::from(is_left);
             }
-            left.count = kept;
+            (left.places, left.count) = (places, kept);
         }
     }
 }

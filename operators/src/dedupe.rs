@@ -15,6 +15,7 @@ use std::rc::Rc;
 use turnflow_state::{CacheLevel, EntryId, Stage as StageName, TurnKey, Verdict};
 
 use crate::audit::Suspect;
+use crate::clients::Clients;
 use crate::flights::Landed;
 use crate::message::{
     Ask, Ended, Ending, Outcome, Purpose, QuestionKey, RequestId, Resolution, Served, Settled, Settlement, Step,
@@ -39,6 +40,7 @@ struct Flight {
 pub struct Dedupe {
     shard: Rc<RefCell<Shard>>,
     boxes: Boxes,
+    clients: Clients,
     in_flight: HashMap<QuestionKey, Flight>,
     waiting: usize,
     exact: bool,
@@ -67,7 +69,13 @@ impl Dedupe {
     /// A stage over a shard; `exact: false` switches the response cache off, but not the joining.
     #[must_use]
     pub fn new(shard: Rc<RefCell<Shard>>, boxes: Boxes, exact: bool) -> Self {
-        Self { shard, boxes, in_flight: HashMap::new(), waiting: 0, exact }
+        Self { shard, boxes, clients: Clients::default(), in_flight: HashMap::new(), waiting: 0, exact }
+    }
+
+    /// The same for clients that may leave: a turn goes on while others wait for its answer.
+    #[must_use]
+    pub fn for_clients(self, clients: Clients) -> Self {
+        Self { clients, ..self }
     }
 
     /// Questions in flight.
@@ -137,6 +145,7 @@ impl Dedupe {
                         self.waiting -= 1;
                         (heir.leads, heir.promised) = (true, true);
                         flight.leader = heir.request;
+                        flight.waiting.iter().for_each(|ask| self.clients.join(heir.request, ask));
                         heir.left(StageName::Dedupe, now_us);
                         out.push(Ok(heir));
                     }
@@ -199,6 +208,7 @@ impl Stage for Dedupe {
         // A turn that may not write the cache joins others, but nobody waits for it.
         match self.in_flight.get_mut(&ask.key) {
             Some(flight) => {
+                self.clients.join(flight.leader, &ask);
                 flight.waiting.push_back(ask);
                 self.waiting += 1;
             }

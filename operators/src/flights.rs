@@ -28,6 +28,7 @@ use turnflow_state::{ArticleId, CacheLevel, HitEvidence, ScopeId, Stage as Stage
 use crate::audience::{Audiences, Heard};
 use crate::audit::{Record, Sampler};
 use crate::bound::{SharedBound, Strictness};
+use crate::clients::Clients;
 use crate::dedupe::Dedupe;
 use crate::lookup::reason;
 use crate::message::{Ask, Candidate, Ending, Outcome, RequestId, Served, Settled, Step, owner_hash};
@@ -121,6 +122,7 @@ pub struct Flights {
     bound: SharedBound,
     sampler: Option<Sampler>,
     enabled: bool,
+    clients: Clients,
     in_flight: HashMap<ScopeId, Vec<Flight>>,
     following: usize,
     audiences: Audiences,
@@ -138,8 +140,14 @@ impl Flights {
         audiences: Audiences,
         gauge: Arc<AtomicUsize>,
     ) -> Self {
-        let (sampler, in_flight) = (None, HashMap::new());
-        Self { policy, bound, sampler, enabled, in_flight, following: 0, audiences, gauge }
+        let (sampler, clients, in_flight) = (None, Clients::default(), HashMap::new());
+        Self { policy, bound, sampler, enabled, clients, in_flight, following: 0, audiences, gauge }
+    }
+
+    /// The same for clients that may leave: a turn goes on while others follow it.
+    #[must_use]
+    pub fn for_clients(self, clients: Clients) -> Self {
+        Self { clients, ..self }
     }
 
     /// The same, with some of those that followed audited.
@@ -159,6 +167,7 @@ impl Flights {
             Some((flight, similarity, evidence)) => {
                 // What is written from something older may be stale to it: it waits until the whole answer is known to hold.
                 let is_current = flight.read_epoch >= ask.acknowledged;
+                self.clients.join(flight.leader, &ask);
                 let heard = if is_current { self.audiences.listen(flight.leader, &ask) } else { None };
                 flight.followers.push(Follower { ask, similarity, evidence, changes, heard });
                 self.following += 1;

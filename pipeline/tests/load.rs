@@ -337,6 +337,36 @@ fn what_cannot_be_answered_in_time_is_not_begun() {
 }
 
 #[test]
+fn a_turn_whose_client_leaves_loses_its_place_unless_others_wait_for_its_answer() {
+    with_tiers(
+        true,
+        |config| config.routing.enabled = false,
+        |pipeline, large| async move {
+            let mut waiting = occupy(&pipeline, &large, 2).await;
+            let asks = |conversation: &str, text| pipeline.submit(turn(conversation, "1", text));
+            let leaves = asks("leaves", "How do I clean a kettle?").await.expect("admitted");
+            let is_joined = asks("joined", LONG).await.expect("admitted");
+            settled(&pipeline, 2).await;
+            waiting.push(asks("joins", LONG).await.expect("admitted"));
+            settled(&pipeline, 2).await;
+            drop((leaves, is_joined));
+            settled(&pipeline, 1).await;
+            assert_eq!(pipeline.stats().load.abandoned, 1);
+            large.open(true);
+            for stream in waiting {
+                ended(stream).await.expect("answered");
+            }
+            assert_eq!(large.asked().last().map(String::as_str), Some(LONG));
+            assert_eq!(large.asked().len(), 3, "nobody was told anything of a kettle");
+            assert_eq!(
+                asked(&pipeline, turn("leaves", "1", "How do I clean a kettle?")).await.verdict.level,
+                CacheLevel::Miss
+            );
+        },
+    );
+}
+
+#[test]
 fn a_tenant_has_a_share_of_the_places() {
     with_tiers(
         true,

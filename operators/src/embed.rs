@@ -9,10 +9,11 @@ use turnflow_models::{EncoderHandle, Lane, ModelError};
 use turnflow_state::{Stage as StageName, TurnError, TurnErrorKind};
 
 use crate::clients::{Clients, Leavers};
+use crate::deadline::late;
 use crate::jobs::{Came, Jobs, Report};
 use crate::load::{Backlog, Load};
 use crate::message::{Ask, Outcome, Step};
-use crate::prioritise::{Class, Queue, abandoned, crowded, late};
+use crate::prioritise::{Class, Queue, abandoned, crowded};
 use crate::shell::{Stage, Wake};
 
 /// A question's vector, or why there is none.

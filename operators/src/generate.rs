@@ -21,10 +21,11 @@ use turnflow_state::{
 
 use crate::audience::Audiences;
 use crate::clients::{Clients, Leavers};
+use crate::deadline::late;
 use crate::jobs::{Came, Jobs, Report};
 use crate::load::{Backlog, Load};
 use crate::message::{Ask, Basis, Ending, Notice, Outcome, Served, ToCommit};
-use crate::prioritise::{Class, Queue, QueueLimits, abandoned, crowded, late};
+use crate::prioritise::{Class, Queue, QueueLimits, abandoned, crowded};
 use crate::shell::{Stage, Wake};
 
 /// Above every cosine: no new chunk outdates an answer with such a last score.

@@ -24,6 +24,7 @@ pub mod audit;
 pub mod bound;
 pub mod clients;
 pub mod commit;
+mod deadline;
 pub mod dedupe;
 pub mod embed;
 mod error;

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use turnflow_models::Lane;
 use turnflow_state::{Channel, TenantId, TurnError, TurnErrorKind};
 
+use crate::deadline::{Earliest, is_late};
 use crate::load::Backlog;
 use crate::message::{Ask, Outcome, RequestId};
 
@@ -240,8 +241,7 @@ pub struct Queue {
     /// Where each turn waits.
     spots: HashMap<RequestId, Spot>,
     tokens: usize,
-    /// The earliest deadline, or one earlier than that.
-    deadline_us: u64,
+    earliest: Earliest,
     /// Turns that left since one of an aged class did, and the same before the last one left.
     since_aged: [u32; 2],
 }
@@ -251,7 +251,7 @@ impl Queue {
     #[must_use]
     pub fn new(limits: QueueLimits) -> Self {
         let (classes, background, spots) = (Default::default(), VecDeque::new(), HashMap::new());
-        Self { limits, classes, background, spots, tokens: 0, deadline_us: u64::MAX, since_aged: [0; 2] }
+        Self { limits, classes, background, spots, tokens: 0, earliest: Earliest::default(), since_aged: [0; 2] }
     }
 
     /// Adds a turn, which has entered the stage; gives back those that there is no place for.
@@ -316,22 +316,22 @@ impl Queue {
     /// Takes out the turns whose deadline comes before they could be answered, when that takes until `done_us`.
     pub fn extract_late(&mut self, done_us: u64) -> Vec<Box<Ask>> {
         let mut late = Vec::new();
-        if self.deadline_us < done_us {
+        if self.earliest.has_passed(done_us) {
             for class in &mut self.classes {
-                class.extract(|ask| ask.deadline_us.is_some_and(|deadline| deadline < done_us), &mut late);
+                class.extract(|ask| is_late(ask, done_us), &mut late);
             }
             for ask in &late {
                 self.left(ask);
             }
-            self.deadline_us = self.turns().filter_map(|ask| ask.deadline_us).min().unwrap_or(u64::MAX);
+            self.earliest = Earliest::of(self.turns());
         }
         late
     }
 
     /// The earliest time at which a deadline may pass; None when no turn has one.
     #[must_use]
-    pub fn deadline_us(&self) -> Option<u64> {
-        (self.deadline_us < u64::MAX).then_some(self.deadline_us)
+    pub const fn deadline_us(&self) -> Option<u64> {
+        self.earliest.due_us()
     }
 
     /// What it tells the load: what waits, and since when.
@@ -397,7 +397,7 @@ impl Queue {
         let spot = self.spot(ask);
         self.spots.insert(ask.request, spot.clone());
         self.tokens += tokens(ask);
-        self.deadline_us = self.deadline_us.min(ask.deadline_us.unwrap_or(u64::MAX));
+        self.earliest.add(ask);
         spot
     }
 
@@ -428,11 +428,4 @@ pub(crate) fn crowded(ask: Box<Ask>, retry_after_ms: u64) -> Outcome {
 /// The end of a turn that nobody waits for any more.
 pub(crate) fn abandoned(ask: Box<Ask>) -> Outcome {
     Outcome::failed(ask, TurnError::new(TurnErrorKind::Internal, "nobody waits for the answer"))
-}
-
-/// The end of a turn that cannot be answered before its deadline.
-pub(crate) fn late(ask: Box<Ask>) -> Outcome {
-    let limit_us = ask.deadline_us.map_or(0, |deadline_us| deadline_us.saturating_sub(ask.admitted_us));
-    let message = format!("no answer can be written within its deadline of {} ms", limit_us.div_ceil(1_000));
-    Outcome::failed(ask, TurnError::new(TurnErrorKind::Late, message))
 }

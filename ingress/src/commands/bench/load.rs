@@ -20,7 +20,8 @@ use crate::failure::Failure;
 use crate::grpc::TENANT_DEFAULT;
 use crate::kb_file::read_articles;
 use crate::load::{
-    Class, Customers, LoadReport, Pattern, Phase, Plan, Target, Texts, Trace, arrival_times, plot, run as drive,
+    Class, Customers, END_WAIT_MAX, LoadReport, Pattern, Phase, Plan, Target, Texts, Trace, arrival_times, plot,
+    run as drive,
 };
 use crate::replay::report::millis;
 use crate::replay::{Format, LogReader};
@@ -150,6 +151,7 @@ impl Inputs {
             recover_seconds: args.recover_seconds,
             capacity: args.capacity,
             slo: Duration::from_millis(args.slo_ms),
+            patience: END_WAIT_MAX,
         };
         Ok(Self {
             texts: Arc::new(Texts::read(log(&args.log, "log", limits)?)?),

@@ -142,7 +142,7 @@ impl fmt::Display for Phase {
             write!(f, "\n  {} turns: {}", class.class.as_str(), all.join(", "))?;
         }
         if let Some(batches) = self.encoder_batches.as_ref().filter(|batches| !batches.is_empty()) {
-            let batches = batches.iter().map(|batch| format!("{} of {}", count(batch.passes), batch.texts));
+            let batches = batches.iter().map(|batch| format!("{} of {}", count(batch.passes), batch.size));
             write!(f, "\n  encoder batches by texts: {}", batches.collect::<Vec<_>>().join(", "))?;
         }
         Ok(())

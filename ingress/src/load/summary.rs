@@ -92,11 +92,11 @@ impl ClassFigures {
     }
 }
 
-/// Forward passes of the encoder with so many texts.
+/// Forward passes of a model with so many texts, or sequences.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Batches {
-    /// How many texts: a number, or a range of them.
-    pub texts: String,
+    /// How many: a number, or a range of them.
+    pub size: String,
     /// How many passes.
     pub passes: u64,
 }
@@ -105,15 +105,21 @@ impl Batches {
     /// The sizes that occurred between two looks at the encoder.
     #[must_use]
     pub fn between(before: &EncoderStats, after: &EncoderStats) -> Vec<Self> {
-        let passes = before.batch_sizes.iter().zip(&after.batch_sizes).map(|(before, after)| after - before);
+        let both = before.batch_sizes.iter().zip(&after.batch_sizes);
+        Self::of(&both.map(|(before, after)| after - before).collect::<Vec<_>>())
+    }
+
+    /// The sizes that occurred, of the passes of each class of sizes.
+    #[must_use]
+    pub fn of(passes: &[u64]) -> Vec<Self> {
         // Each class ends at a power of two, and the last one takes what is above.
-        let last = after.batch_sizes.len() - 1;
-        let texts = |class: usize| match class {
+        let last = passes.len().saturating_sub(1);
+        let size = |class: usize| match class {
             0 | 1 => format!("{}", class + 1),
             _ if class == last => format!("more than {}", 1_u64 << (class - 1)),
             _ => format!("{} to {}", (1_u64 << (class - 1)) + 1, 1_u64 << class),
         };
-        let all = passes.enumerate().map(|(class, passes)| Self { texts: texts(class), passes });
+        let all = passes.iter().enumerate().map(|(class, &passes)| Self { size: size(class), passes });
         all.filter(|batches| batches.passes > 0).collect()
     }
 }
@@ -172,8 +178,8 @@ mod tests {
         let before = EncoderStats { batch_sizes: [5, 4, 3, 2, 1, 0, 0, 0, 0], ..EncoderStats::default() };
         let after = EncoderStats { batch_sizes: [6, 4, 5, 2, 4, 0, 0, 0, 9], ..EncoderStats::default() };
         let found: Vec<_> =
-            Batches::between(&before, &after).into_iter().map(|batches| (batches.texts, batches.passes)).collect();
+            Batches::between(&before, &after).into_iter().map(|batches| (batches.size, batches.passes)).collect();
         let expected = [("1", 1), ("3 to 4", 2), ("9 to 16", 3), ("more than 128", 9)];
-        assert_eq!(found, expected.map(|(texts, passes)| (texts.to_owned(), passes)));
+        assert_eq!(found, expected.map(|(size, passes)| (size.to_owned(), passes)));
     }
 }

@@ -45,13 +45,12 @@ impl fmt::Display for Routed {
             "{source}: {} turns, {small} answered right by the small tier, {large} by the large one",
             report.turns
         )?;
-        match (report.gap_closed, report.apgr, report.oracle_apgr) {
-            (Some(gap_closed), Some(apgr), Some(oracle)) => writeln!(
-                f,
-                "  closes {} of the gap between chance and an oracle; APGR {apgr:.3}, the oracle's {oracle:.3}, chance's 0.5",
-                percent(gap_closed)
-            )?,
-            _ => writeln!(f, "  no gap to close: the large tier is no better, or never alone in being right")?,
+        let closed = report.gap_closed.map_or_else(|| "-".to_owned(), percent);
+        let why = if report.gap_closed.is_some() { "" } else { ": an oracle is no better than chance" };
+        write!(f, "  closes {closed} of the gap between chance and an oracle{why}")?;
+        match report.apgr.zip(report.oracle_apgr) {
+            Some((apgr, oracle)) => writeln!(f, "; APGR {apgr:.3}, the oracle's {oracle:.3}, chance's 0.5")?,
+            None => writeln!(f, "; APGR -: the large tier is no better than the small one")?,
         }
         for kept in &report.kept {
             writeln!(
@@ -82,4 +81,45 @@ impl fmt::Display for Shares<'_> {
 
 fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use turnflow_models::DecisionTime;
+
+    use super::*;
+
+    #[test]
+    fn what_there_is_of_the_gap_is_told_and_why_the_rest_is_not() {
+        let told = |gap_closed, apgr: Option<f64>| {
+            let report = RoutingReport {
+                turns: 10,
+                small_quality: 0.6,
+                large_quality: 0.6,
+                gap_closed,
+                apgr,
+                oracle_apgr: apgr.map(|apgr| apgr + 0.1),
+                kept: Vec::new(),
+                recovered: Vec::new(),
+                decision_time: DecisionTime::default(),
+            };
+            let text = Routed { source: "exam".to_owned(), report }.to_string();
+            text.lines().nth(1).expect("a second line").trim().to_owned()
+        };
+        let gap = "of the gap between chance and an oracle";
+        assert_eq!(
+            told(Some(0.5), Some(0.8)),
+            format!("closes 50.0 % {gap}; APGR 0.800, the oracle's 0.900, chance's 0.5")
+        );
+        assert_eq!(
+            told(Some(0.5), None),
+            format!("closes 50.0 % {gap}; APGR -: the large tier is no better than the small one")
+        );
+        assert_eq!(
+            told(None, None),
+            format!(
+                "closes - {gap}: an oracle is no better than chance; APGR -: the large tier is no better than the small one"
+            )
+        );
+    }
 }

@@ -19,20 +19,27 @@ use self::support::{TestServer, bounded};
 /// Turns per second, few enough for a machine that does something else as well.
 const CAPACITY: f64 = 40.0;
 
-/// Two loads of half a second each, and as long after each of them.
-async fn small_load(target: Target, ongoing_share: f64) -> LoadReport {
+fn customers(ongoing_share: f64) -> Customers {
     let texts = Arc::new(Texts::read(sample::log(&Config::defaults().limits)).expect("the sample's log"));
     let tenant = TenantId::new(TENANT_DEFAULT).expect("an id");
-    let customers = Customers::new(texts, tenant, CacheControl::Bypass, ongoing_share);
-    let plan = Plan {
+    Customers::new(texts, tenant, CacheControl::Bypass, ongoing_share)
+}
+
+/// Two loads of half a second each, and as long after each of them.
+fn plan() -> Plan {
+    Plan {
         pattern: Pattern::Poisson,
         multiples: vec![0.5, 2.0],
         seconds: 0.5,
         recover_seconds: 0.5,
         capacity: Some(CAPACITY),
         slo: Duration::from_secs(60),
-    };
-    run(target, customers, &plan, |_| {}).await.expect("a run")
+        patience: Duration::from_secs(60),
+    }
+}
+
+async fn small_load(target: Target, ongoing_share: f64) -> LoadReport {
+    run(target, customers(ongoing_share), &plan(), |_| {}).await.expect("a run")
 }
 
 /// Each phase offers as many turns as its schedule has, and every one of them ended in one way.
@@ -46,7 +53,7 @@ fn check(report: &LoadReport, classes: &[Class]) {
             assert_eq!(figures.offered, sum, "{figures:?}");
             assert_eq!(figures.offered > 0, classes.contains(&class), "{figures:?}");
             // Nothing is refused or fails at such rates, and a minute is enough for a turn.
-            assert_eq!((figures.answered, figures.tiers.values().sum()), (sum, sum), "{figures:?}");
+            assert_eq!((figures.answered, figures.writers.values().sum()), (sum, sum), "{figures:?}");
             offered += figures.offered;
         }
         let length = Duration::from_secs_f64(phase.seconds);
@@ -85,6 +92,23 @@ async fn every_turn_over_grpc_is_accounted_for() {
         let report = small_load(target, 0.0).await;
         check(&report, &[Class::New]);
         assert!(report.phases.iter().all(|phase| phase.encoder_batches.is_none()));
+        server.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_answers_nobody_is_given_up() {
+    bounded(async {
+        let server = TestServer::start(|config| config.load.enabled = false).await;
+        server.gate.set_open(false);
+        let target = Target::connect(&server.address.to_string()).await.expect("a server");
+        let plan = Plan { patience: Duration::from_millis(500), ..plan() };
+        let error = run(target, customers(0.5), &plan, |_| {}).await.expect_err("nobody answers");
+        // Small talk is answered without the tier.
+        let expected = "no conversation could be opened for 500ms, and 128 are wanted of which there are ";
+        assert!(error.to_string().starts_with(expected), "{error:#}");
+        server.gate.set_open(true);
         server.stop().await;
     })
     .await;

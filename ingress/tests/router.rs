@@ -90,6 +90,11 @@ fn what_is_wrong_is_named() {
     let (code, _, stderr) = train();
     assert!(code == 64 && stderr.contains("no turns"), "{stderr}");
     assert!(!Path::new(&out).exists());
+    let (code, _, stderr) = finish(turnflow().args(["router", "train", &data, "--out", &data]));
+    assert!(code == 64 && stderr.contains("which is read") && Path::new(&data).exists(), "{stderr}");
+    let elsewhere = path("nowhere/shop.router");
+    let (code, _, stderr) = finish(turnflow().args(["router", "train", &data, "--out", &elsewhere]));
+    assert!(code == 64 && stderr.contains("--out: there is no folder"), "{stderr}");
     std::fs::write(&out, "something else").expect("written");
     let (code, _, stderr) = finish(turnflow().args(["router", "eval", &data, "--router", &out]));
     assert!(code == 1 && stderr.contains("holds no router"), "{stderr}");

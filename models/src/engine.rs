@@ -28,7 +28,7 @@ const ENGINE: &str = "encoder";
 /// Most texts of one job.
 pub const JOB_TEXTS_MAX: usize = 1024;
 /// Classes of batch sizes that are counted apart: 1, 2, 3–4, 5–8 and so on; the last holds everything above.
-const SIZE_CLASSES: usize = 9;
+pub(crate) const SIZE_CLASSES: usize = 9;
 
 /// Bounds of the encoder's engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -257,8 +257,9 @@ impl Counters {
     }
 }
 
-fn size_class(texts: usize) -> usize {
-    let class = texts.max(1).next_power_of_two().ilog2() as usize;
+/// The class of a number of texts, or of sequences: each ends at a power of two, and the last one takes what is above.
+pub(crate) fn size_class(size: usize) -> usize {
+    let class = size.max(1).next_power_of_two().ilog2() as usize;
     class.min(SIZE_CLASSES - 1)
 }
 

@@ -41,6 +41,7 @@ mod tokenizer;
 mod vector;
 mod verifier;
 mod weights;
+mod whole;
 
 pub use adapter::{Adapter, AdapterChoice};
 pub use axes::{AXES, principal_axes};

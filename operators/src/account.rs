@@ -70,3 +70,81 @@ impl Accounts {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use turnflow_state::{CacheLevel, StageLatencies, Tier, Usage, Verdict};
+
+    use super::*;
+
+    fn tenant(name: &str) -> TenantId {
+        TenantId::new(name).expect("an id")
+    }
+
+    /// A turn that was answered at this level.
+    fn completion(level: CacheLevel) -> Completion {
+        let is_hit = level.is_hit();
+        let verdict = Verdict {
+            level,
+            entry: None,
+            similarity: None,
+            question: None,
+            origin: None,
+            refreshed: false,
+            reason: String::new(),
+            evidence: None,
+            route: None,
+        };
+        Completion {
+            text: String::new(),
+            tier: Tier::Extractive,
+            grounded: true,
+            sources: Vec::new(),
+            usage: if is_hit { Usage::default() } else { Usage { input_tokens: 100, output_tokens: 10 } },
+            cost_micros: if is_hit { 0 } else { 7 },
+            large_cost_micros: if is_hit { 0 } else { 70 },
+            verdict,
+            latency: StageLatencies::default(),
+            total_us: 0,
+        }
+    }
+
+    #[test]
+    fn each_tenant_has_an_account_that_clones_share() {
+        let accounts = Accounts::default();
+        let clone = accounts.clone();
+        for level in [CacheLevel::Miss, CacheLevel::Exact, CacheLevel::Bypass] {
+            clone.book(&tenant("b"), &completion(level));
+        }
+        accounts.book_background(&tenant("b"), 5);
+        accounts.book(&tenant("a"), &completion(CacheLevel::Semantic));
+        let a = Account { turns: 1, hits: 1, ..Account::default() };
+        let b = Account {
+            turns: 3,
+            hits: 1,
+            input_tokens: 200,
+            output_tokens: 20,
+            cost_micros: 14,
+            large_cost_micros: 140,
+            background_cost_micros: 5,
+        };
+        assert_eq!(accounts.read(), [(Some(tenant("a")), a), (Some(tenant("b")), b)], "in the order of their names");
+    }
+
+    #[test]
+    fn tenants_beyond_the_most_share_one_account() {
+        let accounts = Accounts::default();
+        for number in 0..ACCOUNTS_MAX + 2 {
+            accounts.book_background(&tenant(&format!("t{number}")), 1);
+        }
+        // Who has an account keeps it.
+        accounts.book_background(&tenant("t0"), 1);
+        let read = accounts.read();
+        assert_eq!(read.len(), ACCOUNTS_MAX + 1);
+        assert_eq!((&read[0].0, read[0].1.background_cost_micros), (&None, 2));
+        assert_eq!(
+            read.iter().find(|(name, _)| *name == Some(tenant("t0"))).map(|(_, of)| of.background_cost_micros),
+            Some(2)
+        );
+    }
+}

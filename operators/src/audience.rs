@@ -97,6 +97,13 @@ impl Audiences {
         Some(heard)
     }
 
+    /// A turn listens to another no more.
+    pub(crate) fn leave(&self, leader: RequestId, listener: RequestId) {
+        if let Some(audience) = self.open.borrow_mut().get_mut(&leader) {
+            audience.listeners.retain(|other| other.request != listener);
+        }
+    }
+
     /// The next piece of a turn's answer.
     pub(crate) fn said(&self, leader: RequestId, piece: &str, out: &mut Vec<ToCommit>) {
         if let Some(audience) = self.open.borrow_mut().get_mut(&leader) {

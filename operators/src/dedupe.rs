@@ -5,7 +5,7 @@
 //! [`Ask::leads`] set comes back as exactly one [`Settlement`], with its answer or without. Those who wait do not get the
 //! answer at once: they may have been admitted after a change of the knowledge base that it knows nothing of. It is put
 //! forward as a [`Proposal`], and comes back as exactly one [`Resolution`]: with it, those who wait get the answer;
-//! without, the first of them goes on in the leader's place. Nothing crosses a scope, because the scope is part of the
+//! without, the first of them goes on in the leader's place. One whose time is up meanwhile waits no longer. Nothing crosses a scope, because the scope is part of the
 //! key. What became of every turn that led is left in [`Boxes::landed`] for those who [follow](crate::flights) it.
 
 use std::cell::RefCell;
@@ -15,6 +15,8 @@ use std::rc::Rc;
 use turnflow_state::{CacheLevel, EntryId, Stage as StageName, TurnKey, Verdict};
 
 use crate::audit::Suspect;
+use crate::clients::Clients;
+use crate::deadline::{Earliest, is_late, late, take_late};
 use crate::flights::Landed;
 use crate::message::{
     Ask, Ended, Ending, Outcome, Purpose, QuestionKey, RequestId, Resolution, Served, Settled, Settlement, Step,
@@ -39,8 +41,10 @@ struct Flight {
 pub struct Dedupe {
     shard: Rc<RefCell<Shard>>,
     boxes: Boxes,
+    clients: Clients,
     in_flight: HashMap<QuestionKey, Flight>,
     waiting: usize,
+    earliest: Earliest,
     exact: bool,
 }
 
@@ -67,7 +71,14 @@ impl Dedupe {
     /// A stage over a shard; `exact: false` switches the response cache off, but not the joining.
     #[must_use]
     pub fn new(shard: Rc<RefCell<Shard>>, boxes: Boxes, exact: bool) -> Self {
-        Self { shard, boxes, in_flight: HashMap::new(), waiting: 0, exact }
+        let (clients, in_flight, earliest) = (Clients::default(), HashMap::new(), Earliest::default());
+        Self { shard, boxes, clients, in_flight, waiting: 0, earliest, exact }
+    }
+
+    /// The same for clients that may leave: a turn goes on while others wait for its answer.
+    #[must_use]
+    pub fn for_clients(self, clients: Clients) -> Self {
+        Self { clients, ..self }
     }
 
     /// Questions in flight.
@@ -108,6 +119,21 @@ impl Dedupe {
         self.boxes.proposals.send(Proposal { tenant, basis, entry, stored: false, served: 0, resolution });
     }
 
+    /// Ends the turns that wait and whose time is up.
+    fn expire(&mut self, now_us: u64, out: &mut Vec<Step>) {
+        if self.earliest.has_passed(now_us) {
+            let before = out.len();
+            for Flight { waiting, joined, .. } in self.in_flight.values_mut() {
+                if let Some(joined) = joined {
+                    *joined -= waiting.iter().take(*joined).filter(|ask| is_late(ask, now_us)).count();
+                }
+                out.extend(take_late(waiting, now_us).map(|ask| Err(late(ask))));
+            }
+            self.waiting -= out.len() - before;
+            self.earliest = Earliest::of(self.in_flight.values().flat_map(|flight| &flight.waiting).map(Box::as_ref));
+        }
+    }
+
     fn resolve(&mut self, resolution: Resolution, now_us: u64, out: &mut Vec<Step>) {
         if let Some(Flight { leader, .. }) = self.in_flight.get(&resolution.key) {
             let (leader, scope, result) = (*leader, resolution.key.scope, resolution.result.clone());
@@ -137,6 +163,7 @@ impl Dedupe {
                         self.waiting -= 1;
                         (heir.leads, heir.promised) = (true, true);
                         flight.leader = heir.request;
+                        flight.waiting.iter().for_each(|ask| self.clients.join(heir.request, ask));
                         heir.left(StageName::Dedupe, now_us);
                         out.push(Ok(heir));
                     }
@@ -199,6 +226,8 @@ impl Stage for Dedupe {
         // A turn that may not write the cache joins others, but nobody waits for it.
         match self.in_flight.get_mut(&ask.key) {
             Some(flight) => {
+                self.clients.join(flight.leader, &ask);
+                self.earliest.add(&ask);
                 flight.waiting.push_back(ask);
                 self.waiting += 1;
             }
@@ -220,10 +249,15 @@ impl Stage for Dedupe {
         while let Some(resolution) = self.boxes.resolved.take() {
             self.resolve(resolution, now_us, out);
         }
+        self.expire(now_us, out);
     }
 
     fn held(&self) -> usize {
         self.waiting
+    }
+
+    fn due_us(&self) -> Option<u64> {
+        self.earliest.due_us()
     }
 }
 

@@ -1,17 +1,19 @@
 //! Embed: has the encoder engine turn the question into a vector, and never waits for it on the worker.
 //!
 //! Questions that find the engine full wait here in a [queue](crate::prioritise::Queue), and are offered again when something comes
-//! back. Nothing before this stage costs much, so under [load](crate::load) new conversations are refused here.
+//! back. A turn whose client leaves meanwhile is given up. Nothing before this stage costs much, so under [load](crate::load) new conversations are refused here.
 
 use std::sync::Arc;
 
 use turnflow_models::{EncoderHandle, Lane, ModelError};
 use turnflow_state::{Stage as StageName, TurnError, TurnErrorKind};
 
+use crate::clients::{Clients, Leavers};
+use crate::deadline::late;
 use crate::jobs::{Came, Jobs, Report};
 use crate::load::{Backlog, Load};
 use crate::message::{Ask, Outcome, Step};
-use crate::prioritise::{Class, Queue, crowded, late};
+use crate::prioritise::{Class, Queue, abandoned, crowded};
 use crate::shell::{Stage, Wake};
 
 /// A question's vector, or why there is none.
@@ -42,6 +44,8 @@ pub struct Embed<E> {
     embedder: E,
     jobs: Jobs<Box<Ask>, (), Embedded>,
     queue: Queue,
+    clients: Clients,
+    leavers: Leavers,
     load: Load,
     /// Its number among the queues that tell the load.
     number: usize,
@@ -52,7 +56,14 @@ impl<E: Embedder> Embed<E> {
     /// A stage in front of an embedder, with a queue that has this number for the load.
     #[must_use]
     pub fn new(embedder: E, queue: Queue, load: Load, number: usize, wake: &Wake) -> Self {
-        Self { embedder, jobs: Jobs::new(wake), queue, load, number, new_served: 0 }
+        let (jobs, clients, leavers) = (Jobs::new(wake), Clients::default(), Leavers::new(wake));
+        Self { embedder, jobs, queue, clients, leavers, load, number, new_served: 0 }
+    }
+
+    /// The same for clients that may leave.
+    #[must_use]
+    pub fn for_clients(self, clients: Clients) -> Self {
+        Self { clients, ..self }
     }
 }
 
@@ -65,6 +76,7 @@ impl<E: Embedder> Stage for Embed<E> {
         if let Err(retry_after_ms) = self.load.lock().admit(Class::of(&ask), self.number, now_us) {
             return out.push(Err(crowded(ask, retry_after_ms)));
         }
+        self.leavers.watch(&ask, &self.clients);
         for ask in self.queue.push(ask) {
             let retry_after_ms = self.load.lock().retry_after_ms();
             out.push(Err(crowded(ask, retry_after_ms)));
@@ -86,6 +98,12 @@ impl<E: Embedder> Stage for Embed<E> {
                     out.push(Err(unembedded(ask)));
                 }
                 None => out.push(Err(unembedded(ask))),
+            }
+        }
+        while let Some(request) = self.leavers.next() {
+            if let Some(ask) = self.queue.remove(request) {
+                self.load.lock().note_abandoned();
+                out.push(Err(abandoned(ask)));
             }
         }
         out.extend(self.queue.extract_late(now_us).into_iter().map(|ask| Err(late(ask))));

@@ -15,6 +15,8 @@
 //! A follower hears the answer while it is [written](crate::audience), where it is written from an epoch no older than the
 //! one that was acknowledged when the follower was admitted. When it comes to nothing after all, what was heard is void.
 //!
+//! A follower whose time is up waits no longer.
+//!
 //! What it does not do: it never lets a turn follow that may not read the caches, nor lead that may not write them.
 
 use std::cmp::Reverse;
@@ -28,6 +30,8 @@ use turnflow_state::{ArticleId, CacheLevel, HitEvidence, ScopeId, Stage as Stage
 use crate::audience::{Audiences, Heard};
 use crate::audit::{Record, Sampler};
 use crate::bound::{SharedBound, Strictness};
+use crate::clients::Clients;
+use crate::deadline::{Earliest, is_late, late};
 use crate::dedupe::Dedupe;
 use crate::lookup::reason;
 use crate::message::{Ask, Candidate, Ending, Outcome, RequestId, Served, Settled, Step, owner_hash};
@@ -121,8 +125,10 @@ pub struct Flights {
     bound: SharedBound,
     sampler: Option<Sampler>,
     enabled: bool,
+    clients: Clients,
     in_flight: HashMap<ScopeId, Vec<Flight>>,
     following: usize,
+    earliest: Earliest,
     audiences: Audiences,
     gauge: Arc<AtomicUsize>,
 }
@@ -138,8 +144,14 @@ impl Flights {
         audiences: Audiences,
         gauge: Arc<AtomicUsize>,
     ) -> Self {
-        let (sampler, in_flight) = (None, HashMap::new());
-        Self { policy, bound, sampler, enabled, in_flight, following: 0, audiences, gauge }
+        let (sampler, clients, in_flight, earliest) = (None, Clients::default(), HashMap::new(), Earliest::default());
+        Self { policy, bound, sampler, enabled, clients, in_flight, following: 0, earliest, audiences, gauge }
+    }
+
+    /// The same for clients that may leave: a turn goes on while others follow it.
+    #[must_use]
+    pub fn for_clients(self, clients: Clients) -> Self {
+        Self { clients, ..self }
     }
 
     /// The same, with some of those that followed audited.
@@ -159,6 +171,8 @@ impl Flights {
             Some((flight, similarity, evidence)) => {
                 // What is written from something older may be stale to it: it waits until the whole answer is known to hold.
                 let is_current = flight.read_epoch >= ask.acknowledged;
+                self.clients.join(flight.leader, &ask);
+                self.earliest.add(&ask);
                 let heard = if is_current { self.audiences.listen(flight.leader, &ask) } else { None };
                 flight.followers.push(Follower { ask, similarity, evidence, changes, heard });
                 self.following += 1;
@@ -210,6 +224,27 @@ impl Flights {
         for ask in others {
             if is_unanswerable { self.go_on(ask, now_us, out) } else { self.arrive(ask, now_us, out) }
         }
+    }
+
+    /// Ends the turns that follow and whose time is up.
+    fn expire(&mut self, now_us: u64, out: &mut Vec<Step>) {
+        if self.earliest.has_passed(now_us) {
+            for flight in self.in_flight.values_mut().flatten() {
+                for Follower { ask, .. } in flight.followers.extract_if(.., |follower| is_late(&follower.ask, now_us)) {
+                    self.audiences.leave(flight.leader, ask.request);
+                    self.following -= 1;
+                    out.push(Err(late(ask)));
+                }
+            }
+            let followers = self.in_flight.values().flatten().flat_map(|flight| &flight.followers);
+            self.earliest = Earliest::of(followers.map(|follower| follower.ask.as_ref()));
+        }
+    }
+
+    /// Shows how many more or fewer follow than before.
+    fn show(&self, before: usize) {
+        // Wraps around where there are fewer now.
+        self.gauge.fetch_add(self.following.wrapping_sub(before), Ordering::Relaxed);
     }
 
     fn remove(&mut self, scope: ScopeId, leader: RequestId) -> Option<Flight> {
@@ -299,12 +334,21 @@ impl Stage for Flights {
             }
             ToFlights::Landed(landed) => self.landed(*landed, now_us, out),
         }
-        // Wraps around where there are fewer now.
-        self.gauge.fetch_add(self.following.wrapping_sub(before), Ordering::Relaxed);
+        self.show(before);
+    }
+
+    fn poll(&mut self, now_us: u64, out: &mut Vec<Step>) {
+        let before = self.following;
+        self.expire(now_us, out);
+        self.show(before);
     }
 
     fn held(&self) -> usize {
         self.following
+    }
+
+    fn due_us(&self) -> Option<u64> {
+        self.earliest.due_us()
     }
 }
 
@@ -346,5 +390,9 @@ impl Stage for Announce {
     /// Turns that wait, and turns that led and whose end is to be told.
     fn held(&self) -> usize {
         self.dedupe.held() + self.dedupe.in_flight()
+    }
+
+    fn due_us(&self) -> Option<u64> {
+        self.dedupe.due_us()
     }
 }

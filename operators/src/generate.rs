@@ -2,7 +2,7 @@
 //!
 //! Turns wait here in a [queue](crate::prioritise::Queue) for each tier, because only here it is known when a tier has
 //! room; a tier's own queue is short, so that the order is decided here. A turn whose deadline comes before a tier could have
-//! answered it, as fast as it was of late, is not started. Where the small tier has no good answer, the large one is asked once
+//! answered it, as fast as it was of late, is not started, nor one whose client has left. Where the small tier has no good answer, the large one is asked once
 //! in its place.
 //!
 //! An answer that leans on the conversation is not offered to the cache, nor one that another tier would have written but for the
@@ -13,17 +13,19 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use turnflow_models::{Cancel, Lane, ModelError, TierHandle, TierRequest};
+use turnflow_models::{Lane, ModelError, TierHandle, TierRequest};
 use turnflow_state::{
     Answer, CacheEntry, CacheLevel, EntryId, LoadLevel, Stage as StageName, Support, Tier, TierSize, TurnError,
     TurnErrorKind, TurnEvent, Usage, Verdict,
 };
 
 use crate::audience::Audiences;
+use crate::clients::{Clients, Leavers};
+use crate::deadline::late;
 use crate::jobs::{Came, Jobs, Report};
 use crate::load::{Backlog, Load};
-use crate::message::{Ask, Basis, Ending, Notice, Outcome, RequestId, Served, ToCommit};
-use crate::prioritise::{Class, Queue, QueueLimits, crowded, late};
+use crate::message::{Ask, Basis, Ending, Notice, Outcome, Served, ToCommit};
+use crate::prioritise::{Class, Queue, QueueLimits, abandoned, crowded};
 use crate::shell::{Stage, Wake};
 
 /// Above every cosine: no new chunk outdates an answer with such a last score.
@@ -60,22 +62,6 @@ impl Generator for Tiers {
         let pieces = report.pieces();
         let on_delta = Box::new(move |piece| pieces.send(piece));
         self.of(size).submit(lane, request, on_delta, Box::new(move |result| report.finish(result))).is_ok()
-    }
-}
-
-/// Knows who still waits.
-pub trait Clients: 'static {
-    /// What tells that nobody waits for a turn's answer any more.
-    fn cancel(&self, request: RequestId) -> Cancel;
-}
-
-/// Everybody waits to the end.
-#[derive(Clone, Copy, Debug)]
-pub struct Patient;
-
-impl Clients for Patient {
-    fn cancel(&self, _: RequestId) -> Cancel {
-        Cancel::new()
     }
 }
 
@@ -138,9 +124,10 @@ struct Started {
 
 /// The core.
 #[derive(Debug)]
-pub struct Generate<G, C = Patient> {
+pub struct Generate<G> {
     generator: G,
-    clients: C,
+    clients: Clients,
+    leavers: Leavers,
     settings: GenerateSettings,
     jobs: Jobs<Started, String, Generated>,
     gates: [Gate; TierSize::ALL.len()],
@@ -156,22 +143,31 @@ impl<G: Generator> Generate<G> {
     pub fn new(generator: G, settings: GenerateSettings, load: Load, audiences: Audiences, wake: &Wake) -> Self {
         audiences.joined.deliver_to(wake.clone());
         let gates = [Gate::new(&settings.queue), Gate::new(&settings.queue)];
-        let (jobs, given_up) = (Jobs::new(wake), VecDeque::new());
-        Self { generator, clients: Patient, settings, jobs, gates, load, audiences, given_up }
+        let (jobs, clients, leavers) = (Jobs::new(wake), Clients::default(), Leavers::new(wake));
+        Self { generator, clients, leavers, settings, jobs, gates, load, audiences, given_up: VecDeque::new() }
     }
 
     /// The same for clients that may leave: a tier need not finish what it writes for them.
-    pub fn for_clients<C: Clients>(self, clients: C) -> Generate<G, C> {
-        let Self { generator, settings, jobs, gates, load, audiences, given_up, .. } = self;
-        Generate { generator, clients, settings, jobs, gates, load, audiences, given_up }
+    #[must_use]
+    pub fn for_clients(self, clients: Clients) -> Self {
+        Self { clients, ..self }
     }
-}
 
-impl<G: Generator, C: Clients> Generate<G, C> {
     fn wait(&mut self, ask: Box<Ask>) {
+        self.leavers.watch(&ask, &self.clients);
         for ask in self.gates[ask.size as usize].queue.push(ask) {
             let retry_after_ms = self.load.lock().retry_after_ms();
             self.given_up.push_back(crowded(ask, retry_after_ms));
+        }
+    }
+
+    /// Gives up the turns that wait and that nobody waits for any more.
+    fn abandon(&mut self) {
+        while let Some(request) = self.leavers.next() {
+            if let Some(ask) = self.gates.iter_mut().find_map(|gate| gate.queue.remove(request)) {
+                self.load.lock().note_abandoned();
+                self.given_up.push_back(abandoned(ask));
+            }
         }
     }
 
@@ -264,22 +260,18 @@ fn is_late(ask: &Ask, now_us: u64) -> bool {
     ask.deadline_us.is_some_and(|deadline_us| deadline_us <= now_us)
 }
 
-fn request(ask: &Ask, clients: &impl Clients, now_us: u64) -> TierRequest {
+fn request(ask: &Ask, clients: &Clients, now_us: u64) -> TierRequest {
     let (question, vector) = (ask.turn.text.clone(), ask.vector.clone().unwrap_or_default());
     let history = if ask.leans { ask.history.clone() } else { Vec::new() };
-    // What is asked in the background, nobody waits for anyway.
-    let (cancel, waited_us) = if ask.purpose.is_background() {
-        (Cancel::new(), 0)
-    } else {
-        (clients.cancel(ask.request), now_us.saturating_sub(ask.admitted_us))
-    };
+    let cancel = clients.cancel(ask);
+    let waited_us = if ask.purpose.is_background() { 0 } else { now_us.saturating_sub(ask.admitted_us) };
     let waited = Duration::from_micros(waited_us);
     let within = |deadline_us: u64| Duration::from_micros(deadline_us.saturating_sub(ask.admitted_us));
     let time_max = ask.deadline_us.map(within);
     TierRequest { history, cancel, waited, time_max, ..TierRequest::new(question, vector, ask.retrieved.clone()) }
 }
 
-impl<G: Generator, C: Clients> Stage for Generate<G, C> {
+impl<G: Generator> Stage for Generate<G> {
     type Input = Box<Ask>;
     type Output = ToCommit;
 
@@ -301,6 +293,7 @@ impl<G: Generator, C: Clients> Stage for Generate<G, C> {
             }
         }
         self.audiences.catch_up(out);
+        self.abandon();
         TierSize::ALL.iter().for_each(|&size| self.start_waiting(size, now_us, out));
         for mut outcome in std::mem::take(&mut self.given_up) {
             outcome.ask.left(StageName::Prioritise, now_us);
@@ -331,7 +324,7 @@ fn piece_of(ask: &Ask, event: TurnEvent) -> ToCommit {
 fn ended(ask: Box<Ask>, result: Option<Generated>, chunks_wanted: usize, now_us: u64) -> Outcome {
     match result {
         Some(Ok(answer)) => served(ask, answer, chunks_wanted, true),
-        Some(Err(ModelError::Cancelled)) => ungenerated(ask, TurnErrorKind::Internal, "nobody waits for the answer"),
+        Some(Err(ModelError::Cancelled)) => abandoned(ask),
         Some(Err(ModelError::Late { .. })) if is_late(&ask, now_us) => late(ask),
         Some(Err(ModelError::Late { .. })) => {
             ungenerated(ask, TurnErrorKind::Overloaded, "no answer could be written in time")

@@ -9,6 +9,8 @@
 //!
 //! Which hits are answered in full as well is decided by [`audit`], and what that means for the policy by [`bound`].
 //!
+//! Who still waits for a turn is told by [`clients`].
+//!
 //! What load means for those who begin a conversation is decided by [`load`].
 //!
 //! What of the answers that fell is asked again in the background is decided by [`refresh`].
@@ -20,7 +22,9 @@ pub mod acknowledge;
 pub mod audience;
 pub mod audit;
 pub mod bound;
+pub mod clients;
 pub mod commit;
+mod deadline;
 pub mod dedupe;
 pub mod embed;
 mod error;

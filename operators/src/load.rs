@@ -81,6 +81,8 @@ pub struct LoadStats {
     pub entered: [u64; LoadLevel::ALL.len()],
     /// Turns that were refused.
     pub refused: u64,
+    /// Turns whose client left while they waited in a queue.
+    pub abandoned: u64,
     /// Turns that wait.
     pub waiting: usize,
     /// Share of the time for which turns found an engine full.
@@ -113,6 +115,7 @@ pub struct Controller {
     level: LoadLevel,
     entered: [u64; LoadLevel::ALL.len()],
     refused: u64,
+    abandoned: u64,
     /// Since when the wait is too long for the level, and since when all is calm.
     pressed_us: Option<u64>,
     calm_us: Option<u64>,
@@ -136,6 +139,7 @@ impl Controller {
             level: LoadLevel::Normal,
             entered: Default::default(),
             refused: 0,
+            abandoned: 0,
             pressed_us: None,
             calm_us: None,
             calm_needed_us: limits.calm_ms.saturating_mul(1_000),
@@ -151,6 +155,11 @@ impl Controller {
         self.queues[queue].now = backlog;
         self.bring_up_to(now_us);
         self.observed_us = now_us;
+    }
+
+    /// A turn left a queue because its client did.
+    pub const fn note_abandoned(&mut self) {
+        self.abandoned += 1;
     }
 
     /// What the process holds in memory.
@@ -203,6 +212,7 @@ impl Controller {
             level: self.level,
             entered: self.entered,
             refused: self.refused,
+            abandoned: self.abandoned,
             waiting: self.waiting(),
             saturation: self.saturation,
         }

@@ -15,7 +15,9 @@
 //! - *Bounds.* At most `turns_max` turns and `tokens_max` tokens wait. Beyond that the last class loses, in it the tenant with the
 //!   most turns, of its turns the one that is due last: it comes back, to be refused.
 //!
-//! What nobody waits for stands apart, first come first served, and leaves only when no turn waits; its askers bound it.
+//! - *Leaving.* A turn may be taken out wherever it stands, when its time is up or its client has left.
+//!
+//! What is asked in the background stands apart, first come first served, and leaves only when no turn waits; its askers bound it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -23,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use turnflow_models::Lane;
 use turnflow_state::{Channel, TenantId, TurnError, TurnErrorKind};
 
+use crate::deadline::{Earliest, is_late};
 use crate::load::Backlog;
 use crate::message::{Ask, Outcome, RequestId};
 
@@ -122,6 +125,9 @@ pub struct QueueLimits {
 /// A turn's place among those of its tenant: when it is due, and its name.
 type Place = (u64, (u32, u64));
 
+/// Where a turn waits: its class, and there the line of its tenant and the place in it.
+type Spot = (Class, Option<TenantId>, Place);
+
 /// The turns of one tenant in one class.
 #[derive(Debug, Default)]
 struct Line {
@@ -195,6 +201,13 @@ impl Fair {
         Some(ask)
     }
 
+    /// Takes out the turn at a place.
+    fn remove(&mut self, tenant: &Option<TenantId>, place: Place) -> Option<Box<Ask>> {
+        let ask = self.lines.get_mut(tenant)?.turns.remove(&place)?;
+        self.left(tenant, &ask);
+        Some(ask)
+    }
+
     /// Takes out the turns that are not to be kept.
     #[expect(clippy::vec_box, reason = "turns stay in the boxes in which they travel")]
     fn extract(&mut self, leaves: impl Fn(&Ask) -> bool, into: &mut Vec<Box<Ask>>) {
@@ -225,10 +238,10 @@ pub struct Queue {
     limits: QueueLimits,
     classes: [Fair; Class::ALL.len()],
     background: VecDeque<Box<Ask>>,
-    turns: usize,
+    /// Where each turn waits.
+    spots: HashMap<RequestId, Spot>,
     tokens: usize,
-    /// The earliest deadline, or one earlier than that.
-    deadline_us: u64,
+    earliest: Earliest,
     /// Turns that left since one of an aged class did, and the same before the last one left.
     since_aged: [u32; 2],
 }
@@ -237,8 +250,8 @@ impl Queue {
     /// An empty queue.
     #[must_use]
     pub fn new(limits: QueueLimits) -> Self {
-        let (classes, background) = (Default::default(), VecDeque::new());
-        Self { limits, classes, background, turns: 0, tokens: 0, deadline_us: u64::MAX, since_aged: [0; 2] }
+        let (classes, background, spots) = (Default::default(), VecDeque::new(), HashMap::new());
+        Self { limits, classes, background, spots, tokens: 0, earliest: Earliest::default(), since_aged: [0; 2] }
     }
 
     /// Adds a turn, which has entered the stage; gives back those that there is no place for.
@@ -248,12 +261,11 @@ impl Queue {
             self.background.push_back(ask);
             return Vec::new();
         }
-        let (class, tenant, place) = self.place(&ask);
-        self.came(&ask);
+        let (class, tenant, place) = self.came(&ask);
         self.classes[class as usize].push(tenant, place, ask);
         let mut refused = Vec::new();
         // A turn that is larger than the queue finds a place where nobody else waits.
-        while self.turns > self.limits.turns_max || (self.tokens > self.limits.tokens_max && self.turns > 1) {
+        while self.waiting() > self.limits.turns_max || (self.tokens > self.limits.tokens_max && self.waiting() > 1) {
             let Some(ask) = self.classes.iter_mut().rev().find_map(Fair::pop_worst) else { break };
             self.left(&ask);
             refused.push(ask);
@@ -283,36 +295,43 @@ impl Queue {
         if ask.purpose.is_background() {
             return self.background.push_front(ask);
         }
-        let (class, tenant, place) = self.place(&ask);
-        self.came(&ask);
+        let (class, tenant, place) = self.came(&ask);
         self.classes[class as usize].put_back(&tenant, place, ask);
         self.since_aged[0] = self.since_aged[1];
     }
 
     /// Takes the next of what nobody waits for, when no turn waits.
     pub fn pop_background(&mut self) -> Option<Box<Ask>> {
-        if self.turns > 0 { None } else { self.background.pop_front() }
+        if self.spots.is_empty() { self.background.pop_front() } else { None }
+    }
+
+    /// Takes out a turn, if it waits here.
+    pub fn remove(&mut self, request: RequestId) -> Option<Box<Ask>> {
+        let (class, tenant, place) = self.spots.get(&request)?;
+        let ask = self.classes[*class as usize].remove(tenant, *place)?;
+        self.left(&ask);
+        Some(ask)
     }
 
     /// Takes out the turns whose deadline comes before they could be answered, when that takes until `done_us`.
     pub fn extract_late(&mut self, done_us: u64) -> Vec<Box<Ask>> {
         let mut late = Vec::new();
-        if self.deadline_us < done_us {
+        if self.earliest.has_passed(done_us) {
             for class in &mut self.classes {
-                class.extract(|ask| ask.deadline_us.is_some_and(|deadline| deadline < done_us), &mut late);
+                class.extract(|ask| is_late(ask, done_us), &mut late);
             }
             for ask in &late {
                 self.left(ask);
             }
-            self.deadline_us = self.turns().filter_map(|ask| ask.deadline_us).min().unwrap_or(u64::MAX);
+            self.earliest = Earliest::of(self.turns());
         }
         late
     }
 
     /// The earliest time at which a deadline may pass; None when no turn has one.
     #[must_use]
-    pub fn deadline_us(&self) -> Option<u64> {
-        (self.deadline_us < u64::MAX).then_some(self.deadline_us)
+    pub const fn deadline_us(&self) -> Option<u64> {
+        self.earliest.due_us()
     }
 
     /// What it tells the load: what waits, and since when.
@@ -329,14 +348,14 @@ impl Queue {
 
     /// Turns that wait, without what nobody waits for.
     #[must_use]
-    pub const fn waiting(&self) -> usize {
-        self.turns
+    pub fn waiting(&self) -> usize {
+        self.spots.len()
     }
 
     /// Everything that waits.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.turns + self.background.len()
+        self.waiting() + self.background.len()
     }
 
     /// Whether nothing waits.
@@ -345,7 +364,7 @@ impl Queue {
         self.len() == 0
     }
 
-    fn place(&self, ask: &Ask) -> (Class, Option<TenantId>, Place) {
+    fn spot(&self, ask: &Ask) -> Spot {
         match self.limits.order {
             Order::Fifo => (Class::New, None, (ask.entered_us, name(ask.request))),
             Order::Priority => {
@@ -373,14 +392,17 @@ impl Queue {
         self.classes.iter().flat_map(|class| class.lines.values()).flat_map(|line| line.turns.values()).map(Box::as_ref)
     }
 
-    fn came(&mut self, ask: &Ask) {
-        self.turns += 1;
+    /// Counts a turn that comes; tells where it is to wait.
+    fn came(&mut self, ask: &Ask) -> Spot {
+        let spot = self.spot(ask);
+        self.spots.insert(ask.request, spot.clone());
         self.tokens += tokens(ask);
-        self.deadline_us = self.deadline_us.min(ask.deadline_us.unwrap_or(u64::MAX));
+        self.earliest.add(ask);
+        spot
     }
 
     fn left(&mut self, ask: &Ask) {
-        self.turns -= 1;
+        self.spots.remove(&ask.request);
         self.tokens -= tokens(ask);
     }
 }
@@ -403,9 +425,7 @@ pub(crate) fn crowded(ask: Box<Ask>, retry_after_ms: u64) -> Outcome {
     Outcome::failed(ask, TurnError::overloaded(message, retry_after_ms))
 }
 
-/// The end of a turn that cannot be answered before its deadline.
-pub(crate) fn late(ask: Box<Ask>) -> Outcome {
-    let limit_us = ask.deadline_us.map_or(0, |deadline_us| deadline_us.saturating_sub(ask.admitted_us));
-    let message = format!("no answer can be written within its deadline of {} ms", limit_us.div_ceil(1_000));
-    Outcome::failed(ask, TurnError::new(TurnErrorKind::Late, message))
+/// The end of a turn that nobody waits for any more.
+pub(crate) fn abandoned(ask: Box<Ask>) -> Outcome {
+    Outcome::failed(ask, TurnError::new(TurnErrorKind::Internal, "nobody waits for the answer"))
 }

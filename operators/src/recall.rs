@@ -3,8 +3,8 @@
 //!
 //! Contract: exchanged by conversation, so one worker sees all turns of it. Of each conversation at most one turn
 //! is under way; the next one starts when its end has been told and it is [released](Release). Every turn that is given out, going
-//! on or ending, comes back as exactly one release; a turn that is refused for want of room does not, because it
-//! never started.
+//! on or ending, comes back as exactly one release; a turn that is refused for want of room, or whose time is up while it
+//! waits, does not, because it never started.
 //!
 //! The reads are point look-ups of a few microseconds, answered by filters and caches of the store.
 
@@ -14,6 +14,7 @@ use turnflow_state::{
     Conversation, ConversationId, StateError, Store, TenantId, TurnError, TurnErrorKind, TurnKey, TurnRecord,
 };
 
+use crate::deadline::{Earliest, late, take_late};
 use crate::message::{Ask, ConversationKey, Ending, Exchange, Outcome, Step};
 use crate::shell::{Mailbox, Stage};
 
@@ -74,6 +75,7 @@ pub struct Recall<M> {
     /// Conversations with a turn under way, and the turns that wait behind it.
     busy: HashMap<ConversationKey, VecDeque<Box<Ask>>>,
     waiting: usize,
+    earliest: Earliest,
 }
 
 impl<M: Memory> Recall<M> {
@@ -81,7 +83,7 @@ impl<M: Memory> Recall<M> {
     #[must_use]
     pub fn new(memory: M, limits: RecallLimits, releases: Mailbox<Release>) -> Self {
         assert!(limits.turns_per_conversation_max > 0, "a conversation needs room for a turn");
-        Self { memory, limits, releases, busy: HashMap::new(), waiting: 0 }
+        Self { memory, limits, releases, busy: HashMap::new(), waiting: 0, earliest: Earliest::default() }
     }
 
     fn begin(&self, mut ask: Box<Ask>, now_us: u64) -> Step {
@@ -118,6 +120,18 @@ impl<M: Memory> Recall<M> {
         Ok(repeated)
     }
 
+    /// Ends the turns that wait and whose time is up.
+    fn expire(&mut self, now_us: u64, out: &mut Vec<Step>) {
+        if self.earliest.has_passed(now_us) {
+            let before = out.len();
+            for queue in self.busy.values_mut() {
+                out.extend(take_late(queue, now_us).map(|ask| Err(late(ask))));
+            }
+            self.waiting -= out.len() - before;
+            self.earliest = Earliest::of(self.busy.values().flatten().map(Box::as_ref));
+        }
+    }
+
     fn release(&mut self, Release(conversation): &Release, now_us: u64, out: &mut Vec<Step>) {
         let next = self.busy.get_mut(conversation).and_then(VecDeque::pop_front);
         match next {
@@ -152,6 +166,7 @@ impl<M: Memory> Stage for Recall<M> {
             }
             // The turn under way counts as well.
             Some(queue) if queue.len() + 1 < self.limits.turns_per_conversation_max => {
+                self.earliest.add(&ask);
                 queue.push_back(ask);
                 self.waiting += 1;
             }
@@ -169,10 +184,15 @@ impl<M: Memory> Stage for Recall<M> {
         while let Some(release) = self.releases.take() {
             self.release(&release, now_us, out);
         }
+        self.expire(now_us, out);
     }
 
     fn held(&self) -> usize {
         self.waiting
+    }
+
+    fn due_us(&self) -> Option<u64> {
+        self.earliest.due_us()
     }
 }
 

@@ -16,11 +16,11 @@ use turnflow_operators::bound::Strictness;
 use turnflow_operators::dedupe::{Boxes, Dedupe, Settle};
 use turnflow_operators::lookup::Search;
 use turnflow_operators::message::{
-    Ended, Ending, Found, Outcome, Purpose, Query, QuestionKey, RequestId, Resolution, Settled, Settlement, Step,
+    Ask, Ended, Ending, Found, Outcome, Purpose, Query, QuestionKey, RequestId, Resolution, Settled, Settlement, Step,
 };
 use turnflow_operators::shard::{Forgotten, Shard, ShardLimits};
 use turnflow_operators::validity::keeper::{Effects, Keeper, Proposal};
-use turnflow_state::{Answer, CacheControl, CacheEntry, CacheLevel, EntryId, TenantId};
+use turnflow_state::{Answer, CacheControl, CacheEntry, CacheLevel, EntryId, TenantId, TurnErrorKind};
 
 const UNLIMITED: ShardLimits =
     ShardLimits { bytes_max: usize::MAX, tenant_bytes_max: usize::MAX, ttl_ms: None, similar: true };
@@ -139,6 +139,32 @@ fn dedupe_answers_identical_questions_once() {
     assert_eq!(effects.kept.len(), 1);
     assert_eq!(all.dedupe.held(), 0);
     assert_eq!(verdict_of(&all.ask(5, "Is tea sold loose")[0]), CacheLevel::Exact);
+}
+
+#[test]
+fn who_waits_for_the_same_question_waits_no_longer_than_its_deadline() {
+    let mut all = Together::new();
+    all.ask(1, "q");
+    for (number, deadline_us) in [(2, Some(100)), (3, None), (4, Some(300))] {
+        let ask = Box::new(Ask { deadline_us, ..*ask(number, &number.to_string(), "1", "q") });
+        all.dedupe.push(ask, number, &mut all.out);
+    }
+    all.settle("q", Some((7, answer("yes"))));
+    all.ask(5, "q");
+    assert_eq!(all.dedupe.due_us(), Some(100));
+    all.dedupe.poll(101, &mut all.out);
+    match &all.out[..] {
+        [Err(Outcome { ask, ending: Ending::Failed(error) })] => {
+            assert_eq!((ask.request.number, error.kind), (2, TurnErrorKind::Late));
+        }
+        other => panic!("{other:?}"),
+    }
+    all.out.clear();
+    assert_eq!((all.dedupe.due_us(), all.dedupe.held()), (Some(300), 3));
+    let (out, _) = all.judge(true);
+    assert_eq!(numbers(&out), [3, 4, 5]);
+    let levels: Vec<_> = out.iter().map(verdict_of).collect();
+    assert_eq!(levels, [CacheLevel::Joined, CacheLevel::Joined, CacheLevel::Exact], "the last came after the answer");
 }
 
 #[test]

@@ -111,6 +111,33 @@ fn recall_gives_out_one_turn_of_a_conversation_at_a_time() {
 }
 
 #[test]
+fn recall_lets_no_turn_wait_longer_than_its_deadline() {
+    let (mut recall, releases) = recall(Remembers::default(), 8);
+    let mut out = Vec::new();
+    for (number, deadline_us) in [(1, Some(50)), (2, Some(300)), (3, Some(100)), (4, None)] {
+        let ask = ask(number, "a", &number.to_string(), "where is it");
+        recall.push(Box::new(Ask { deadline_us, ..*ask }), 0, &mut out);
+    }
+    out.clear();
+    assert_eq!(recall.due_us(), Some(100), "the first does not wait");
+    recall.poll(101, &mut out);
+    match &out[..] {
+        [Err(Outcome { ask, ending: Ending::Failed(error) })] => {
+            assert_eq!((ask.request.number, error.kind), (3, TurnErrorKind::Late));
+            assert!(!ask.started, "it must not release the conversation");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!((recall.due_us(), recall.held()), (Some(300), 2));
+    for expected in [2, 4] {
+        out.clear();
+        releases.send(released("a"));
+        recall.poll(200, &mut out);
+        assert_eq!(numbers(&out), [expected]);
+    }
+}
+
+#[test]
 fn recall_answers_a_turn_id_again() {
     let memory = Remembers::default();
     let (mut recall, releases) = recall(memory.clone(), 8);

@@ -23,7 +23,8 @@ use turnflow_operators::message::{Ask, Basis, Ending, Outcome, Purpose, RequestI
 use turnflow_operators::policy::{Clarity, Policy};
 use turnflow_operators::shell::Wake;
 use turnflow_state::{
-    Answer, CacheControl, CacheLevel, Conversation, EntryId, StateError, StoreBatch, TierSize, Turn, TurnEvent,
+    Answer, CacheControl, CacheLevel, Conversation, EntryId, StateError, StoreBatch, TierSize, Turn, TurnErrorKind,
+    TurnEvent,
 };
 
 /// Questions agree from a cosine of 0.9 on.
@@ -109,6 +110,30 @@ fn a_similar_question_waits_and_gets_the_answer() {
     assert_eq!(basis.as_ref().expect("a basis").valid_at, 7, "those who wait for the follower's words may have it too");
     assert!(lands(&mut flights, 1, Some(settled(1, answer("yes"), 7))).is_empty(), "it is in flight no more");
     assert_eq!(goes_on(&comes(&mut flights, asks(4, "do you sell loose tea", 20.0))), [4]);
+}
+
+#[test]
+fn a_follower_waits_no_longer_than_its_deadline() {
+    let audiences = Audiences::default();
+    let mut flights = heard_by(true, audiences.clone());
+    assert_eq!(goes_on(&comes(&mut flights, asks(1, "tea", 0.0))), [1]);
+    let until = |number, deadline_us| Box::new(Ask { deadline_us, ..*asks(number, "tea", 10.0) });
+    for (number, deadline_us) in [(2, Some(300)), (3, None), (4, Some(100))] {
+        assert!(comes(&mut flights, until(number, deadline_us)).is_empty());
+    }
+    let mut polled = |now_us| {
+        let mut out = Vec::new();
+        flights.poll(now_us, &mut out);
+        let kind = |step: &Step| match step {
+            Err(Outcome { ask, ending: Ending::Failed(error) }) => (ask.request.number, error.kind),
+            other => panic!("{other:?}"),
+        };
+        (out.iter().map(kind).collect::<Vec<_>>(), flights.due_us(), flights.held())
+    };
+    assert_eq!(polled(100), (vec![], Some(100), 3));
+    assert_eq!(polled(101), (vec![(4, TurnErrorKind::Late)], Some(300), 2));
+    assert_eq!(polled(301), (vec![(2, TurnErrorKind::Late)], None, 1));
+    assert_eq!(numbers(&lands(&mut flights, 1, Some(settled(1, answer("yes"), 0)))), [3]);
 }
 
 #[test]

@@ -8,13 +8,14 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use support::{answer, ask, settings};
-use turnflow_models::{Lane, ModelError, RemoteFault, TierRequest};
+use turnflow_models::{Cancel, Lane, ModelError, RemoteFault, TierRequest};
 use turnflow_operators::Stage;
 use turnflow_operators::audience::Audiences;
+use turnflow_operators::clients::Clients;
 use turnflow_operators::generate::{Generate, GenerateSettings, Generated, Generator};
 use turnflow_operators::jobs::Report;
 use turnflow_operators::load::Load;
-use turnflow_operators::message::{Ask, Ending, Outcome, RequestId, Served, ToCommit};
+use turnflow_operators::message::{Ask, Ending, Outcome, Purpose, RequestId, Served, ToCommit};
 use turnflow_operators::shell::Wake;
 use turnflow_state::{Answer, RouteEvidence, Stage as StageName, TierSize, TurnErrorKind, TurnEvent, Usage};
 
@@ -286,6 +287,33 @@ fn who_finds_no_place_is_told_when_to_come_back() {
         assert_eq!((ask.request.number, error.kind), (2, TurnErrorKind::Overloaded));
         assert!(error.retry_after_ms.is_some_and(|ms| ms > 0));
         assert!(rig.audiences.listen(ask.request, ask).is_none(), "there is nothing to be heard of it");
+    });
+}
+
+#[test]
+fn whose_client_leaves_is_given_up_while_it_waits_unless_others_wait_for_it() {
+    timely::execute_directly(move |worker| {
+        let wake = Wake::new(worker.sync_activator_for(vec![0]));
+        let (tiers, load, audiences) = (Asked::default(), Load::ignored(), Audiences::default());
+        let clients: Vec<Cancel> = (0..5).map(|_| Cancel::new()).collect();
+        let known = clients.clone();
+        let known = Clients::new(move |request| known[usize::try_from(request.number).expect("small")].clone());
+        let stage = Generate::new(tiers.clone(), settings(), load.clone(), audiences.clone(), &wake);
+        let mut rig = Rig { stage: stage.for_clients(known), tiers, audiences, out: Vec::new() };
+        (1..4).for_each(|number| rig.comes(number, TierSize::Large, number, |_| {}));
+        rig.comes(0, TierSize::Large, 4, |ask| ask.purpose = Purpose::Refresh);
+        // The fourth waits for the third.
+        clients[3].joined_by(&clients[4]);
+        clients.iter().take(4).filter(|client| !std::ptr::eq(*client, &clients[1])).for_each(Cancel::cancel);
+        rig.polled(9);
+        assert_eq!((rig.told(), rig.stage.held()), (said(&[(2, "internal")]), 3));
+        clients[4].cancel();
+        rig.polled(10);
+        assert_eq!((rig.told(), rig.stage.held()), (said(&[(3, "internal")]), 2));
+        assert_eq!(load.lock().stats(10_000).abandoned, 2);
+        // Who has left by the time it comes does not wait at all.
+        rig.comes(2, TierSize::Small, 11, |_| {});
+        assert_eq!((rig.told(), rig.with_tiers().len()), (said(&[(2, "internal")]), 0));
     });
 }
 

@@ -7,7 +7,7 @@ mod support;
 use proptest::prelude::*;
 use support::{QUEUE, ask};
 use turnflow_models::Lane;
-use turnflow_operators::message::{Ask, Purpose};
+use turnflow_operators::message::{Ask, Purpose, RequestId};
 use turnflow_operators::prioritise::{Class, Order, Queue, QueueLimits, tokens};
 use turnflow_state::{Channel, TenantId};
 
@@ -173,6 +173,23 @@ fn what_comes_too_late_is_taken_out() {
     assert_eq!(queue.deadline_us(), Some(300_000));
     assert_eq!(drained(&mut queue, 0), [1, 2]);
     assert_eq!(queue.oldest_us(), None);
+}
+
+#[test]
+fn a_turn_may_be_taken_out_wherever_it_stands() {
+    let turns = [(1, "a", Class::New), (2, "b", Class::New), (3, "b", Class::Ongoing), (4, "b", Class::New)];
+    let mut queue = queue(QUEUE, turns.map(|(number, tenant, class)| came(number, tenant, class, number)));
+    let mut remove = |number| queue.remove(RequestId { worker: 0, number }).map(|ask| ask.request.number);
+    assert_eq!((remove(2), remove(2), remove(9)), (Some(2), None, None));
+    assert_eq!(remove(3), Some(3), "the only one of its class");
+    assert_eq!((queue.waiting(), queue.oldest_us()), (2, Some(1_000)));
+    assert_eq!(drained(&mut queue, 0), [1, 4]);
+    assert!(queue.remove(RequestId { worker: 0, number: 1 }).is_none(), "it has left");
+    let mut queue = Queue::new(QueueLimits { tokens_max: 9, ..QUEUE });
+    for number in 1..5 {
+        assert!(queue.push(came(number, "a", Class::New, number)).is_empty(), "the one before it made room");
+        queue.remove(RequestId { worker: 0, number });
+    }
 }
 
 #[test]

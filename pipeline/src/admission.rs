@@ -41,9 +41,10 @@ pub struct TurnStream {
 impl TurnStream {
     /// The next event; None after the terminal one.
     ///
-    /// Cancel-safe. Dropping the stream before its end says that nobody waits. A tier that writes token by token stops then:
-    /// the turn fails and is not written, and the same turn id is answered anew. Any other tier answers all the same, and the
-    /// same turn id finds its answer.
+    /// Cancel-safe. Dropping the stream before its end says that its client does not wait any more. Unless others wait for the same
+    /// answer, a turn that waits in a queue is given up then, and a tier that writes token by token stops: the turn fails and is
+    /// not written, and the same turn id is answered anew. What any other tier has begun it finishes, and the same turn id finds
+    /// its answer.
     pub async fn next(&mut self) -> Option<TurnEvent> {
         self.events.recv().await
     }
@@ -102,7 +103,7 @@ struct Waiting {
     events: mpsc::UnboundedSender<TurnEvent>,
     /// The knowledge base's epoch that was acknowledged when it was admitted: it reads nothing older.
     epoch: u64,
-    /// Cancelled when the client has left.
+    /// Cancelled when the client has left, and whoever waits for the same answer.
     cancel: Cancel,
     _places: (OwnedSemaphorePermit, Option<TenantPlace>),
 }
@@ -147,7 +148,7 @@ impl Streams {
         }
     }
 
-    /// What tells that the client of a turn has left. A turn that nobody waits for is never cancelled.
+    /// What tells that nobody waits for a turn any more. One that has ended is never cancelled.
     pub(crate) fn cancel(&self, number: u64) -> Cancel {
         self.shard(number).get(&number).map(|waiting| waiting.cancel.clone()).unwrap_or_default()
     }

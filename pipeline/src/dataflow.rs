@@ -16,11 +16,12 @@ use turnflow_operators::account::Accounts;
 use turnflow_operators::acknowledge::Acknowledge;
 use turnflow_operators::audience::Audiences;
 use turnflow_operators::audit::{AuditLimits, Sampler};
+use turnflow_operators::clients::Clients;
 use turnflow_operators::commit::{Commit, Committed, EntryNumbers, GroupedJournal, Prices};
 use turnflow_operators::dedupe::{Boxes, Dedupe, Settle};
 use turnflow_operators::embed::Embed;
 use turnflow_operators::flights::{Announce, Flights, Landed, ToFlights};
-use turnflow_operators::generate::{Clients, Generate, GenerateSettings};
+use turnflow_operators::generate::{Generate, GenerateSettings};
 use turnflow_operators::load::Load;
 use turnflow_operators::lookup::{Gather, Lookup, Search, ToGather};
 use turnflow_operators::message::{Ask, Ended, Found, Notice, RequestId, Settlement, Step, ToCommit};
@@ -81,12 +82,6 @@ struct ToStreams(Arc<Streams>);
 impl Deliver for ToStreams {
     fn deliver(&self, request: RequestId, event: TurnEvent) {
         self.0.deliver(request.number, event);
-    }
-}
-
-impl Clients for ToStreams {
-    fn cancel(&self, request: RequestId) -> turnflow_models::Cancel {
-        self.0.cancel(request.number)
     }
 }
 
@@ -171,6 +166,8 @@ impl Blueprint {
         let (config, parts, clock) = (&self.config, &self.parts, self.clock);
         let journal = GroupedJournal { store: parts.store.clone(), committer: self.committer.clone() };
         let (releases, audiences) = (Mailbox::default(), Audiences::default());
+        let streams = self.streams.clone();
+        let clients = Clients::new(move |request| streams.cancel(request.number));
         let semantic = config.cache.semantic;
         let limits = RecallLimits {
             turns_per_conversation_max: config.limits.turns_per_conversation_max,
@@ -202,6 +199,7 @@ impl Blueprint {
                     boxes.settled.deliver_to(wake.clone());
                     boxes.resolved.deliver_to(wake.clone());
                     let dedupe = Dedupe::new(shard.clone(), boxes.clone(), config.cache.exact);
+                    let dedupe = dedupe.for_clients(clients.clone());
                     Announce::new(dedupe, boxes.landed.clone())
                 })
                 .ok_err(|announced| announced);
@@ -209,7 +207,7 @@ impl Blueprint {
 
             let (embedded, unembedded) = stage(leading, Local, "embed", clock, |wake| {
                 let queue = Queue::new(config.queue.clone());
-                Embed::new(parts.encoder.clone(), queue, self.load.clone(), number, wake)
+                Embed::new(parts.encoder.clone(), queue, self.load.clone(), number, wake).for_clients(clients.clone())
             })
             .ok_err(|step| step);
 
@@ -254,6 +252,7 @@ impl Blueprint {
                 let bound = self.validity.audits.bound.clone();
                 Flights::new(parts.policy.clone(), bound, joining, audiences.clone(), self.following.clone())
                     .audited(sampler.clone())
+                    .for_clients(clients.clone())
             })
             .ok_err(|step| step);
             let generated = stage(alone, Local, "generate", clock, |wake| {
@@ -265,7 +264,7 @@ impl Blueprint {
                     number: number + 1,
                 };
                 Generate::new(parts.tiers.clone(), settings, self.load.clone(), audiences, wake)
-                    .for_clients(ToStreams(self.streams.clone()))
+                    .for_clients(clients.clone())
             });
 
             let ended = scope

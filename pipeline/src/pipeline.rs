@@ -203,15 +203,16 @@ impl Pipeline {
         self.submit_within(turn, None).await
     }
 
-    /// As [`submit`](Self::submit), for a caller who needs the answer within this time: where it cannot be written in time, it is
-    /// not begun, and the turn ends with an error.
+    /// As [`submit`](Self::submit), for a caller who needs the answer within this time, or else within
+    /// `limits.default-deadline-ms`: where it cannot be written in time, it is not begun, and the turn ends with an error.
     ///
     /// # Errors
     /// As [`submit`](Self::submit).
     pub async fn submit_within(&self, turn: Turn, time_max: Option<Duration>) -> Result<TurnStream, SubmitError> {
         self.check(&turn)?;
         let began = Instant::now();
-        let wait_ms = self.0.config.limits.admission_wait_ms;
+        let (wait_ms, default_ms) = (self.0.config.limits.admission_wait_ms, self.0.config.limits.default_deadline_ms);
+        let time_max = time_max.or((default_ms > 0).then_some(Duration::from_millis(default_ms)));
         let overloaded = || SubmitError::Overloaded { retry_after_ms: self.0.load.lock().retry_after_ms() };
         let tenant = self.0.tenants.enter(&turn.tenant).ok_or_else(overloaded)?;
         let patience = Duration::from_millis(wait_ms).min(time_max.unwrap_or(Duration::MAX));
@@ -220,7 +221,7 @@ impl Pipeline {
         self.admit(turn, place, Some(tenant), time_max)
     }
 
-    /// As [`submit`](Self::submit), but waits for a place as long as it takes, and whatever its tenant has in flight.
+    /// As [`submit`](Self::submit), but waits for a place and for the answer as long as it takes, and whatever its tenant has in flight.
     ///
     /// # Errors
     /// [`SubmitError`] when the turn is invalid or the pipeline is shutting down.

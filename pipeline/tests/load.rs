@@ -337,6 +337,65 @@ fn what_cannot_be_answered_in_time_is_not_begun() {
 }
 
 #[test]
+fn a_turn_whose_client_leaves_loses_its_place_unless_others_wait_for_its_answer() {
+    with_tiers(
+        true,
+        |config| config.routing.enabled = false,
+        |pipeline, large| async move {
+            let mut waiting = occupy(&pipeline, &large, 2).await;
+            let asks = |conversation: &str, text| pipeline.submit(turn(conversation, "1", text));
+            let leaves = asks("leaves", "How do I clean a kettle?").await.expect("admitted");
+            let is_joined = asks("joined", LONG).await.expect("admitted");
+            settled(&pipeline, 2).await;
+            waiting.push(asks("joins", LONG).await.expect("admitted"));
+            settled(&pipeline, 2).await;
+            drop((leaves, is_joined));
+            settled(&pipeline, 1).await;
+            assert_eq!(pipeline.stats().load.abandoned, 1);
+            large.open(true);
+            for stream in waiting {
+                ended(stream).await.expect("answered");
+            }
+            assert_eq!(large.asked().last().map(String::as_str), Some(LONG));
+            assert_eq!(large.asked().len(), 3, "nobody was told anything of a kettle");
+            assert_eq!(
+                asked(&pipeline, turn("leaves", "1", "How do I clean a kettle?")).await.verdict.level,
+                CacheLevel::Miss
+            );
+        },
+    );
+}
+
+#[test]
+fn a_turn_that_brings_no_deadline_has_the_configured_one() {
+    with_tiers(
+        true,
+        |config| {
+            config.routing.enabled = false;
+            config.limits.default_deadline_ms = 3_000;
+        },
+        |pipeline, large| async move {
+            large.open(false);
+            let occupies = async |number: u64| {
+                let text = format!("How long does it take until parcel number {number} arrives?");
+                let patient =
+                    pipeline.submit_within(turn(&format!("w{number}"), "1", &text), Some(Duration::MAX)).await;
+                patient.expect("admitted")
+            };
+            let occupying = [occupies(0).await, occupies(1).await, occupies(2).await];
+            let waits = pipeline.submit(turn("waits", "1", "How do I clean a kettle?")).await.expect("admitted");
+            let error = ended(waits).await.expect_err("too late");
+            let expected = (TurnErrorKind::Late, "no answer can be written within its deadline of 3000 ms");
+            assert_eq!((error.kind, error.message.as_str()), expected);
+            large.open(true);
+            for stream in occupying {
+                ended(stream).await.expect("those that brought one have time");
+            }
+        },
+    );
+}
+
+#[test]
 fn a_tenant_has_a_share_of_the_places() {
     with_tiers(
         true,

@@ -20,6 +20,8 @@ pub struct Limits {
     pub tenant_turns_in_flight_max: usize,
     /// How long admission waits for a free place before it refuses, in milliseconds.
     pub admission_wait_ms: u64,
+    /// Time for the answer to a turn that brings no deadline of its own, in milliseconds; 0 for as long as it takes.
+    pub default_deadline_ms: u64,
     /// How long a client may take to make room for the next event before it is cut off, in milliseconds.
     pub reader_wait_ms: u64,
     /// Unanswered turns of one conversation.

@@ -268,17 +268,17 @@ fn plan(config: &Config, args: &ReplayArgs, parts: &Parts) -> Plan {
 fn refuse_overwriting(args: &ReplayArgs) -> Result<(), Failure> {
     let inputs = [Some(args.log.as_path()), Some(args.kb.as_path()), args.updates.as_deref()];
     keep_apart("--out", args.out.as_deref(), &inputs)?;
-    check_report(args.report.as_deref(), &inputs)
+    check_output("--report", args.report.as_deref(), &inputs)
 }
 
-/// Whether a report can be written where it is wanted, and over nothing that is read. Nobody wants to hear after an hour
-/// that there is no such folder.
-pub(super) fn check_report(report: Option<&Path>, inputs: &[Option<&Path>]) -> Result<(), Failure> {
-    keep_apart("--report", report, inputs)?;
-    let folder = report.and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty());
+/// Whether the output of an option can be written where it is wanted, and over nothing that is read. Nobody wants to hear after
+/// an hour that there is no such folder.
+pub(super) fn check_output(option: &str, output: Option<&Path>, inputs: &[Option<&Path>]) -> Result<(), Failure> {
+    keep_apart(option, output, inputs)?;
+    let folder = output.and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty());
     match folder.filter(|folder| !folder.is_dir()) {
         None => Ok(()),
-        Some(folder) => Err(Failure::usage(anyhow::anyhow!("--report: there is no folder {}", folder.display()))),
+        Some(folder) => Err(Failure::usage(anyhow::anyhow!("{option}: there is no folder {}", folder.display()))),
     }
 }
 

@@ -9,6 +9,7 @@ use turnflow_pipeline::fitted_with;
 
 use super::Context;
 use super::prepare::{Text, prepare};
+use super::replay::check_output;
 use crate::cli::{JudgedTurnArgs, RouterEvalArgs, RouterTrainArgs};
 use crate::examples::routing::{JudgedTurn, read_judged_turns};
 use crate::failure::Failure;
@@ -18,6 +19,8 @@ use crate::router_report::Routed;
 const PASSES_PER_LINE: usize = 10;
 
 pub(super) fn run_train(context: &Context, args: &RouterTrainArgs) -> Result<(), Failure> {
+    let read_from: Vec<_> = args.turns.data.iter().chain(&args.turns.kb).map(|path| Some(path.as_path())).collect();
+    check_output("--out", Some(&args.out), &read_from)?;
     let (turns, examples) = read(context, &args.turns)?;
     let options = RouterFitOptions { held_out: args.held_out, seed: args.seed, ..RouterFitOptions::default() };
     let encoder = fitted_with(&context.config).encoder;

@@ -40,19 +40,21 @@ pub(super) struct Generator {
 pub(super) struct Driven {
     /// The turns that were sent, in the order they ended.
     pub(super) samples: Vec<Sample>,
-    /// Turns that were not sent, because too many were without an end.
+    /// Turns of the load that were not sent, because too many were without an end.
     pub(super) unsent: u64,
 }
 
 impl Generator {
-    /// Sends a turn at each of these times, and waits for the end of all of them.
+    /// Sends a turn at each of these times, and waits for the end of all of them. The load takes as long as `length`; what comes
+    /// after it shows how long the recovery takes.
     pub(super) async fn open_loop(
         self,
         arrivals: impl Iterator<Item = Duration> + Send + 'static,
+        length: Duration,
     ) -> anyhow::Result<(Self, Driven)> {
         let (sender, mut ended) = mpsc::unbounded_channel(); // bounded by OUTSTANDING_MAX
         let runtime = Handle::current();
-        let sending = tokio::task::spawn_blocking(move || self.send_all(arrivals, &sender, &runtime));
+        let sending = tokio::task::spawn_blocking(move || self.send_all(arrivals, length, &sender, &runtime));
         let mut samples = Vec::new();
         // None when the thread and all turns have let go of their ends.
         while let Some(sample) = ended.recv().await {
@@ -65,6 +67,7 @@ impl Generator {
     fn send_all(
         mut self,
         arrivals: impl Iterator<Item = Duration>,
+        length: Duration,
         samples: &mpsc::UnboundedSender<Sample>,
         runtime: &Handle,
     ) -> anyhow::Result<(Self, u64)> {
@@ -76,7 +79,7 @@ impl Generator {
                 break;
             }
             let Ok(place) = Arc::clone(&outstanding).try_acquire_owned() else {
-                unsent += 1;
+                unsent += u64::from(due < length);
                 continue;
             };
             let (class, turn) = self.customers.ask()?;
@@ -93,9 +96,11 @@ impl Generator {
         Ok((self, unsent))
     }
 
-    /// Keeps so many turns in flight for a time, and tells how many of those that ended in it were answered.
-    pub(super) async fn closed_loop(&mut self, in_flight: usize, length: Duration) -> anyhow::Result<u64> {
+    /// Keeps so many turns in flight for a time, and tells how many of those that ended in it were answered, and whether load
+    /// decided about any: it was refused, or routed when those who begin get another tier.
+    pub(super) async fn closed_loop(&mut self, in_flight: usize, length: Duration) -> anyhow::Result<(u64, bool)> {
         let (end, mut turns, mut answered) = (Instant::now() + length, JoinSet::new(), 0);
+        let mut was_loaded = false;
         while turns.len() < in_flight {
             self.spawn(&mut turns)?;
         }
@@ -103,11 +108,12 @@ impl Generator {
             let ending = ending.context("a turn panicked")?;
             note(&ending, &self.failure);
             if Instant::now() < end {
-                answered += u64::from(matches!(ending, Ending::Answered(_)));
+                answered += u64::from(matches!(ending, Ending::Answered { .. }));
+                was_loaded |= matches!(ending, Ending::Refused | Ending::Answered { is_loaded: true, .. });
                 self.spawn(&mut turns)?;
             }
         }
-        Ok(answered)
+        Ok((answered, was_loaded))
     }
 
     fn spawn(&mut self, turns: &mut JoinSet<Ending>) -> anyhow::Result<()> {
@@ -119,16 +125,28 @@ impl Generator {
     /// Opens conversations until the pool has so many that were answered.
     ///
     /// # Errors
-    /// When as many openings fail as the pool is to have.
-    pub(super) async fn fill_pool(&mut self, wanted: usize) -> anyhow::Result<()> {
+    /// When as many openings fail as the pool is to have, or none is answered for as long as `patience`.
+    pub(super) async fn fill_pool(&mut self, wanted: usize, patience: Duration) -> anyhow::Result<()> {
         let (mut turns, mut failed, mut refused) = (JoinSet::new(), 0, 0);
+        let mut answered = Instant::now();
         while self.customers.pool_len() < wanted {
             while turns.len() < OPENINGS_AT_ONCE && self.customers.pool_len() + turns.len() < wanted {
                 let (target, opening) = (self.target.clone(), self.customers.open()?);
                 turns.spawn(async move { open(&target, opening).await });
             }
-            match turns.join_next().await.transpose().context("a turn panicked")? {
-                Some(Ok(opening)) => self.customers.join(opening),
+            let left = patience.saturating_sub(answered.elapsed());
+            let ended = tokio::time::timeout(left, turns.join_next()).await;
+            let ended = ended.with_context(|| {
+                let pool = self.customers.pool_len();
+                let why = if refused > 0 { "they are refused" } else { "none is answered" };
+                let why = self.failure.get().map_or(why, String::as_str);
+                format!("no conversation could be opened for {patience:?}, and {wanted} are wanted of which there are {pool}: {why}")
+            })?;
+            match ended.transpose().context("a turn panicked")? {
+                Some(Ok(opening)) => {
+                    answered = Instant::now();
+                    self.customers.join(opening);
+                }
                 // Conversations are opened as fast as may be: who is refused has to come later.
                 Some(Err(Ending::Refused)) if refused < OPENINGS_REFUSED_MAX => {
                     refused += 1;
@@ -149,7 +167,7 @@ impl Generator {
 
 async fn open(target: &Target, opening: Opening) -> Result<Opening, Ending> {
     match target.ask(opening.turn.clone()).await.ending {
-        Ending::Answered(_) => Ok(opening),
+        Ending::Answered { .. } => Ok(opening),
         other => Err(other),
     }
 }

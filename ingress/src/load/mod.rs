@@ -5,7 +5,7 @@
 //! trace ─▶ Pattern: when ─────────────────▶ Generator ─▶ Target ─▶ Sample ─▶ Phase: by class, by second ─▶ report, plot
 //! ```
 //!
-//! First the capacity is measured in a closed loop. Then, for each multiple of it, turns arrive on a schedule that waits for
+//! First the capacity is measured in a closed loop, as far as load does not decide about turns. Then, for each multiple of it, turns arrive on a schedule that waits for
 //! nothing, and their times count from when they were due. Between the phases the load falls, which shows how long it
 //! takes until things are as before.
 //!
@@ -34,10 +34,10 @@ pub use phase::{GeneratorFigures, Phase};
 pub use plot::plot;
 pub use report::{Capacity, LoadReport};
 pub use run::{Plan, run};
-pub use sample::{Class, Outcome, Sample};
+pub use sample::{Class, Outcome, Sample, Writer};
 pub use schedule::{Part, Pattern, Trace};
-pub use seconds::{Second, Slice, recovery_s};
+pub use seconds::{Recovery, Second, Slice, recovery};
 pub use summary::{Batches, ClassFigures, Quantiles};
-pub use target::{Connections, Target};
+pub use target::{Connections, END_WAIT_MAX, Target};
 pub use texts::{Texts, arrival_times};
 pub use verdict::{Verdict, verdicts};

@@ -11,7 +11,7 @@ use turnflow_pipeline::resident_bytes;
 use super::generator::{Driven, Generator};
 use super::sample::{Class, Sample};
 use super::schedule::{Part, Pattern};
-use super::seconds::Second;
+use super::seconds::{Recovery, Second};
 use super::summary::{Batches, ClassFigures, Quantiles};
 use super::target::Target;
 
@@ -50,8 +50,8 @@ pub struct Phase {
     pub resident_bytes_max: Option<u64>,
     /// How large the encoder's batches were; None where that is not known.
     pub encoder_batches: Option<Vec<Batches>>,
-    /// Seconds until it was as before when the load had fallen; None when it was not, or there is nothing to compare with.
-    pub recovery_s: Option<usize>,
+    /// When it was as before, after the load had fallen.
+    pub recovery: Recovery,
     /// The phase, second by second.
     pub under_load: Vec<Second>,
     /// The time after it, second by second.
@@ -80,7 +80,7 @@ impl Phase {
         ]);
         let before = target.encoder_stats();
         let length = Duration::try_from_secs_f64(load.seconds)?;
-        let (driven, seen) = watched(&target, length, generator.open_loop(arrivals)).await;
+        let (driven, seen) = watched(&target, length, generator.open_loop(arrivals, length)).await;
         let (generator, driven) = driven?;
         let encoder_batches = before.zip(seen.encoder).map(|(before, after)| Batches::between(&before, &after));
         let resident_bytes_max = seen.resident_bytes_max;
@@ -106,7 +106,7 @@ impl Phase {
             },
             resident_bytes_max: None,
             encoder_batches: None,
-            recovery_s: None,
+            recovery: Recovery::Unknown("there is nothing to compare with"),
             under_load: Second::all(&samples, Duration::ZERO, length),
             after,
         })

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::capacity::Step;
 use super::phase::Phase;
+use super::seconds::Recovery;
 use super::summary::{ClassFigures, Quantiles};
 use super::verdict::Verdict;
 use crate::replay::grid::Grid;
@@ -67,9 +68,12 @@ impl fmt::Display for Capacity {
         let steps: Vec<_> = self
             .steps
             .iter()
-            .map(|step| format!("{:.1} with {} in flight", step.turns_per_s, step.in_flight))
+            .map(|step| {
+                let felt = if step.was_loaded { ", some refused or degraded" } else { "" };
+                format!("{:.1} with {} in flight{felt}", step.turns_per_s, step.in_flight)
+            })
             .collect();
-        if steps.is_empty() { f.write_str(" (given)") } else { write!(f, " ({})", steps.join(", ")) }
+        if steps.is_empty() { f.write_str(" (given)") } else { write!(f, " ({})", steps.join("; ")) }
     }
 }
 
@@ -124,17 +128,21 @@ impl fmt::Display for Phase {
         if let Some(bytes) = self.resident_bytes_max {
             write!(f, "; resident {:.0} MiB at most", bytes as f64 / MIB)?;
         }
-        match self.recovery_s {
-            Some(seconds) => write!(f, "; as before after {seconds} s")?,
-            None if self.after.is_empty() => {}
-            None => write!(f, "; not as before after {} s", self.after.len())?,
+        match self.recovery {
+            Recovery::AfterS(seconds) => write!(f, "; as before after {seconds} s")?,
+            Recovery::Never => write!(f, "; not as before after {} s", self.after.len())?,
+            Recovery::Unknown(why) => write!(f, "; not known when it was as before: {why}")?,
         }
-        for class in self.classes.iter().filter(|class| !class.tiers.is_empty()) {
-            let tiers = class.tiers.iter().map(|(tier, answers)| format!("{} by {tier}", count(*answers)));
-            write!(f, "\n  {} turns answered: {}", class.class.as_str(), tiers.collect::<Vec<_>>().join(", "))?;
+        for class in self.classes.iter().filter(|class| class.offered > 0) {
+            let writers = class.writers.iter().map(|(by, answers)| format!("{} by {}", count(*answers), by.as_str()));
+            let without =
+                [(class.refused, "refused"), (class.failed, "failed")].into_iter().filter(|(turns, _)| *turns > 0);
+            let without = without.map(|(turns, how)| format!("{} {how}", count(turns)));
+            let all: Vec<_> = writers.chain(without).collect();
+            write!(f, "\n  {} turns: {}", class.class.as_str(), all.join(", "))?;
         }
         if let Some(batches) = self.encoder_batches.as_ref().filter(|batches| !batches.is_empty()) {
-            let batches = batches.iter().map(|batch| format!("{} of {}", count(batch.passes), batch.texts));
+            let batches = batches.iter().map(|batch| format!("{} of {}", count(batch.passes), batch.size));
             write!(f, "\n  encoder batches by texts: {}", batches.collect::<Vec<_>>().join(", "))?;
         }
         Ok(())
@@ -153,9 +161,13 @@ mod tests {
         let mut overload = phase(2.0, [(Class::New, Outcome::Refused, 3), (Class::Ongoing, Outcome::Answered, 20)]);
         overload.generator.unsent = 7;
         overload.resident_bytes_max = Some(200 << 20);
+        overload.recovery = Recovery::Never;
         let phases = vec![phase(0.5, Class::ALL.map(|class| (class, Outcome::Answered, 10))), overload];
         let report = LoadReport {
-            capacity: Capacity { turns_per_s: 100.0, steps: vec![Step { in_flight: 8, turns_per_s: 100.0 }] },
+            capacity: Capacity {
+                turns_per_s: 100.0,
+                steps: vec![Step { in_flight: 8, turns_per_s: 100.0, was_loaded: true }],
+            },
             ongoing_share: 0.5,
             slo_ms: 2_000,
             verdicts: verdicts(&phases),
@@ -164,14 +176,16 @@ mod tests {
         };
         let text = report.to_string();
         for expected in [
-            "capacity: 100.0 turns/s (100.0 with 8 in flight)",
+            "capacity: 100.0 turns/s (100.0 with 8 in flight, some refused or degraded)",
             "0.5 x new",
             "2 x ongoing",
             "generator-late: 0 sent more than 10 ms late and 7 not sent",
             "resident 200 MiB at most",
             "not as before after 3 s",
             "the first turn that failed: internal: broken",
-            "ongoing turns answered: 200 by extractive",
+            "not known when it was as before: there is nothing to compare with",
+            "new turns: 200 refused",
+            "ongoing turns: 200 by the large tier",
             "holds   p99 of refusals: 3.00 ms (aim: ≤ 5 ms)",
         ] {
             assert!(text.contains(expected), "{expected} is not in\n{text}");
@@ -180,6 +194,6 @@ mod tests {
         assert_eq!(row.split_whitespace().skip(3).collect::<Vec<_>>(), ["200", "0", "0", "200", "0", "0.0"]);
         let json = serde_json::to_value(&report).expect("JSON");
         assert_eq!(json["phases"][1]["classes"][0]["refused"], 200);
-        assert_eq!(json["phases"][1]["classes"][1]["tiers"]["extractive"], 200);
+        assert_eq!(json["phases"][1]["classes"][1]["writers"]["large-tier"], 200);
     }
 }

@@ -10,9 +10,9 @@ use super::phase::{Load, Phase};
 use super::report::{Capacity, LoadReport};
 use super::sample::Class;
 use super::schedule::Pattern;
-use super::seconds::recovery_s;
+use super::seconds::recovery;
 use super::target::Target;
-use super::verdict::verdicts;
+use super::verdict::{lowest, verdicts};
 
 /// Conversations of the pool while the capacity is measured, and most of them afterwards.
 const POOL_MIN: usize = 128;
@@ -33,18 +33,20 @@ pub struct Plan {
     pub capacity: Option<f64>,
     /// An answer that takes longer is late.
     pub slo: Duration,
+    /// For how long no conversation may be answered while the pool is filled.
+    pub patience: Duration,
 }
 
 /// Drives the load of a plan. `tell` hears what is being done.
 ///
 /// # Errors
-/// When no turn is answered before the load begins.
+/// When no turn is answered before the load begins, or conversations cannot be opened.
 pub async fn run(target: Target, customers: Customers, plan: &Plan, tell: impl Fn(&str)) -> anyhow::Result<LoadReport> {
     let ongoing_share = customers.ongoing_share();
     let failure = Arc::new(OnceLock::new());
     let mut generator = Generator { target, customers, slo: plan.slo, failure: Arc::clone(&failure) };
     if ongoing_share > 0.0 {
-        generator.fill_pool(POOL_MIN).await?;
+        generator.fill_pool(POOL_MIN, plan.patience).await?;
     }
     let capacity = match plan.capacity {
         Some(turns_per_s) => Capacity { turns_per_s, steps: Vec::new() },
@@ -58,7 +60,7 @@ pub async fn run(target: Target, customers: Customers, plan: &Plan, tell: impl F
     let highest = plan.multiples.iter().copied().fold(0.0, f64::max);
     let pool = pool_len(capacity.turns_per_s * highest * ongoing_share, plan.slo);
     tell(&format!("opening conversations until {pool} can go on"));
-    generator.fill_pool(pool).await?;
+    generator.fill_pool(pool, plan.patience).await?;
     let mut phases = Vec::new();
     for &multiple in &plan.multiples {
         let (seconds, recover_seconds) = (plan.seconds, plan.recover_seconds);
@@ -87,10 +89,9 @@ fn pool_len(ongoing_per_s: f64, slo: Duration) -> usize {
 
 /// Tells when new turns were as fast as at the lowest load again.
 fn compare_with_lowest(phases: &mut [Phase]) {
-    let lowest = phases.iter().min_by(|a, b| a.multiple.total_cmp(&b.multiple));
-    let Some(normal) = lowest.and_then(|phase| phase.of_class(Class::New).total) else { return };
+    let normal = lowest(phases).and_then(|phase| phase.of_class(Class::New).total);
     for phase in phases {
-        phase.recovery_s = recovery_s(&phase.after, normal.p50_us);
+        phase.recovery = recovery(&phase.after, normal.map(|times| times.p50_us));
     }
 }
 
@@ -98,6 +99,7 @@ fn compare_with_lowest(phases: &mut [Phase]) {
 mod tests {
     use super::super::phase::fixtures::phase;
     use super::super::sample::Outcome;
+    use super::super::seconds::Recovery;
     use super::*;
 
     #[test]
@@ -106,10 +108,16 @@ mod tests {
         // After each phase turns take 10 ms.
         let mut phases = [at(2.0, 500), at(0.5, 7)];
         compare_with_lowest(&mut phases);
-        assert_eq!(phases.map(|phase| phase.recovery_s), [Some(0), Some(0)]);
+        assert_eq!(phases.map(|phase| phase.recovery), [Recovery::AfterS(0); 2]);
         let mut phases = [at(2.0, 500), at(0.5, 6)];
         compare_with_lowest(&mut phases);
-        assert_eq!(phases.map(|phase| phase.recovery_s), [None, None]);
+        assert_eq!(phases.map(|phase| phase.recovery), [Recovery::Never; 2]);
+        let mut phases = [at(2.0, 500), at(1.0, 7)];
+        compare_with_lowest(&mut phases);
+        assert!(
+            phases.iter().all(|phase| matches!(phase.recovery, Recovery::Unknown(_))),
+            "nothing was as it normally is"
+        );
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! What became of one turn: who asked, how it ended, and how long that took since it was due.
+//! What became of one turn: who asked, who answered, how it ended, and how long that took since it was due.
 
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use turnflow_state::Tier;
+use turnflow_state::TierSize;
 
 use super::target::{Ending, Heard};
 
@@ -27,6 +27,39 @@ impl Class {
         match self {
             Self::New => "new",
             Self::Ongoing => "ongoing",
+        }
+    }
+}
+
+/// What wrote an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Writer {
+    /// The small tier.
+    SmallTier,
+    /// The large tier, or the only one.
+    LargeTier,
+    /// None was asked: it came from a cache or another turn, or is a fixed reply.
+    NoTier,
+}
+
+impl Writer {
+    /// The tier that was asked last, if one was.
+    pub(super) const fn of(size: Option<TierSize>) -> Self {
+        match size {
+            Some(TierSize::Small) => Self::SmallTier,
+            Some(TierSize::Large) => Self::LargeTier,
+            None => Self::NoTier,
+        }
+    }
+
+    /// In words.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SmallTier => "the small tier",
+            Self::LargeTier => "the large tier",
+            Self::NoTier => "no tier",
         }
     }
 }
@@ -60,7 +93,7 @@ pub struct Sample {
     /// Until its end, in microseconds.
     pub total_us: u64,
     /// What answered, where something did.
-    pub tier: Option<Tier>,
+    pub writer: Option<Writer>,
 }
 
 /// A turn on its way.
@@ -81,14 +114,14 @@ impl Sample {
         let Sent { class, start, due, at } = sent;
         let since_due = |moment: Instant| moment.saturating_duration_since(start + due);
         let total = since_due(heard.end);
-        let (outcome, tier) = match &heard.ending {
-            Ending::Answered(tier) if total <= slo => (Outcome::Answered, *tier),
-            Ending::Answered(tier) => (Outcome::Late, *tier),
+        let (outcome, writer) = match &heard.ending {
+            Ending::Answered { writer, .. } if total <= slo => (Outcome::Answered, Some(*writer)),
+            Ending::Answered { writer, .. } => (Outcome::Late, Some(*writer)),
             Ending::Refused => (Outcome::Refused, None),
             Ending::Failed(_) => (Outcome::Failed, None),
         };
         let (sent_late_us, first_us) = (micros(since_due(at)), micros(since_due(heard.first)));
-        Self { due, class, outcome, sent_late_us, first_us, total_us: micros(total), tier }
+        Self { due, class, outcome, sent_late_us, first_us, total_us: micros(total), writer }
     }
 
     /// Whether it was answered, in time or not.
@@ -109,9 +142,9 @@ pub(super) mod fixtures {
     /// A turn that was due so many milliseconds after the beginning, and ended so many after that.
     pub(in crate::load) fn sample(due_ms: u64, class: Class, outcome: Outcome, total_ms: u64) -> Sample {
         let total_us = total_ms * 1_000;
-        let tier = matches!(outcome, Outcome::Answered | Outcome::Late).then_some(Tier::Extractive);
+        let writer = matches!(outcome, Outcome::Answered | Outcome::Late).then_some(Writer::LargeTier);
         let due = Duration::from_millis(due_ms);
-        Sample { due, class, outcome, sent_late_us: 0, first_us: total_us / 2, total_us, tier }
+        Sample { due, class, outcome, sent_late_us: 0, first_us: total_us / 2, total_us, writer }
     }
 }
 
@@ -130,11 +163,12 @@ mod tests {
             assert_eq!(sample.outcome, expected, "{heard:?}");
             assert_eq!((sample.sent_late_us, sample.first_us), (30_000, 40_000));
             assert_eq!(sample.total_us, (end_ms - 1_000) * 1_000);
-            assert_eq!(sample.tier.is_some(), sample.has_answer());
+            assert_eq!(sample.writer.is_some(), sample.has_answer());
         };
         // 30 ms of the 100 had gone before the turn was sent.
-        check(Ending::Answered(Some(Tier::Extractive)), 1_100, Outcome::Answered);
-        check(Ending::Answered(Some(Tier::Extractive)), 1_101, Outcome::Late);
+        let answered = || Ending::Answered { writer: Writer::SmallTier, is_loaded: false };
+        check(answered(), 1_100, Outcome::Answered);
+        check(answered(), 1_101, Outcome::Late);
         check(Ending::Refused, 1_050, Outcome::Refused);
         check(Ending::Failed("broken".to_owned()), 1_050, Outcome::Failed);
     }

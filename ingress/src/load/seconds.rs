@@ -60,10 +60,14 @@ impl Second {
         }
     }
 
-    /// Whether nothing is refused, and new turns are about as fast as they normally are.
-    fn is_calm(&self, normal_us: u64) -> bool {
+    /// Whether nothing is refused, and new turns are about as fast as they normally are; None where nobody tried.
+    fn is_calm(&self, normal_us: u64) -> Option<bool> {
         let is_quick = |times: Quantiles| times.p50_us as f64 <= normal_us as f64 * SLOWER_MAX;
-        self.new.refused + self.ongoing.refused == 0 && (self.new.offered == 0 || self.new.total.is_some_and(is_quick))
+        if self.new.refused + self.ongoing.refused > 0 {
+            Some(false)
+        } else {
+            (self.new.offered > 0).then(|| self.new.total.is_some_and(is_quick))
+        }
     }
 }
 
@@ -79,12 +83,30 @@ impl Slice {
     }
 }
 
-/// Seconds until it was as before, from the seconds after the load fell; None when it was not within them. `normal_us` is
-/// the median of new turns before, until the end of their answers.
+/// When it was as before, from the seconds after the load fell. `normal_us` is the median of new turns before, until the end of their
+/// answers; None where there is none. Seconds in which nobody tried say nothing, and are passed over.
 #[must_use]
-pub fn recovery_s(after: &[Second], normal_us: u64) -> Option<usize> {
-    let calm: Vec<bool> = after.iter().map(|second| second.is_calm(normal_us)).collect();
-    calm.windows(CALM_SECONDS).position(|row| row.iter().all(|&is_calm| is_calm))
+pub fn recovery(after: &[Second], normal_us: Option<u64>) -> Recovery {
+    let Some(normal_us) = normal_us else { return Recovery::Unknown("no new turns were answered at a load below 1 x") };
+    let calm = |(place, second): (usize, &Second)| Some((place, second.is_calm(normal_us)?));
+    let calm: Vec<(usize, bool)> = after.iter().enumerate().filter_map(calm).collect();
+    if calm.len() < CALM_SECONDS {
+        return Recovery::Unknown("new turns came in fewer than 3 seconds of it");
+    }
+    let row = calm.windows(CALM_SECONDS).find(|row| row.iter().all(|&(_, is_calm)| is_calm));
+    row.map_or(Recovery::Never, |row| Recovery::AfterS(row[0].0))
+}
+
+/// When it was as before, after the load had fallen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Recovery {
+    /// After so many seconds.
+    AfterS(usize),
+    /// Not while the load was low.
+    Never,
+    /// It cannot be told, and why.
+    Unknown(&'static str),
 }
 
 #[cfg(test)]
@@ -126,25 +148,39 @@ mod tests {
         let slow = [20, 40, 40];
         let quick = [15, 15, 100];
         let refusing = [10, 0, 10];
-        let check = |times: &[[u64; 3]], expected: Option<usize>| {
-            assert_eq!(recovery_s(&seconds(times), 10_000), expected, "{times:?}");
+        let check = |times: &[[u64; 3]], expected: Recovery| {
+            assert_eq!(recovery(&seconds(times), Some(10_000)), expected, "{times:?}");
         };
-        check(&[quick, quick, quick], Some(0));
-        check(&[slow, refusing, quick, quick, quick, slow], Some(2));
+        check(&[quick, quick, quick], Recovery::AfterS(0));
+        check(&[slow, refusing, quick, quick, quick, slow], Recovery::AfterS(2));
         // It has to last.
-        check(&[slow, quick, quick, refusing, quick, quick, quick], Some(4));
-        check(&[slow, quick, quick], None);
-        check(&[slow; 5], None);
-        check(&[], None);
+        check(&[slow, quick, quick, refusing, quick, quick, quick], Recovery::AfterS(4));
+        check(&[slow, quick, quick], Recovery::Never);
+        check(&[slow; 5], Recovery::Never);
         // Of a median of 20 ms, the slow ones are not.
-        assert_eq!(recovery_s(&seconds(&[slow; 3]), 27_000), Some(0));
+        assert_eq!(recovery(&seconds(&[slow; 3]), Some(27_000)), Recovery::AfterS(0));
     }
 
     #[test]
     fn a_second_without_answers_is_not_calm() {
         let failed = |at| sample(at, Class::New, Outcome::Failed, 1);
-        let samples = [failed(0), failed(1_000), failed(2_000)];
-        let found = Second::all(&samples, Duration::ZERO, Duration::from_secs(6));
-        assert_eq!(recovery_s(&found, 10_000), Some(3), "seconds in which nobody asked are");
+        let found = Second::all(&[0, 1_000, 2_000].map(failed), Duration::ZERO, Duration::from_secs(6));
+        assert_eq!(recovery(&found, Some(10_000)), Recovery::Never);
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_not() {
+        let turn = |at_ms| sample(at_ms, Class::New, Outcome::Answered, 10);
+        let check = |turns: &[u64], expected: fn(Recovery) -> bool| {
+            let samples: Vec<_> = turns.iter().map(|&at_ms| turn(at_ms)).collect();
+            let found = recovery(&Second::all(&samples, Duration::ZERO, Duration::from_secs(6)), Some(10_000));
+            assert!(expected(found), "{turns:?}: {found:?}");
+        };
+        check(&[], |found| matches!(found, Recovery::Unknown(_)));
+        check(&[0, 4_000], |found| matches!(found, Recovery::Unknown(_)));
+        // Seconds without new turns say nothing.
+        check(&[1_000, 3_000, 5_000], |found| found == Recovery::AfterS(1));
+        assert!(matches!(recovery(&[], Some(1)), Recovery::Unknown(_)));
+        assert!(matches!(recovery(&seconds(&[[1; 3]; 3]), None), Recovery::Unknown(_)));
     }
 }

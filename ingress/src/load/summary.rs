@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use turnflow_models::EncoderStats;
-use turnflow_state::Tier;
 
-use super::sample::{Class, Outcome, Sample};
+use super::sample::{Class, Outcome, Sample, Writer};
 
 /// How times are spread, in microseconds. A quantile is the smallest time that so many of a hundred do not exceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -53,10 +52,12 @@ pub struct ClassFigures {
     pub first_token: Option<Quantiles>,
     /// Until the end of an answer, late ones included.
     pub total: Option<Quantiles>,
+    /// Within which 99 of 100 that were sent had their answer, in microseconds; None where more of them got none.
+    pub answered_p99_us: Option<u64>,
     /// Until a refusal.
     pub refusal: Option<Quantiles>,
-    /// Answers by the tier that wrote them, now or when they were cached.
-    pub tiers: BTreeMap<Tier, u64>,
+    /// Answers by what wrote them.
+    pub writers: BTreeMap<Writer, u64>,
 }
 
 impl ClassFigures {
@@ -67,10 +68,13 @@ impl ClassFigures {
         let ended = |outcome: Outcome| of_class().filter(move |sample| sample.outcome == outcome);
         let count = |outcome: Outcome| ended(outcome).count() as u64;
         let answers = || of_class().filter(|sample| sample.has_answer());
-        let mut tiers = BTreeMap::new();
-        for tier in answers().filter_map(|sample| sample.tier) {
-            *tiers.entry(tier).or_default() += 1;
+        let mut writers = BTreeMap::new();
+        for writer in answers().filter_map(|sample| sample.writer) {
+            *writers.entry(writer).or_default() += 1;
         }
+        // Who gets no answer waits for ever.
+        let waits = of_class().map(|sample| if sample.has_answer() { sample.total_us } else { u64::MAX });
+        let answered_p99_us = Quantiles::of(waits).map(|times| times.p99_us).filter(|&p99_us| p99_us < u64::MAX);
         Self {
             class,
             offered: of_class().count() as u64,
@@ -81,17 +85,18 @@ impl ClassFigures {
             goodput_per_s: count(Outcome::Answered) as f64 / seconds,
             first_token: Quantiles::of(answers().map(|sample| sample.first_us)),
             total: Quantiles::of(answers().map(|sample| sample.total_us)),
+            answered_p99_us,
             refusal: Quantiles::of(ended(Outcome::Refused).map(|sample| sample.total_us)),
-            tiers,
+            writers,
         }
     }
 }
 
-/// Forward passes of the encoder with so many texts.
+/// Forward passes of a model with so many texts, or sequences.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Batches {
-    /// How many texts: a number, or a range of them.
-    pub texts: String,
+    /// How many: a number, or a range of them.
+    pub size: String,
     /// How many passes.
     pub passes: u64,
 }
@@ -100,15 +105,21 @@ impl Batches {
     /// The sizes that occurred between two looks at the encoder.
     #[must_use]
     pub fn between(before: &EncoderStats, after: &EncoderStats) -> Vec<Self> {
-        let passes = before.batch_sizes.iter().zip(&after.batch_sizes).map(|(before, after)| after - before);
+        let both = before.batch_sizes.iter().zip(&after.batch_sizes);
+        Self::of(&both.map(|(before, after)| after - before).collect::<Vec<_>>())
+    }
+
+    /// The sizes that occurred, of the passes of each class of sizes.
+    #[must_use]
+    pub fn of(passes: &[u64]) -> Vec<Self> {
         // Each class ends at a power of two, and the last one takes what is above.
-        let last = after.batch_sizes.len() - 1;
-        let texts = |class: usize| match class {
+        let last = passes.len().saturating_sub(1);
+        let size = |class: usize| match class {
             0 | 1 => format!("{}", class + 1),
             _ if class == last => format!("more than {}", 1_u64 << (class - 1)),
             _ => format!("{} to {}", (1_u64 << (class - 1)) + 1, 1_u64 << class),
         };
-        let all = passes.enumerate().map(|(class, passes)| Self { texts: texts(class), passes });
+        let all = passes.iter().enumerate().map(|(class, &passes)| Self { size: size(class), passes });
         all.filter(|batches| batches.passes > 0).collect()
     }
 }
@@ -145,9 +156,21 @@ mod tests {
         assert_eq!((total.p50_us, total.max_us), (30_000, 3_000_000), "late answers are answers, failures none");
         assert_eq!((first.p50_us, first.max_us), (15_000, 1_500_000));
         assert_eq!(new.refusal.map(|times| (times.p99_us, times.max_us)), Some((2_000, 2_000)));
-        assert_eq!(new.tiers, BTreeMap::from([(Tier::Extractive, 3)]));
+        assert_eq!(new.writers, BTreeMap::from([(Writer::LargeTier, 3)]));
+        assert_eq!(new.answered_p99_us, None, "two of five got none");
         let ongoing = ClassFigures::of(Class::Ongoing, &samples, 4.0);
         assert_eq!((ongoing.offered, ongoing.answered, ongoing.refusal), (1, 1, None));
+        assert_eq!(ongoing.answered_p99_us, Some(20_000));
+    }
+
+    #[test]
+    fn who_gets_no_answer_counts_as_slow_as_can_be() {
+        let turns = |failed: u64| {
+            let outcome = move |at| if at < failed { Outcome::Failed } else { Outcome::Answered };
+            let samples: Vec<_> = (0..200).map(|at| sample(at, Class::Ongoing, outcome(at), 10)).collect();
+            ClassFigures::of(Class::Ongoing, &samples, 1.0).answered_p99_us
+        };
+        assert_eq!([turns(0), turns(2), turns(3)], [Some(10_000), Some(10_000), None]);
     }
 
     #[test]
@@ -155,8 +178,8 @@ mod tests {
         let before = EncoderStats { batch_sizes: [5, 4, 3, 2, 1, 0, 0, 0, 0], ..EncoderStats::default() };
         let after = EncoderStats { batch_sizes: [6, 4, 5, 2, 4, 0, 0, 0, 9], ..EncoderStats::default() };
         let found: Vec<_> =
-            Batches::between(&before, &after).into_iter().map(|batches| (batches.texts, batches.passes)).collect();
+            Batches::between(&before, &after).into_iter().map(|batches| (batches.size, batches.passes)).collect();
         let expected = [("1", 1), ("3 to 4", 2), ("9 to 16", 3), ("more than 128", 9)];
-        assert_eq!(found, expected.map(|(texts, passes)| (texts.to_owned(), passes)));
+        assert_eq!(found, expected.map(|(size, passes)| (size.to_owned(), passes)));
     }
 }

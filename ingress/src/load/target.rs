@@ -8,15 +8,16 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use turnflow_models::{EncoderHandle, EncoderStats};
 use turnflow_pipeline::{Pipeline, SubmitError};
-use turnflow_state::{CacheControl, Tier, Turn, TurnError, TurnErrorKind, TurnEvent};
+use turnflow_state::{CacheControl, LoadLevel, TierSize, Turn, TurnError, TurnErrorKind, TurnEvent, Verdict};
 
+use super::sample::Writer;
 use crate::grpc::client::{ConnectError, connect};
 use crate::grpc::proto::ask_response::Event;
 use crate::grpc::proto::conversations_client::ConversationsClient;
 use crate::grpc::proto::{self, AskRequest};
 
 /// Longest wait for the end of a turn, which counts as failed then.
-const END_WAIT_MAX: Duration = Duration::from_secs(120);
+pub const END_WAIT_MAX: Duration = Duration::from_secs(120);
 /// Connections to a server. Each carries as many turns at once as the server allows a connection; more wait for their turn,
 /// which counts in their time.
 const CONNECTIONS: usize = 32;
@@ -55,8 +56,13 @@ pub(super) struct Heard {
 /// How a turn ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// With an answer, and what wrote it, now or when it was cached.
-    Answered(Option<Tier>),
+    /// With an answer.
+    Answered {
+        /// What wrote it.
+        writer: Writer,
+        /// Whether load decided about those who begin when it was routed.
+        is_loaded: bool,
+    },
     /// With the advice to try again later.
     Refused,
     /// In any other way, and why.
@@ -115,7 +121,7 @@ async fn ask_pipeline(pipeline: &Pipeline, turn: Turn, first: &mut Option<Instan
             TurnEvent::Delta(_) => {
                 first.get_or_insert_with(Instant::now);
             }
-            TurnEvent::Done(completion) => return Ending::Answered(Some(completion.tier)),
+            TurnEvent::Done(completion) => return (&completion.verdict).into(),
             TurnEvent::Error(error) => return error.into(),
             // What was said is taken back.
             TurnEvent::Restart => *first = None,
@@ -144,7 +150,7 @@ async fn answer(
             Some(Event::Delta(_)) => {
                 first.get_or_insert_with(Instant::now);
             }
-            Some(Event::Done(done)) => return Ok(Ending::Answered(tier(done.tier()))),
+            Some(Event::Done(done)) => return Ok(done.verdict.unwrap_or_default().into()),
             Some(Event::Restart(_)) => *first = None,
             Some(Event::Accepted(_)) | None => {}
         }
@@ -168,9 +174,24 @@ fn request(turn: Turn) -> proto::Turn {
     }
 }
 
-/// A tier by its name in the protocol; None for one that this version does not know.
-fn tier(tier: proto::Tier) -> Option<Tier> {
-    tier.as_str_name().strip_prefix("TIER_")?.to_ascii_lowercase().parse().ok()
+impl From<&Verdict> for Ending {
+    fn from(verdict: &Verdict) -> Self {
+        let route = verdict.route.as_ref();
+        let is_loaded = route.is_some_and(|route| route.load > LoadLevel::Normal);
+        Self::Answered { writer: Writer::of(route.map(|route| route.size)), is_loaded }
+    }
+}
+
+impl From<proto::Verdict> for Ending {
+    fn from(verdict: proto::Verdict) -> Self {
+        let size = verdict.route.as_ref().map(|route| match route.size() {
+            proto::TierSize::Small => TierSize::Small,
+            proto::TierSize::Large | proto::TierSize::Unspecified => TierSize::Large,
+        });
+        let level = verdict.route.as_ref().map(proto::Route::load);
+        let is_loaded = matches!(level, Some(proto::LoadLevel::Degraded | proto::LoadLevel::Shedding));
+        Self::Answered { writer: Writer::of(size), is_loaded }
+    }
 }
 
 impl From<SubmitError> for Ending {
@@ -216,12 +237,17 @@ mod tests {
     }
 
     #[test]
-    fn tiers_are_known_by_their_names() {
-        assert_eq!(tier(proto::Tier::Unspecified), None);
-        for &known in Tier::ALL {
-            let name = format!("TIER_{}", known.as_str().to_ascii_uppercase());
-            let wire = proto::Tier::from_str_name(&name).expect("a tier of the protocol");
-            assert_eq!(tier(wire), Some(known));
+    fn a_verdict_tells_which_tier_was_asked_and_whether_under_load() {
+        let verdict = |size: proto::TierSize, load: proto::LoadLevel| proto::Verdict {
+            route: Some(proto::Route { size: size.into(), load: load.into(), ..proto::Route::default() }),
+            ..proto::Verdict::default()
+        };
+        for (verdict, writer, is_loaded) in [
+            (verdict(proto::TierSize::Small, proto::LoadLevel::Degraded), Writer::SmallTier, true),
+            (verdict(proto::TierSize::Large, proto::LoadLevel::Normal), Writer::LargeTier, false),
+            (proto::Verdict::default(), Writer::NoTier, false),
+        ] {
+            assert_eq!(Ending::from(verdict), Ending::Answered { writer, is_loaded });
         }
     }
 }

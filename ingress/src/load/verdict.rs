@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::phase::Phase;
 use super::sample::Class;
+use super::seconds::Recovery;
 
 /// Goodput at every overload, as a share of the best.
 const GOODPUT_MIN: f64 = 0.9;
@@ -21,7 +22,7 @@ const RECOVERY_S_MAX: f64 = 10.0;
 pub struct Verdict {
     /// What is judged.
     pub what: &'static str,
-    /// What was found in the worst phase; None when there was nothing to measure.
+    /// What was found in the worst phase; None when there was nothing to measure, or nothing to compare with.
     pub found: Option<f64>,
     /// The bound.
     pub aim: f64,
@@ -29,14 +30,20 @@ pub struct Verdict {
     pub at_least: bool,
     /// What the numbers count.
     pub unit: &'static str,
-    /// Whether it is as wanted.
-    pub holds: bool,
+    /// Whether it is as wanted; None where that cannot be told.
+    pub holds: Option<bool>,
+    /// Why it cannot.
+    pub unknown: Option<&'static str>,
 }
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { what, found, aim, at_least, unit, holds } = self;
-        let (mark, sign) = (if *holds { "holds " } else { "missed" }, if *at_least { "≥" } else { "≤" });
+        let Self { what, found, aim, at_least, unit, holds, unknown } = self;
+        let sign = if *at_least { "≥" } else { "≤" };
+        let mark = holds.map_or("-     ", |holds| if holds { "holds " } else { "missed" });
+        if let Some(why) = unknown {
+            return write!(f, "{mark}  {what}: not known, {why} (aim: {sign} {aim}{unit})");
+        }
         match found {
             Some(found) if found.is_infinite() => write!(f, "{mark}  {what}: never (aim: {sign} {aim}{unit})"),
             Some(found) => write!(f, "{mark}  {what}: {found:.2}{unit} (aim: {sign} {aim}{unit})"),
@@ -45,46 +52,90 @@ impl fmt::Display for Verdict {
     }
 }
 
+/// The phase that overloads are compared with: the lowest load, if it is below 1 x.
+pub(super) fn lowest(phases: &[Phase]) -> Option<&Phase> {
+    let below = phases.iter().filter(|phase| phase.multiple < 1.0);
+    below.min_by(|a, b| a.multiple.total_cmp(&b.multiple))
+}
+
 /// The verdicts on these phases. Those that nothing speaks against hold.
 #[must_use]
 pub fn verdicts(phases: &[Phase]) -> Vec<Verdict> {
-    let lowest = phases.iter().min_by(|a, b| a.multiple.total_cmp(&b.multiple));
     let overloads = || phases.iter().filter(|phase| phase.multiple > 1.0);
     let peak = phases.iter().map(Phase::goodput_per_s).fold(0.0, f64::max);
     let share = |phase: &Phase| if peak > 0.0 { phase.goodput_per_s() / peak } else { 0.0 };
-    let ongoing_p99 = |phase: &Phase| Some(phase.of_class(Class::Ongoing).total?.p99_us as f64);
-    let normal = lowest.and_then(ongoing_p99);
-    // Ongoing turns of which none is answered are as slow as can be.
-    let slower = |phase: &Phase| {
-        let was_asked = phase.of_class(Class::Ongoing).offered > 0;
-        let normal = normal.filter(|_| was_asked)?;
-        Some(ongoing_p99(phase).map_or(f64::INFINITY, |p99| p99 / normal))
-    };
+    let goodput =
+        at_least("worst goodput at overload, as a share of the best", "", overloads().map(share), GOODPUT_MIN);
+    let ongoing = || phases.iter().map(|phase| phase.of_class(Class::Ongoing));
+    let refused = at_most("ongoing turns that were refused", "", ongoing().map(|class| class.refused as f64), 0.0);
     let refusals = phases.iter().flat_map(|phase| &phase.classes).filter_map(|class| class.refusal);
-    let refusal_ms = refusals.map(|times| times.p99_us as f64 / 1e3);
-    let recovery = |phase: &Phase| phase.recovery_s.map_or(f64::INFINITY, |seconds| seconds as f64);
-    let recovery = overloads().filter(|phase| !phase.after.is_empty()).map(recovery);
-    vec![
-        at_least("worst goodput at overload, as a share of the best", "", overloads().map(share), GOODPUT_MIN),
-        at_most(
-            "p99 of ongoing turns, against the lowest load",
-            " x",
-            phases.iter().filter_map(slower),
-            ONGOING_SLOWER_MAX,
-        ),
-        at_most("p99 of refusals", " ms", refusal_ms, REFUSAL_MS_MAX),
-        at_most("time until it is as before", " s", recovery, RECOVERY_S_MAX),
-    ]
+    let refusal = at_most("p99 of refusals", " ms", refusals.map(|times| times.p99_us as f64 / 1e3), REFUSAL_MS_MAX);
+    vec![goodput, slower(phases), refused, refusal, recovered(phases)]
+}
+
+/// How much slower ongoing turns are than at the lowest load. Who gets no answer is as slow as can be.
+fn slower(phases: &[Phase]) -> Verdict {
+    let p99 = |phase: &Phase| phase.of_class(Class::Ongoing).answered_p99_us.map_or(f64::INFINITY, |p99| p99 as f64);
+    let was_asked = |phase: &&Phase| phase.of_class(Class::Ongoing).offered > 0;
+    let normal = lowest(phases).filter(was_asked).map(p99);
+    let found = phases.iter().filter(was_asked).map(|phase| p99(phase) / normal.unwrap_or(1.0));
+    let found = at_most("p99 of ongoing turns, against the lowest load", " x", found, ONGOING_SLOWER_MAX);
+    match normal {
+        Some(normal) if normal.is_infinite() => found.unknown("too many get no answer there"),
+        None if found.found.is_some() => found.unknown("there is no load below 1 x to compare with"),
+        _ => found,
+    }
+}
+
+fn recovered(phases: &[Phase]) -> Verdict {
+    let overloads = || phases.iter().filter(|phase| phase.multiple > 1.0 && !phase.after.is_empty());
+    let seconds = overloads().filter_map(|phase| match phase.recovery {
+        Recovery::AfterS(seconds) => Some(seconds as f64),
+        Recovery::Never => Some(f64::INFINITY),
+        Recovery::Unknown(_) => None,
+    });
+    let found = at_most("time until it is as before", " s", seconds, RECOVERY_S_MAX);
+    let unknown = overloads().find_map(|phase| match phase.recovery {
+        Recovery::Unknown(why) => Some(why),
+        Recovery::AfterS(_) | Recovery::Never => None,
+    });
+    match unknown {
+        // What is known to be missed stays so, whatever else is not known.
+        Some(why) if found.holds == Some(true) => found.unknown(why),
+        _ => found,
+    }
+}
+
+impl Verdict {
+    fn unknown(self, why: &'static str) -> Self {
+        Self { found: None, holds: None, unknown: Some(why), ..self }
+    }
 }
 
 fn at_least(what: &'static str, unit: &'static str, found: impl Iterator<Item = f64>, aim: f64) -> Verdict {
     let found = found.reduce(f64::min);
-    Verdict { what, found, aim, at_least: true, unit, holds: found.is_none_or(|found| found >= aim) }
+    Verdict {
+        what,
+        found,
+        aim,
+        at_least: true,
+        unit,
+        holds: Some(found.is_none_or(|found| found >= aim)),
+        unknown: None,
+    }
 }
 
 fn at_most(what: &'static str, unit: &'static str, found: impl Iterator<Item = f64>, aim: f64) -> Verdict {
     let found = found.reduce(f64::max);
-    Verdict { what, found, aim, at_least: false, unit, holds: found.is_none_or(|found| found <= aim) }
+    Verdict {
+        what,
+        found,
+        aim,
+        at_least: false,
+        unit,
+        holds: Some(found.is_none_or(|found| found <= aim)),
+        unknown: None,
+    }
 }
 
 #[cfg(test)]
@@ -100,13 +151,15 @@ mod tests {
     #[test]
     fn the_worst_phase_decides() {
         let mut overload = phase(2.0, [(Class::New, Outcome::Refused, 6), (Class::Ongoing, Outcome::Answered, 16)]);
-        overload.recovery_s = Some(4);
+        overload.recovery = Recovery::AfterS(4);
         let mut more = phase(5.0, [(Class::New, Outcome::Refused, 4), (Class::Ongoing, Outcome::Answered, 12)]);
-        more.recovery_s = None;
+        more.recovery = Recovery::Never;
         let found = verdicts(&[phase(0.5, answered(10)), overload, more]);
         let numbers: Vec<_> = found.iter().map(|verdict| (verdict.found, verdict.holds)).collect();
         // At twice the capacity 100 ongoing turns a second are answered, at five times it 250.
-        assert_eq!(numbers, [(Some(0.4), false), (Some(1.6), false), (Some(6.0), false), (Some(f64::INFINITY), false)]);
+        let missed = [0.4, 1.6, 6.0, f64::INFINITY].map(|found| (Some(found), Some(false)));
+        assert_eq!([&numbers[..2], &numbers[3..]].concat(), missed);
+        assert_eq!(numbers[2], (Some(0.0), Some(true)), "no ongoing turn was refused");
         let told = "missed  p99 of ongoing turns, against the lowest load: 1.60 x (aim: ≤ 1.5 x)";
         assert_eq!(found[1].to_string(), told);
     }
@@ -114,12 +167,12 @@ mod tests {
     #[test]
     fn what_is_good_enough_holds() {
         let mut overload = phase(2.0, [(Class::New, Outcome::Refused, 5), (Class::Ongoing, Outcome::Answered, 15)]);
-        overload.recovery_s = Some(10);
+        overload.recovery = Recovery::AfterS(10);
         let found = verdicts(&[phase(0.5, answered(10)), overload]);
-        assert!(found.iter().all(|verdict| verdict.holds), "{found:?}");
+        assert!(found.iter().all(|verdict| verdict.holds == Some(true)), "{found:?}");
         let found = verdicts(&[phase(0.5, answered(10))]);
-        assert!(found.iter().all(|verdict| verdict.holds), "{found:?}");
-        assert_eq!(found[2].to_string(), "holds   p99 of refusals: nothing to measure (aim: ≤ 5 ms)");
+        assert!(found.iter().all(|verdict| verdict.holds == Some(true)), "{found:?}");
+        assert_eq!(found[3].to_string(), "holds   p99 of refusals: nothing to measure (aim: ≤ 5 ms)");
     }
 
     #[test]
@@ -127,6 +180,21 @@ mod tests {
         let nothing = Class::ALL.map(|class| (class, Outcome::Refused, 1));
         let found = verdicts(&[phase(0.5, answered(10)), phase(2.0, nothing)]);
         assert_eq!(found[1].found, Some(f64::INFINITY));
-        assert_eq!((found[0].found, found[0].holds), (Some(0.0), false));
+        assert_eq!((found[0].found, found[0].holds), (Some(0.0), Some(false)));
+        assert_eq!((found[2].found, found[2].holds), (Some(200.0), Some(false)));
+    }
+
+    #[test]
+    fn what_cannot_be_compared_is_not_judged() {
+        let mut overload = phase(2.0, answered(15));
+        overload.recovery = Recovery::Unknown("nobody came");
+        let found = verdicts(&[phase(1.0, answered(10)), overload.clone()]);
+        let told = "-       p99 of ongoing turns, against the lowest load: not known, there is no load below 1 x to compare with \
+                    (aim: ≤ 1.5 x)";
+        assert_eq!(found[1].to_string(), told);
+        assert_eq!((found[4].holds, found[4].unknown), (None, Some("nobody came")));
+        let nothing = [(Class::New, Outcome::Answered, 10), (Class::Ongoing, Outcome::Failed, 10)];
+        let found = verdicts(&[phase(0.5, nothing), overload]);
+        assert_eq!((found[1].holds, found[1].unknown), (None, Some("too many get no answer there")));
     }
 }

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::schedule::{Schedule, Sequence};
 use super::ticket::{Ticket, Watch, Work};
 use crate::decoder::{Slice, StepModel, StepShape};
+use crate::engine::SIZE_CLASSES;
 use crate::error::{ModelError, chain};
 use crate::queue::{JobQueue, Lane, Lanes, Rejected, caught, notify};
 
@@ -52,6 +53,8 @@ pub struct GenerationStats {
     pub steps_failed: u64,
     /// Sequences in all steps together: divided by the steps, how full they were.
     pub sequences_stepped: u64,
+    /// Steps by number of sequences: 1, 2, 3–4, 5–8, 9–16, 17–32, 33–64, 65–128, more.
+    pub step_sizes: [u64; SIZE_CLASSES],
     /// Tokens that the model read.
     pub tokens_read: u64,
     /// Tokens that were chosen, those that end an answer included.

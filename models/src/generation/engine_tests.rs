@@ -145,6 +145,8 @@ fn what_is_written_does_not_depend_on_the_others() {
         // As many as memory holds.
         let least = if preempts { stats.steps } else { 2 * stats.steps };
         assert!(stats.sequences_stepped > least, "they were written together: {stats:?}");
+        assert_eq!(stats.step_sizes.iter().sum::<u64>(), stats.steps, "each step has one size");
+        assert!(stats.step_sizes[1..].iter().sum::<u64>() > 0 && stats.step_sizes[5..] == [0; 4], "{stats:?}");
     }
 }
 

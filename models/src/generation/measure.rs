@@ -17,6 +17,7 @@ use super::engine::{GenerationEngine, GenerationLimits, GenerationStats};
 use super::sampler::Sampling;
 use super::ticket::{Plan, Work};
 use crate::decoder::{Slice, StepModel, StepShape};
+use crate::engine::SIZE_CLASSES;
 use crate::error::ModelError;
 use crate::queue::Lane;
 use crate::weights::ModelHome;
@@ -51,6 +52,8 @@ pub struct GenerationRun {
     pub steps: u64,
     /// Sequences of an average step.
     pub sequences_per_step: f64,
+    /// Steps by number of sequences: 1, 2, 3–4, 5–8, 9–16, 17–32, 33–64, 65–128, more.
+    pub step_sizes: [u64; SIZE_CLASSES],
     /// Time to each first token, from when its request was handed in, in milliseconds, sorted.
     pub first_token_ms: Vec<f64>,
     /// Sequences whose blocks were taken for others.
@@ -163,7 +166,8 @@ impl GenerationBench {
         }
         let seconds = began.elapsed().as_secs_f64();
         first_token_ms.sort_by(f64::total_cmp);
-        let GenerationStats { steps, sequences_stepped, prompt_tokens_shared, preemptions, .. } = engine.stats();
+        let stats = engine.stats();
+        let GenerationStats { steps, sequences_stepped, step_sizes, prompt_tokens_shared, preemptions, .. } = stats;
         Ok(GenerationRun {
             seconds,
             prompt_tokens: usage.0,
@@ -172,6 +176,7 @@ impl GenerationBench {
             answer_tokens_per_s: usage.1 as f64 / seconds,
             steps,
             sequences_per_step: sequences_stepped as f64 / steps.max(1) as f64,
+            step_sizes,
             first_token_ms,
             preemptions,
         })

@@ -16,6 +16,7 @@ use super::engine::{GenerationLimits, GenerationStats, Shared};
 use super::sampler::Sampler;
 use super::ticket::{Ticket, Work};
 use crate::decoder::StepShape;
+use crate::engine::size_class;
 use crate::error::ModelError;
 use crate::queue::{Alternation, Lane};
 
@@ -135,6 +136,7 @@ impl<W: Work> Schedule<W> {
         self.stats.steps += 1;
         self.stats.steps_failed += u64::from(failed);
         self.stats.sequences_stepped += counts.len() as u64;
+        self.stats.step_sizes[size_class(counts.len())] += 1;
         self.stats.tokens_read += counts.sum::<usize>() as u64;
     }
 

@@ -72,7 +72,9 @@ pub struct RouterInput<'a> {
     pub retrieval: Option<Retrieval>,
     /// Turns of the conversation that were answered before.
     pub turns_before: u32,
-    /// Whether it can be understood with earlier turns only.
+    /// Whether it can be understood with earlier turns only. The plain rule goes by it. To a router it says nothing: no judged turn leans,
+    /// and such turns go to the large tier before a router is asked. It keeps its place among the numbers that a router
+    /// reads, because those that were fitted have an input for it.
     pub leans: bool,
 }
 

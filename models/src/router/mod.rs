@@ -29,6 +29,7 @@ use self::platt::Platt;
 use crate::error::ModelError;
 use crate::network::Network;
 use crate::verifier::Reason;
+use crate::whole::write_whole;
 
 /// First bytes of a file of parameters, and the version of the layout that follows them.
 const MAGIC: &[u8; 7] = b"TFROUTE";
@@ -105,12 +106,12 @@ impl Router {
             && self.curve.is_sound()
     }
 
-    /// Writes the parameters to a file.
+    /// Writes the parameters to a file, in one piece.
     ///
     /// # Errors
     /// [`ModelError::Io`].
     pub fn save(&self, path: &Path) -> Result<(), ModelError> {
-        std::fs::write(path, self.to_bytes(path)?).map_err(ModelError::io("write", path))
+        write_whole(path, &self.to_bytes(path)?)
     }
 
     fn to_bytes(&self, path: &Path) -> Result<Vec<u8>, ModelError> {

@@ -23,6 +23,7 @@ use self::head::{Head, NAMED, feature_name};
 use self::text::{Rarity, WORD_FEATURES, Words};
 use crate::error::ModelError;
 use crate::vector::dot;
+use crate::whole::write_whole;
 
 /// First bytes of a file of parameters; the last is the version of the layout.
 const MAGIC: &[u8; 8] = b"TFVERIF\x02";
@@ -186,14 +187,14 @@ impl Verifier {
         if verifier.head.is_sound() { Ok(verifier) } else { Err(wrong("its parts do not fit together")) }
     }
 
-    /// Writes the parameters to a file.
+    /// Writes the parameters to a file, in one piece.
     ///
     /// # Errors
     /// [`ModelError::Io`].
     pub fn save(&self, path: &Path) -> Result<(), ModelError> {
         let fail = |error: postcard::Error| ModelError::Verifier { path: path.to_owned(), reason: error.to_string() };
         let bytes = postcard::to_extend(self, MAGIC.to_vec()).map_err(fail)?;
-        std::fs::write(path, bytes).map_err(ModelError::io("write", path))
+        write_whole(path, &bytes)
     }
 
     /// Numbers of the vectors it was trained with.

@@ -8,6 +8,7 @@ use turnflow_pipeline::resident_bytes;
 use super::super::Context;
 use crate::cli::BenchGenerateArgs;
 use crate::failure::Failure;
+use crate::load::Batches;
 
 /// Tokens of a prompt that are its own, behind the shared beginning.
 const OWN_TOKENS: usize = 24;
@@ -92,6 +93,9 @@ fn written(report: &Report, batch: usize) -> String {
             median(&run.first_token_ms),
         );
     }
+    let steps: Vec<_> =
+        Batches::of(&continuous.step_sizes).iter().map(|steps| format!("{} of {}", steps.passes, steps.size)).collect();
+    text += &format!("  continuous steps by sequences: {}\n", steps.join(", "));
     // The slowest is the first, which found nothing.
     let found = shared.first_token_ms.split_last().map_or(&[][..], |(_, found)| found);
     let (without, with) = (median(&unshared.first_token_ms), median(found));

@@ -12,7 +12,7 @@ use serde::Serialize;
 use turnflow_pipeline::{ArticleDraft, Order, Pipeline};
 use turnflow_state::{CacheControl, Limits, TenantId};
 
-use super::super::replay::{check_report, open_file, temporary_folder};
+use super::super::replay::{check_output, open_file, temporary_folder};
 use super::super::signal::shutdown_signal;
 use super::super::{Context, open};
 use crate::cli::{BenchLoadArgs, CacheArg, OrderArg};
@@ -20,7 +20,8 @@ use crate::failure::Failure;
 use crate::grpc::TENANT_DEFAULT;
 use crate::kb_file::read_articles;
 use crate::load::{
-    Class, Customers, LoadReport, Pattern, Phase, Plan, Target, Texts, Trace, arrival_times, plot, run as drive,
+    Class, Customers, END_WAIT_MAX, LoadReport, Pattern, Phase, Plan, Target, Texts, Trace, arrival_times, plot,
+    run as drive,
 };
 use crate::replay::report::millis;
 use crate::replay::{Format, LogReader};
@@ -28,7 +29,7 @@ use crate::sample;
 
 pub(super) fn run(context: &Context, args: &BenchLoadArgs) -> Result<(), Failure> {
     let read = [Some(args.log.as_path()), args.kb.as_deref(), args.arrivals.as_deref()];
-    check_report(args.report.as_deref(), &read)?;
+    check_output("--report", args.report.as_deref(), &read)?;
     // Every file first: a wrong name must not cost the opening of store and model.
     let inputs = Inputs::read(args, &context.config.limits)?;
     if let Some(order) = args.compare_order {
@@ -150,6 +151,7 @@ impl Inputs {
             recover_seconds: args.recover_seconds,
             capacity: args.capacity,
             slo: Duration::from_millis(args.slo_ms),
+            patience: END_WAIT_MAX,
         };
         Ok(Self {
             texts: Arc::new(Texts::read(log(&args.log, "log", limits)?)?),

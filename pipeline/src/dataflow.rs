@@ -34,7 +34,7 @@ use turnflow_operators::shard::{Shard, ShardLimits};
 use turnflow_operators::shell::{Mailbox, Turns, stage};
 use turnflow_operators::validity::TopK;
 use turnflow_operators::{Clock, pool::Pool};
-use turnflow_state::{Committer, EntryId, TierSize, TurnEvent};
+use turnflow_state::{Committer, EntryId, TierSize};
 
 use crate::admission::Streams;
 use crate::bridge::Port;
@@ -79,8 +79,8 @@ type Closing = Result<Box<Settlement>, Box<Ended>>;
 struct ToStreams(Arc<Streams>);
 
 impl Deliver for ToStreams {
-    fn deliver(&self, request: RequestId, event: TurnEvent) {
-        self.0.deliver(request.number, event);
+    fn deliver(&self, notice: Notice) {
+        self.0.deliver(notice.request.number, notice.event, notice.beginning);
     }
 }
 

@@ -94,8 +94,8 @@ fn report(
         let question = policy.prepare(text, Some(vector), Some(article()));
         let request = RequestId { worker: 0, number: at as u64 };
         let vector = vector.clone();
-        let query =
-            Query { request, asker: 0, scope: scope(), question, vector, at_ms: 0, strictness: Strictness::CALIBRATED };
+        let (scope, strictness) = (scope(), Strictness::CALIBRATED);
+        let query = Query { request, asker: 0, scope, question, vector, at_ms: 0, made_since_ms: 0, strictness };
         let mut out = Vec::new();
         search.push(Box::new(query), 0, &mut out);
         whole.push(started.elapsed());

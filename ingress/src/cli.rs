@@ -40,7 +40,7 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Answer conversations over gRPC until told to stop
+    /// Answer conversations over gRPC and HTTP until told to stop
     Serve(ServeArgs),
     /// Show on a sample shop what Turnflow does, in a minute and without configuration
     Demo(StoreArgs),
@@ -80,6 +80,26 @@ pub struct StoreArgs {
     pub data: Option<PathBuf>,
 }
 
+/// Where to listen for HTTP, if at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpArg {
+    /// On no port.
+    Off,
+    /// Here.
+    At(SocketAddr),
+}
+
+impl std::str::FromStr for HttpArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            address => address.parse().map(Self::At).map_err(|_| "expected IP:PORT, or off".to_owned()),
+        }
+    }
+}
+
 /// Arguments of `serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
@@ -90,6 +110,10 @@ pub struct ServeArgs {
     /// Address to listen on; port 0 takes a free one [default: as configured]
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<SocketAddr>,
+
+    /// Address to listen on for HTTP; port 0 takes a free one, "off" listens on none [default: as configured]
+    #[arg(long, value_name = "ADDRESS")]
+    pub http: Option<HttpArg>,
 
     /// Import the sample shop when the knowledge base is empty
     #[arg(long)]

@@ -1,15 +1,17 @@
-//! How conversations reach Turnflow: the gRPC server and the clients that the command line is made of.
+//! How conversations reach Turnflow: the gRPC server, the HTTP server, and the clients that the command line is made of.
 //!
-//! The only crate that knows gRPC. It holds no state of its own: a turn is checked, handed to the pipeline, and its
+//! The only crate that knows gRPC and HTTP. It holds no state of its own: a turn is checked, handed to the pipeline, and its
 //! events are passed on.
 
 pub mod chat;
 pub mod cli;
 pub mod commands;
 pub mod demo;
+mod door;
 pub mod examples;
 pub mod failure;
 pub mod grpc;
+pub mod http;
 pub mod kb_file;
 pub mod lines;
 pub mod load;

@@ -29,7 +29,7 @@ fn an_idle_server_sleeps_and_ends_on_sigterm() {
     assert_eq!(code, 0);
 
     let mut server = turnflow()
-        .args(["serve", "--listen", "127.0.0.1:0", "--data", &data, "--json"])
+        .args(["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data", &data, "--json"])
         .stdout(Stdio::piped())
         .spawn()
         .expect("turnflow starts");

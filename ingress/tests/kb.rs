@@ -39,7 +39,7 @@ impl Server {
         let dir = folder();
         let data = dir.path().join("data").display().to_string();
         let mut process = turnflow()
-            .args(["serve", "--listen", "127.0.0.1:0", "--sample", "--json", "--data", &data])
+            .args(["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--sample", "--json", "--data", &data])
             .stdout(Stdio::piped())
             .spawn()
             .expect("turnflow starts");

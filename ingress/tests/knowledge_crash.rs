@@ -497,7 +497,7 @@ impl Server {
         let (config, data, stderr) = (file("turnflow.toml"), file("data"), file("stderr.txt"));
         fs::write(&config, format!("[workers]\nthreads = {workers}\n")).expect("written");
         let mut process = turnflow()
-            .args(["serve", "--listen", "127.0.0.1:0", "--sample", "--json", "--data"])
+            .args(["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--sample", "--json", "--data"])
             .args([data.as_os_str(), "--config".as_ref(), config.as_os_str()])
             .stdout(Stdio::piped())
             .stderr(File::create(&stderr).expect("a file"))

@@ -91,6 +91,7 @@ mod tests {
             question: None,
             origin: None,
             refreshed: false,
+            age_ms: None,
             reason: String::new(),
             evidence: None,
             route: None,

@@ -28,7 +28,7 @@ impl Stage for Acknowledge {
 
     fn push(&mut self, ended: Box<Ended>, _now_us: u64, out: &mut Vec<Notice>) {
         let Ended { request, admitted_us, events, conversation, started } = *ended;
-        out.extend(events.into_iter().map(|event| Notice { request, admitted_us, event }));
+        out.extend(events.into_iter().map(|event| Notice { request, admitted_us, event, beginning: None }));
         if started {
             self.releases.send(Release(conversation));
         }

@@ -182,8 +182,7 @@ impl<J: Journal> Commit<J> {
             Ending::Failed(error) => out.push(failed(&ask, error)),
             Ending::Repeated(record) => {
                 let completion = Box::new(Completion { latency: ask.latency, ..record.completion });
-                let events = vec![TurnEvent::Delta(completion.text.clone()), TurnEvent::Done(completion)];
-                out.push(Committed::End(Ended::new(&ask, events)));
+                out.push(Committed::End(Ended::new(&ask, vec![TurnEvent::Done(completion)])));
             }
             Ending::Served(served) if ask.purpose.is_background() => {
                 let cost_micros = self.cost_micros(&ask, served.answer.usage);
@@ -269,9 +268,9 @@ impl<J: Journal> Commit<J> {
                 ask.left(StageName::Commit, now_us);
                 completion.latency = ask.latency;
                 self.accounts.book(&ask.turn.tenant, &completion);
+                // An answer that was not streamed travels whole: whoever hands out the events makes a piece of it.
                 let restart = (!streamed && ask.void).then_some(TurnEvent::Restart);
-                let unsent = (!streamed).then(|| TurnEvent::Delta(completion.text.clone()));
-                let events = restart.into_iter().chain(unsent).chain([TurnEvent::Done(completion)]).collect();
+                let events = restart.into_iter().chain([TurnEvent::Done(completion)]).collect();
                 out.push(end(&ask, events, Some(settled)));
             }
             Some(Err(error)) => {

@@ -92,8 +92,12 @@ impl Dedupe {
             return None;
         }
         let mut shard = self.shard.borrow_mut();
+        if shard.find(&ask.key)?.created_ms < ask.made_since_ms() {
+            return None;
+        }
         let entry = shard.exact(&ask.key, ask.turn.at_ms)?;
-        let verdict = same_question(CacheLevel::Exact, Some(entry.id), &entry.question, &entry.origin, entry.refreshed);
+        let same = same_question(CacheLevel::Exact, Some(entry.id), &entry.question, &entry.origin, entry.refreshed);
+        let verdict = Verdict { age_ms: Some(ask.turn.at_ms.saturating_sub(entry.created_ms)), ..same };
         Some(Box::new(Served { answer: entry.answer.clone(), verdict, basis: None, offer: None, streamed: false }))
     }
 
@@ -205,6 +209,8 @@ fn same_question(
         reason: reason.into(),
         evidence: None,
         route: None,
+        // Written just now, where nobody knows better.
+        age_ms: Some(0),
     }
 }
 

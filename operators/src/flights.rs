@@ -315,6 +315,7 @@ fn answered(follower: Follower, settled: &Settled, now_us: u64) -> Outcome {
         reason: reason(&evidence, "was being answered"),
         evidence: Some(Box::new(evidence)),
         route: None,
+        age_ms: Some(0),
     };
     let basis = settled.basis.clone();
     let served = Served { answer: settled.answer.clone(), verdict, basis, offer: None, streamed };

@@ -24,7 +24,7 @@ use crate::clients::{Clients, Leavers};
 use crate::deadline::late;
 use crate::jobs::{Came, Jobs, Report};
 use crate::load::{Backlog, Load};
-use crate::message::{Ask, Basis, Ending, Notice, Outcome, Served, ToCommit};
+use crate::message::{Ask, Basis, Beginning, Ending, Notice, Outcome, Served, ToCommit};
 use crate::prioritise::{Class, Queue, QueueLimits, abandoned, crowded};
 use crate::shell::{Stage, Wake};
 
@@ -213,6 +213,7 @@ impl<G: Generator> Generate<G> {
         }
         ask.left(StageName::Generate, now_us);
         if self.settings.escalate
+            && ask.wishes.size.is_none()
             && ask.size == TierSize::Small
             && let Some(reason) = self.wants_more(&ask, result.as_ref(), now_us)
         {
@@ -318,7 +319,9 @@ impl<G: Generator> Stage for Generate<G> {
 }
 
 fn piece_of(ask: &Ask, event: TurnEvent) -> ToCommit {
-    ToCommit::Piece(Notice { request: ask.request, admitted_us: ask.admitted_us, event }, ask.conversation_owner())
+    let beginning = Some(Beginning { level: level_of(ask), size: ask.size });
+    let notice = Notice { request: ask.request, admitted_us: ask.admitted_us, event, beginning };
+    ToCommit::Piece(notice, ask.conversation_owner())
 }
 
 fn ended(ask: Box<Ask>, result: Option<Generated>, chunks_wanted: usize, now_us: u64) -> Outcome {
@@ -344,6 +347,11 @@ fn ended(ask: Box<Ask>, result: Option<Generated>, chunks_wanted: usize, now_us:
 
 fn ungenerated(ask: Box<Ask>, kind: TurnErrorKind, message: &str) -> Outcome {
     Outcome::failed(ask, TurnError::new(kind, message))
+}
+
+/// What the verdict says of a turn that no cache answered.
+fn level_of(ask: &Ask) -> CacheLevel {
+    if ask.may_read_cache() { CacheLevel::Miss } else { CacheLevel::Bypass }
 }
 
 /// The end of a turn that was answered afresh, with what its answer rests on: the chunks that were retrieved, of
@@ -379,12 +387,11 @@ pub(crate) fn served(mut ask: Box<Ask>, answer: Answer, chunks_wanted: usize, st
             created_ms: ask.turn.at_ms,
         })
     });
-    let (level, reason) = if ask.leans {
-        (CacheLevel::Bypass, "it leans on earlier turns of the conversation".to_owned())
-    } else if ask.may_read_cache() {
-        (CacheLevel::Miss, std::mem::take(&mut ask.missed))
-    } else {
-        (CacheLevel::Bypass, "the caller asked for it".to_owned())
+    let level = level_of(&ask);
+    let reason = match level {
+        CacheLevel::Miss => std::mem::take(&mut ask.missed),
+        _ if ask.leans => "it leans on earlier turns of the conversation".to_owned(),
+        _ => "the caller asked for it".to_owned(),
     };
     let route = ask.route.take();
     let verdict = Verdict {
@@ -397,6 +404,7 @@ pub(crate) fn served(mut ask: Box<Ask>, answer: Answer, chunks_wanted: usize, st
         reason,
         evidence: None,
         route,
+        age_ms: None,
     };
     Outcome { ask, ending: Ending::Served(Box::new(Served { answer, verdict, basis, offer, streamed })) }
 }

@@ -57,7 +57,8 @@ impl Lookup {
         let question = self.policy.prepare(&ask.turn.text, Some(&vector), ask.about.clone());
         let (scope, at_ms) = (ask.key.scope, ask.turn.at_ms);
         let strictness = self.bound.lock().strictness(&ask.turn.tenant);
-        Some(Query { request: ask.request, asker: self.worker, scope, question, vector, at_ms, strictness })
+        let (request, asker, made_since_ms) = (ask.request, self.worker, ask.made_since_ms());
+        Some(Query { request, asker, scope, question, vector, at_ms, made_since_ms, strictness })
     }
 }
 
@@ -100,6 +101,9 @@ impl Stage for Search {
         let mut near_miss = None;
         let mut nearest = Vec::with_capacity(CANDIDATES_MAX);
         for (entry, similarity) in shard.nearest(query.scope, &query.vector, FOUND_MAX, query.at_ms) {
+            if entry.created_ms < query.made_since_ms {
+                continue;
+            }
             if entry.prepared.mentions != query.question.mentions {
                 near_miss.get_or_insert((entry, similarity, Some(Refusal::Mentions)));
                 continue;
@@ -260,6 +264,7 @@ impl Gathered {
             origin: Some(hit.origin),
             refreshed: hit.refreshed,
             reason: reason(&hit.evidence, "was answered before"),
+            age_ms: Some(hit.evidence.age_ms),
             evidence: Some(Box::new(hit.evidence)),
             route: None,
         };

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use turnflow_state::{
-    Answer, ArticleId, CacheControl, CacheEntry, ConversationId, EntryId, HitEvidence, RouteEvidence, ScopeId,
-    ScoredChunk, Stage, StageLatencies, Support, TenantId, TierSize, Turn, TurnError, TurnEvent, TurnKey, TurnRecord,
-    Usage, Verdict, normalise,
+    Answer, ArticleId, CacheControl, CacheEntry, CacheLevel, ConversationId, EntryId, HitEvidence, RouteEvidence,
+    ScopeId, ScoredChunk, Stage, StageLatencies, Support, TenantId, TierSize, Turn, TurnError, TurnEvent, TurnKey,
+    TurnRecord, Usage, Verdict, normalise,
 };
 
 use crate::audit::Record;
@@ -81,6 +81,17 @@ impl Purpose {
     }
 }
 
+/// What a caller wants of the answer to a turn. None of it widens what the caches may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wishes {
+    /// How old a cached answer may be, in milliseconds; None for as old as it is.
+    pub age_ms_max: Option<u64>,
+    /// Whether a turn that no cache answers is to end without an answer.
+    pub only_cached: bool,
+    /// The tier that is to answer, where there are two. Such a turn passes the caches by.
+    pub size: Option<TierSize>,
+}
+
 /// A turn on its way, and what the stages have found out about it so far.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ask {
@@ -104,9 +115,12 @@ pub struct Ask {
     pub latency: StageLatencies,
     /// From recall: whether its conversation waits for it to end.
     pub started: bool,
+    /// What its caller wants besides.
+    pub wishes: Wishes,
     /// From recall: turns that the conversation had answered before this one.
     pub turns_before: u64,
-    /// From recall: the latest of them, oldest first; loaded only when the turn leans on them.
+    /// What the caller tells of the conversation; from recall: the latest turns before, oldest first, and none when the turn
+    /// does not lean on them.
     pub history: Vec<Exchange>,
     /// From recall: whether the turn can only be understood with its history.
     pub leans: bool,
@@ -154,6 +168,7 @@ impl Ask {
             entered_us: admitted_us,
             latency: StageLatencies::default(),
             started: false,
+            wishes: Wishes::default(),
             turns_before: 0,
             history: Vec::new(),
             leans: false,
@@ -191,6 +206,12 @@ impl Ask {
     pub fn may_write_cache(&self) -> bool {
         let may = !self.leans && self.purpose != Purpose::Audit && self.turn.cache_control == CacheControl::Default;
         may && !self.degraded
+    }
+
+    /// An answer that was made before this time serves only others, in milliseconds since 1970.
+    #[must_use]
+    pub fn made_since_ms(&self) -> u64 {
+        self.wishes.age_ms_max.map_or(0, |age_ms_max| self.turn.at_ms.saturating_sub(age_ms_max))
     }
 
     /// The question as encoder and tier are to understand it: with what it leans on, if it leans on anything.
@@ -280,6 +301,17 @@ pub struct Notice {
     pub admitted_us: u64,
     /// The event.
     pub event: TurnEvent,
+    /// With a piece that a tier writes for this very turn: what is known of the answer.
+    pub beginning: Option<Beginning>,
+}
+
+/// What is known of an answer while a tier writes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beginning {
+    /// What the verdict will say: miss or bypass.
+    pub level: CacheLevel,
+    /// The tier that writes.
+    pub size: TierSize,
 }
 
 /// What reaches commit: pieces of an answer pass through so that none overtakes the terminal event.
@@ -401,6 +433,8 @@ pub struct Query {
     pub vector: Arc<[f32]>,
     /// When it was asked, in milliseconds of Unix time.
     pub at_ms: u64,
+    /// Answers that were made before this time are not wanted, in the same.
+    pub made_since_ms: u64,
     /// How strict the policy is for the tenant.
     pub strictness: Strictness,
 }

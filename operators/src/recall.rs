@@ -105,7 +105,15 @@ impl<M: Memory> Recall<M> {
 
     fn remember(&self, ask: &mut Ask) -> Result<Option<TurnRecord>, StateError> {
         let turn = &ask.turn;
+        let told = std::mem::take(&mut ask.history);
         let Some(conversation) = self.memory.conversation(&turn.tenant, &turn.conversation)? else {
+            // What its client tells of it stands in for what is known here.
+            ask.turns_before = told.len() as u64;
+            ask.leans = ask.turns_before > 0 && leans(&turn.text);
+            if ask.leans {
+                let older = told.len().saturating_sub(self.limits.history_turns_max);
+                ask.history = told.into_iter().skip(older).collect();
+            }
             return Ok(None);
         };
         let repeated = self.memory.answered(&turn.key())?;

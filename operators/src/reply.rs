@@ -5,13 +5,13 @@
 
 use turnflow_state::TurnEvent;
 
-use crate::message::{Notice, RequestId};
+use crate::message::Notice;
 use crate::shell::Stage;
 
 /// Where events go.
 pub trait Deliver: 'static {
     /// Delivers an event; a stream that is gone is no error. Must not block.
-    fn deliver(&self, request: RequestId, event: TurnEvent);
+    fn deliver(&self, notice: Notice);
 }
 
 /// The core.
@@ -22,11 +22,10 @@ impl<D: Deliver> Stage for Reply<D> {
     type Input = Notice;
     type Output = ();
 
-    fn push(&mut self, notice: Notice, now_us: u64, _out: &mut Vec<()>) {
-        let mut event = notice.event;
-        if let TurnEvent::Done(completion) = &mut event {
+    fn push(&mut self, mut notice: Notice, now_us: u64, _out: &mut Vec<()>) {
+        if let TurnEvent::Done(completion) = &mut notice.event {
             completion.total_us = now_us.saturating_sub(notice.admitted_us);
         }
-        self.0.deliver(notice.request, event);
+        self.0.deliver(notice);
     }
 }

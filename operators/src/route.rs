@@ -3,16 +3,16 @@
 //! Small talk gets its fixed reply here and ends. With one tier there is one decision about the rest. With two, a
 //! [`Chooser`] decides by the question; a conversation that the large tier has answered stays with it; and while the process is
 //! [degraded](crate::load), those who begin a conversation get the small one. Nobody who is in a conversation is moved down here; who
-//! asks the same as one who begins, at the same time, hears the same answer.
+//! asks the same as one who begins, at the same time, hears the same answer. A turn that wants a cached answer or none ends here.
 
 use std::sync::Arc;
 
 use turnflow_models::{Decision, PlainRule, Reason, Retrieval, Router, RouterInput, Target};
-use turnflow_state::{Answer, LoadLevel, RouteEvidence, Tier, TierSize, Usage};
+use turnflow_state::{Answer, LoadLevel, RouteEvidence, Tier, TierSize, TurnError, TurnErrorKind, Usage};
 
 use crate::generate::served;
 use crate::load::Load;
-use crate::message::{Ask, Step};
+use crate::message::{Ask, Outcome, Step};
 use crate::prioritise::Class;
 use crate::shell::Stage;
 use crate::smalltalk::SmallTalk;
@@ -83,6 +83,9 @@ impl Route {
         let Some(chooser) = &self.chooser else {
             return note(ask, TierSize::Large, "there is one tier".to_owned(), None, load);
         };
+        if let Some(size) = ask.wishes.size {
+            return note(ask, size, "the caller asked for it".to_owned(), None, load);
+        }
         if self.sticky && ask.size_before == Some(TierSize::Large) {
             return note(
                 ask,
@@ -116,12 +119,19 @@ impl Stage for Route {
     fn push(&mut self, mut ask: Box<Ask>, now_us: u64, out: &mut Vec<Step>) {
         out.push(match self.small_talk.reply(&ask.turn.text) {
             Some(reply) => Err(served(ask, scripted(reply), 0, false)),
+            None if ask.wishes.only_cached => Err(uncached(ask)),
             None => {
                 self.decide(&mut ask, now_us);
                 Ok(ask)
             }
         });
     }
+}
+
+fn uncached(ask: Box<Ask>) -> Outcome {
+    let message = if ask.leans { "it leans on earlier turns of the conversation" } else { ask.missed.as_str() };
+    let error = TurnError::new(TurnErrorKind::Uncached, format!("no cached answer serves: {message}"));
+    Outcome::failed(ask, error)
 }
 
 fn scripted(reply: &str) -> Answer {

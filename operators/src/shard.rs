@@ -304,6 +304,12 @@ impl Shard {
         }
     }
 
+    /// The entry of exactly this question, without marking it as served.
+    #[must_use]
+    pub fn find(&self, key: &QuestionKey) -> Option<&Remembered> {
+        self.entries.get(self.by_question.get(key)?)
+    }
+
     /// Whether a question has an answer.
     #[must_use]
     pub fn contains(&self, key: &QuestionKey) -> bool {

@@ -265,7 +265,7 @@ fn found_by(shard: &Rc<RefCell<Shard>>, text: &str, degrees: f32) -> Found {
     let request = RequestId { worker: 0, number: 1 };
     let question = shard.borrow().policy().prepare(text, None, None);
     let (scope, vector, strictness) = (scope("shop"), at(degrees).into(), Strictness::CALIBRATED);
-    let query = Query { request, asker: 0, scope, question, vector, at_ms: 0, strictness };
+    let query = Query { request, asker: 0, scope, question, vector, at_ms: 0, made_since_ms: 0, strictness };
     let mut out = Vec::new();
     search.push(Box::new(query), 0, &mut out);
     out.pop().expect("one reply to one query")

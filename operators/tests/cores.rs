@@ -39,6 +39,7 @@ fn record(turn: Turn) -> TurnRecord {
         reason: String::new(),
         evidence: None,
         route: None,
+        age_ms: None,
     };
     let completion = Completion {
         text: format!("answer to {}", turn.id),

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use turnflow_models::Cancel;
-use turnflow_state::{TenantId, TurnEvent};
+use turnflow_operators::message::Beginning;
+use turnflow_state::{Completion, TenantId, TurnEvent};
 
 /// Why a turn was not admitted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,11 +33,22 @@ pub enum SubmitError {
 }
 
 /// The events of one turn: `Accepted`, pieces of the answer, and exactly one terminal event.
+///
+/// What is known of the answer before its end, [`beginning`](Self::beginning) and [`completion`](Self::completion) tell.
 #[derive(Debug)]
 pub struct TurnStream {
-    events: mpsc::UnboundedReceiver<TurnEvent>,
+    events: mpsc::UnboundedReceiver<Told>,
+    /// Whether a piece was handed out since the last restart.
+    told: bool,
+    /// The end of an answer that came whole, behind the piece that was made of it.
+    end: Option<Box<Completion>>,
+    /// What the last piece said of its answer.
+    beginning: Option<Beginning>,
     cancel: Cancel,
 }
+
+/// An event, and what is known of the answer with it.
+type Told = (TurnEvent, Option<Beginning>);
 
 impl TurnStream {
     /// The next event; None after the terminal one.
@@ -46,7 +58,33 @@ impl TurnStream {
     /// not written, and the same turn id is answered anew. What any other tier has begun it finishes, and the same turn id finds
     /// its answer.
     pub async fn next(&mut self) -> Option<TurnEvent> {
-        self.events.recv().await
+        if let Some(end) = self.end.take() {
+            return Some(TurnEvent::Done(end));
+        }
+        let (event, beginning) = self.events.recv().await?;
+        match event {
+            TurnEvent::Delta(_) => (self.told, self.beginning) = (true, beginning),
+            TurnEvent::Restart => self.told = false,
+            TurnEvent::Done(completion) if !self.told && !completion.text.is_empty() => {
+                let whole = completion.text.clone();
+                self.end = Some(completion);
+                return Some(TurnEvent::Delta(whole));
+            }
+            _ => {}
+        }
+        Some(event)
+    }
+
+    /// How the turn ends, where its only piece was handed out already and its end was not.
+    #[must_use]
+    pub fn completion(&self) -> Option<&Completion> {
+        self.end.as_deref()
+    }
+
+    /// What is known of an answer that is being written, from its first piece on; None for a turn that hears the answer to another one.
+    #[must_use]
+    pub const fn beginning(&self) -> Option<Beginning> {
+        self.beginning
     }
 }
 
@@ -100,7 +138,7 @@ impl Drop for TenantPlace {
 
 struct Waiting {
     // Unbounded in type, bounded in fact: the pieces of one answer and a terminal event.
-    events: mpsc::UnboundedSender<TurnEvent>,
+    events: mpsc::UnboundedSender<Told>,
     /// The knowledge base's epoch that was acknowledged when it was admitted: it reads nothing older.
     epoch: u64,
     /// Cancelled when the client has left, and whoever waits for the same answer.
@@ -127,24 +165,24 @@ impl Streams {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, events) = mpsc::unbounded_channel();
         // The receiver is right here.
-        let _ = sender.send(TurnEvent::Accepted);
+        let _ = sender.send((TurnEvent::Accepted, None));
         let cancel = Cancel::new();
         let waiting = Waiting { events: sender, epoch, cancel: cancel.clone(), _places: places };
         self.shard(number).insert(number, waiting);
-        (number, TurnStream { events, cancel })
+        (number, TurnStream { events, told: false, end: None, beginning: None, cancel })
     }
 
     /// Delivers an event; the terminal one closes the stream and frees the place.
-    pub(crate) fn deliver(&self, number: u64, event: TurnEvent) {
+    pub(crate) fn deliver(&self, number: u64, event: TurnEvent, beginning: Option<Beginning>) {
         let mut shard = self.shard(number);
         if event.is_terminal() {
             let waiting = shard.remove(&number);
             drop(shard);
             debug_assert!(waiting.is_some(), "a second terminal event for turn {number}");
             // The client may have left: that is its right.
-            let _ = waiting.map(|waiting| waiting.events.send(event));
+            let _ = waiting.map(|waiting| waiting.events.send((event, beginning)));
         } else if let Some(waiting) = shard.get(&number) {
-            let _ = waiting.events.send(event);
+            let _ = waiting.events.send((event, beginning));
         }
     }
 

@@ -71,6 +71,8 @@ pub enum ConfigError {
 pub struct Config {
     /// The gRPC server.
     pub server: ServerConfig,
+    /// The HTTP server.
+    pub http: HttpConfig,
     /// The store.
     pub storage: StorageConfig,
     /// The dataflow.
@@ -135,6 +137,44 @@ section!(
         shutdown_grace_s: u64,
     }
 );
+section!(
+    /// The HTTP server.
+    HttpConfig {
+        /// Whether there is one.
+        enabled: bool,
+        /// Where clients connect.
+        listen: SocketAddr,
+        /// Open connections; each carries one request at a time.
+        connections_max: usize,
+        /// Largest head of a request, in bytes.
+        header_bytes_max: usize,
+        /// Headers of a request.
+        headers_max: usize,
+        /// Largest body of a request, in bytes.
+        body_bytes_max: usize,
+        /// How long a connection may take until it has sent the whole head of a request, in milliseconds.
+        head_wait_ms: u64,
+        /// How long the body of a request may take, in milliseconds.
+        body_wait_ms: u64,
+        /// Requests at once that read or write articles, search, or ask for embeddings.
+        work_in_flight_max: usize,
+        /// Texts of one request for embeddings.
+        inputs_max: usize,
+        /// What becomes of the system messages of a conversation.
+        system_messages: SystemMessages,
+    }
+);
+
+/// What becomes of the system messages of a conversation: what answers are to be like is a setting, and part of what may be cached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SystemMessages {
+    /// They are passed over.
+    Ignore,
+    /// A request that has one is refused.
+    Refuse,
+}
+
 section!(
     /// The store.
     StorageConfig {

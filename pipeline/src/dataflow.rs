@@ -24,7 +24,7 @@ use turnflow_operators::flights::{Announce, Flights, Landed, ToFlights};
 use turnflow_operators::generate::{Generate, GenerateSettings};
 use turnflow_operators::load::Load;
 use turnflow_operators::lookup::{Gather, Lookup, Search, ToGather};
-use turnflow_operators::message::{Ask, Ended, Found, Notice, RequestId, Settlement, Step, ToCommit};
+use turnflow_operators::message::{Ask, Ended, Found, Notice, Settlement, Step, ToCommit};
 use turnflow_operators::prioritise::Queue;
 use turnflow_operators::recall::{Recall, RecallLimits};
 use turnflow_operators::refresh::RefreshLimits;
@@ -35,7 +35,7 @@ use turnflow_operators::shard::{Shard, ShardLimits};
 use turnflow_operators::shell::{Mailbox, Turns, stage};
 use turnflow_operators::validity::TopK;
 use turnflow_operators::{Clock, pool::Pool};
-use turnflow_state::{Committer, EntryId, TierSize, TurnEvent};
+use turnflow_state::{Committer, EntryId, TierSize};
 
 use crate::admission::Streams;
 use crate::bridge::Port;
@@ -80,8 +80,8 @@ type Closing = Result<Box<Settlement>, Box<Ended>>;
 struct ToStreams(Arc<Streams>);
 
 impl Deliver for ToStreams {
-    fn deliver(&self, request: RequestId, event: TurnEvent) {
-        self.0.deliver(request.number, event);
+    fn deliver(&self, notice: Notice) {
+        self.0.deliver(notice.request.number, notice.event, notice.beginning);
     }
 }
 

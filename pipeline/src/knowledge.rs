@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use tokio::sync::{broadcast, oneshot};
-use turnflow_models::to_unit;
+use turnflow_models::{Lane, to_unit};
 use turnflow_operators::validity::Invalidated;
 use turnflow_state::{
     Applied, Article, ArticleId, ArticleOutcome, ArticleWrite, Chunk, ContentHash, NewChunk, NewContent, ScoredChunk,
@@ -110,6 +110,15 @@ pub struct ArticleChanged {
     pub deleted: bool,
     /// Contents that came or went.
     pub chunks_changed: usize,
+}
+
+/// Texts as vectors.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embedded {
+    /// A vector of unit length for each text.
+    pub vectors: Vec<Arc<[f32]>>,
+    /// How many word pieces the texts have.
+    pub tokens: usize,
 }
 
 /// A handle to the knowledge base of a running pipeline.
@@ -230,6 +239,19 @@ impl Knowledge {
             let vectors = parts.encoder.encode_blocking(vec![query])?;
             let Some(vector) = vectors.first() else { return Ok(Vec::new()) };
             Ok(parts.knowledge.search(&tenant, vector, k)?)
+        })
+        .await
+    }
+
+    /// The vectors by which questions and articles are compared, one for each text. Turns are served before this.
+    ///
+    /// # Errors
+    /// [`PipelineError`] when the encoder fails.
+    pub async fn embed(&self, texts: Vec<String>) -> Result<Embedded, PipelineError> {
+        let encoder = self.0.parts.encoder.clone();
+        blocking(move || {
+            let tokens = texts.iter().map(|text| encoder.tokenizer().count(text)).sum();
+            Ok(Embedded { vectors: encoder.encode_blocking_in(Lane::Background, texts)?, tokens })
         })
         .await
     }

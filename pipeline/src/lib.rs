@@ -26,15 +26,15 @@ mod validity;
 pub use admission::{SubmitError, TurnStream};
 pub use auditing::Feedback;
 pub use config::{
-    AuditConfig, CacheConfig, Config, ConfigError, KnowledgeConfig, RefreshConfig, RoutingConfig, ScopeConfig,
-    ServerConfig, StorageConfig, TierConfig, TierKind, Validity, WorkersConfig,
+    AuditConfig, CacheConfig, Config, ConfigError, HttpConfig, KnowledgeConfig, RefreshConfig, RoutingConfig,
+    ScopeConfig, ServerConfig, StorageConfig, SystemMessages, TierConfig, TierKind, Validity, WorkersConfig,
 };
 pub use error::PipelineError;
 pub use knowledge::{
-    ArticleChanged, ArticleDraft, ChangeEvent, DraftContent, DraftError, Knowledge, Prepared, Receipt,
+    ArticleChanged, ArticleDraft, ChangeEvent, DraftContent, DraftError, Embedded, Knowledge, Prepared, Receipt,
 };
 pub use parts::{Parts, chooser, fitted_with, policy, tier, tiers, verifier};
-pub use pipeline::{Pipeline, PipelineStats};
+pub use pipeline::{Pipeline, PipelineStats, Submission};
 pub use resident::resident_bytes;
 pub use shared::{Forecast, ValidityStats};
 pub use turnflow_operators::account::{ACCOUNTS_MAX, Account};
@@ -43,6 +43,7 @@ pub use turnflow_operators::bound::BoundStats;
 pub use turnflow_operators::generate::Tiers;
 pub use turnflow_operators::guard::Mentions;
 pub use turnflow_operators::load::{LoadLimits, LoadStats};
+pub use turnflow_operators::message::{Beginning, Wishes};
 pub use turnflow_operators::prioritise::{Order, QueueLimits};
 pub use turnflow_operators::refresh::RefreshStats;
 pub use turnflow_operators::route::Chooser;

@@ -14,11 +14,11 @@ use turnflow_operators::account::{Account, Accounts};
 use turnflow_operators::audit::AuditStats;
 use turnflow_operators::bound::BoundStats;
 use turnflow_operators::load::{Load, LoadStats};
-use turnflow_operators::message::{Ask, QuestionKey, RequestId, conversation_owner};
+use turnflow_operators::message::{Ask, QuestionKey, RequestId, Wishes, conversation_owner};
 use turnflow_operators::pool::Pool;
 use turnflow_operators::refresh::RefreshStats;
 use turnflow_operators::validity::KnowledgeUpdate;
-use turnflow_state::{Committer, StoreBatch, TenantId, Turn};
+use turnflow_state::{CacheControl, Committer, Exchange, StoreBatch, TenantId, Tier, TierSize, Turn};
 
 use crate::admission::{Streams, TenantPlace, TenantPlaces};
 use crate::bridge::Port;
@@ -59,6 +59,26 @@ pub(crate) struct Running {
     _memory: Option<Mutex<mpsc::Sender<()>>>,
     draining: AtomicBool,
     workers: Mutex<Option<WorkerGuards<()>>>,
+}
+
+/// A turn, and what its caller wants besides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Submission {
+    /// The turn.
+    pub turn: Turn,
+    /// How long its answer may take; None for as long as it takes.
+    pub time_max: Option<Duration>,
+    /// What was said before, oldest first, as the client tells it. It counts as long as no turn of the conversation was answered
+    /// here: a turn that leans on it gets no cached answer, and its own is not cached.
+    pub told: Vec<Exchange>,
+    /// What is wanted of the answer.
+    pub wishes: Wishes,
+}
+
+impl From<Turn> for Submission {
+    fn from(turn: Turn) -> Self {
+        Self { turn, time_max: None, told: Vec::new(), wishes: Wishes::default() }
+    }
 }
 
 /// What a pipeline is doing.
@@ -209,16 +229,25 @@ impl Pipeline {
     /// # Errors
     /// As [`submit`](Self::submit).
     pub async fn submit_within(&self, turn: Turn, time_max: Option<Duration>) -> Result<TurnStream, SubmitError> {
-        self.check(&turn)?;
+        self.submit_with(Submission { time_max, ..turn.into() }).await
+    }
+
+    /// As [`submit_within`](Self::submit_within), for a caller who wants more than that.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub async fn submit_with(&self, submission: Submission) -> Result<TurnStream, SubmitError> {
+        let (turn, time_max) = (&submission.turn, submission.time_max);
+        self.check(turn)?;
         let began = Instant::now();
         let (wait_ms, default_ms) = (self.0.config.limits.admission_wait_ms, self.0.config.limits.default_deadline_ms);
         let time_max = time_max.or((default_ms > 0).then_some(Duration::from_millis(default_ms)));
         let overloaded = || SubmitError::Overloaded { retry_after_ms: self.0.load.lock().retry_after_ms() };
-        let tenant = self.0.tenants.enter(&turn.tenant).ok_or_else(overloaded)?;
+        let tenant = self.0.tenants.enter(&submission.turn.tenant).ok_or_else(overloaded)?;
         let patience = Duration::from_millis(wait_ms).min(time_max.unwrap_or(Duration::MAX));
         let place = tokio::time::timeout(patience, self.place()).await.unwrap_or_else(|_| Err(overloaded()))?;
         let time_max = time_max.map(|time_max| time_max.saturating_sub(began.elapsed()));
-        self.admit(turn, place, Some(tenant), time_max)
+        self.admit(Submission { time_max, ..submission }, place, Some(tenant))
     }
 
     /// As [`submit`](Self::submit), but waits for a place and for the answer as long as it takes, and whatever its tenant has in flight.
@@ -228,7 +257,7 @@ impl Pipeline {
     pub async fn submit_patiently(&self, turn: Turn) -> Result<TurnStream, SubmitError> {
         self.check(&turn)?;
         let place = self.place().await?;
-        self.admit(turn, place, None, None)
+        self.admit(turn.into(), place, None)
     }
 
     /// Takes no new turns and no changes of the knowledge base, waits until those inside have ended and are written, and
@@ -254,6 +283,12 @@ impl Pipeline {
         let turns_following = self.0.following.load(Ordering::Relaxed);
         let load = self.0.load.lock().stats(self.0.clock.now_us());
         PipelineStats { turns_in_flight: self.0.streams.len(), turns_following, validity, refresh, audit, bound, load }
+    }
+
+    /// The kind of the tier of a size: of the only one, where there is one.
+    #[must_use]
+    pub fn tier_of(&self, size: TierSize) -> Tier {
+        self.0.parts.tiers.of(size).tier()
     }
 
     /// What each tenant's turns consumed and cost since this was started; None stands for the tenants beyond [`ACCOUNTS_MAX`](crate::ACCOUNTS_MAX).
@@ -287,11 +322,12 @@ impl Pipeline {
 
     fn admit(
         &self,
-        turn: Turn,
+        submission: Submission,
         place: OwnedSemaphorePermit,
         tenant: Option<TenantPlace>,
-        time_max: Option<Duration>,
     ) -> Result<TurnStream, SubmitError> {
+        let Submission { mut turn, time_max, told: history, wishes } = submission;
+        turn.cache_control = allowed(turn.cache_control, wishes);
         let acknowledged = self.0.validity.acknowledged();
         let (number, stream) = self.0.streams.open((place, tenant), acknowledged);
         let scope = self.0.config.scope_of(&turn.tenant, &self.0.tiers);
@@ -302,7 +338,8 @@ impl Pipeline {
         let now_us = self.0.clock.now_us();
         let time_us = |time_max: Duration| u64::try_from(time_max.as_micros()).unwrap_or(u64::MAX);
         let deadline_us = time_max.map(|time_max| now_us.saturating_add(time_us(time_max)));
-        let ask = Box::new(Ask { acknowledged, deadline_us, ..Ask::new(request, turn, scope, now_us) });
+        let asked = Ask::new(request, turn, scope, now_us);
+        let ask = Box::new(Ask { acknowledged, deadline_us, history, wishes, ..asked });
         match self.0.ports[index].send(ask) {
             Ok(()) => Ok(stream),
             Err(_) => {
@@ -311,6 +348,17 @@ impl Pipeline {
                 Err(SubmitError::Overloaded { retry_after_ms: self.0.load.lock().retry_after_ms() })
             }
         }
+    }
+}
+
+/// What a turn allows the caches to do, given what its caller wants.
+fn allowed(cache_control: CacheControl, wishes: Wishes) -> CacheControl {
+    match cache_control {
+        // An answer by a tier that the policy would not have chosen is no answer for others, nor are theirs for it.
+        _ if wishes.size.is_some() => CacheControl::Bypass,
+        // Nobody may wait for a turn that may end without an answer.
+        CacheControl::Default if wishes.only_cached => CacheControl::ReadOnly,
+        as_asked => as_asked,
     }
 }
 

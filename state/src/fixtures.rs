@@ -38,6 +38,7 @@ pub(crate) fn record(tenant: &str, conversation: &str, turn: &str) -> TurnRecord
         evidence: None,
         route: None,
         reason: "similar".to_owned(),
+        age_ms: None,
     };
     let completion = Completion {
         text: format!("answer to {}", turn.id),

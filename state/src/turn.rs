@@ -293,6 +293,9 @@ pub struct Verdict {
     pub evidence: Option<Box<HitEvidence>>,
     /// Which tier was asked, and why; None when none was.
     pub route: Option<Box<RouteEvidence>>,
+    /// Age of the answer when it was served, in milliseconds, on a hit. It is of that moment and not kept with the turn.
+    #[serde(skip)]
+    pub age_ms: Option<u64>,
 }
 
 /// Which tier was asked, and why.
@@ -413,6 +416,8 @@ named_enum!(
         Late = "late",
         /// Turnflow is at fault.
         Internal = "internal",
+        /// The caller wanted an answer from a cache or none, and no cache has one.
+        Uncached = "uncached",
         /// Turnflow is shutting down.
         Unavailable = "unavailable",
     }

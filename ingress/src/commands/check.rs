@@ -1,7 +1,7 @@
 //! `check`: the effective settings, and whether what they name can be used. Changes nothing.
 
 use std::fmt::Display;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -37,8 +37,11 @@ pub(super) fn run(context: &Context, args: &StoreArgs) -> Result<(), Failure> {
         finding("data folder", &data.display(), check_data(&data)),
         finding("weights", &home.model_dir().display(), check_weights(&home)),
         finding("verifier", &config.policy.verifier, check_verifier(config)),
-        finding("port", &config.server.listen, check_port(config)),
+        finding("port", &config.server.listen, check_port(config.server.listen)),
     ];
+    if config.http.enabled {
+        findings.push(finding("HTTP port", &config.http.listen, check_port(config.http.listen)));
+    }
     if config.routing.enabled {
         findings.push(finding("router", &config.routing.router, check_router(config)));
     }
@@ -117,7 +120,7 @@ fn check_server(tier: &TierConfig) -> anyhow::Result<String> {
     Ok("its key and certificates, where there are any, can be read".to_owned())
 }
 
-fn check_port(config: &Config) -> anyhow::Result<String> {
-    TcpListener::bind(config.server.listen).context("cannot listen")?;
+fn check_port(listen: SocketAddr) -> anyhow::Result<String> {
+    TcpListener::bind(listen).context("cannot listen")?;
     Ok("free".to_owned())
 }

@@ -1,4 +1,4 @@
-//! `serve`: everything is checked and loaded before the port opens, and everything admitted is answered and written
+//! `serve`: everything is checked and loaded before a port opens, and everything admitted is answered and written
 //! before the process ends.
 
 use std::net::SocketAddr;
@@ -6,18 +6,19 @@ use std::net::SocketAddr;
 use anyhow::Context as _;
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use turnflow_pipeline::{Config, Knowledge, Pipeline};
 use turnflow_state::TenantId;
 
 use super::signal::shutdown_signal;
 use super::{Context, open};
-use crate::cli::ServeArgs;
+use crate::cli::{HttpArg, ServeArgs};
 use crate::failure::Failure;
 use crate::grpc::{self, TENANT_DEFAULT};
+use crate::http;
 use crate::sample;
 
 pub(super) fn run(context: &Context, args: &ServeArgs) -> Result<(), Failure> {
-    let listen = args.listen.unwrap_or(context.config.server.listen);
     let dir = context.data_dir(args.store.data.as_ref())?;
     let store = open::store(context, &dir)?;
     let parts = open::parts(context, store)?;
@@ -26,7 +27,7 @@ pub(super) fn run(context: &Context, args: &ServeArgs) -> Result<(), Failure> {
         // When it has returned, no cached answer of an earlier run is served that has become invalid.
         let pipeline = Pipeline::start(&context.config, &parts)?;
         let served = match stock(context, args, &pipeline.knowledge()).await {
-            Ok(()) => serve(context, listen, &pipeline).await,
+            Ok(()) => serve(context, args, &pipeline).await,
             Err(failure) => Err(failure),
         };
         pipeline.shutdown().await;
@@ -52,22 +53,64 @@ async fn stock(context: &Context, args: &ServeArgs, knowledge: &Knowledge) -> Re
     Ok(())
 }
 
-async fn serve(context: &Context, listen: SocketAddr, pipeline: &Pipeline) -> Result<(), Failure> {
+async fn serve(context: &Context, args: &ServeArgs, pipeline: &Pipeline) -> Result<(), Failure> {
     let config: &Config = &context.config;
-    // Before the port opens, so that a signal that comes right after the announcement ends the server in order.
+    // Before a port opens, so that a signal that comes right after the announcement ends the server in order.
     let signal = shutdown_signal()?;
+    let (listener, address) = bind(args.listen.unwrap_or(config.server.listen), "--listen").await?;
+    let http = match args.http {
+        Some(HttpArg::Off) => None,
+        Some(HttpArg::At(listen)) => Some(listen),
+        None => config.http.enabled.then_some(config.http.listen),
+    };
+    let http = match http {
+        Some(listen) => Some(bind(listen, "--http").await?),
+        None => None,
+    };
+    let http_address = http.as_ref().map(|(_, address)| *address);
+    let mut text = format!("listening on {address}\n");
+    if let Some(address) = http_address {
+        text += &format!("listening on http://{address}\n");
+    }
+    context.print(&json!({ "listening": address, "http": http_address }), text)?;
+
+    let (stop, stopping) = watch::channel(false);
+    let told_to_stop = || {
+        let mut stopping = stopping.clone();
+        // An error means that nobody can tell any more, so it is time.
+        async move { drop(stopping.wait_for(|&stopping| stopping).await) }
+    };
+    let wait = async {
+        tokio::select! {
+            () = signal => eprintln!("stopping: no new turns, finishing those that were admitted"),
+            () = told_to_stop() => {}
+        }
+        stop.send_replace(true);
+    };
+    let grpc = async {
+        let served = grpc::serve(pipeline.clone(), config, listener, told_to_stop()).await;
+        // When it cannot serve, neither does the other.
+        stop.send_replace(true);
+        served
+    };
+    let http = async {
+        if let Some((listener, _)) = http {
+            http::serve(pipeline.clone(), config, listener, told_to_stop()).await;
+        }
+    };
+    let (served, (), ()) = tokio::join!(grpc, http, wait);
+    Ok(served?)
+}
+
+/// Listens at an address that `flag` can change.
+async fn bind(listen: SocketAddr, flag: &str) -> Result<(TcpListener, SocketAddr), Failure> {
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"));
     let listener = listener.map_err(|error| {
-        Failure::from(error).with_hint("choose another address with --listen; port 0 takes a free one")
+        Failure::from(error).with_hint(format!("choose another address with {flag}; port 0 takes a free one"))
     })?;
     let address = listener.local_addr().context("cannot read the address that is listened on")?;
     if !address.ip().is_loopback() {
         eprintln!("warning: {address} can be reached from outside, and there is no authentication");
     }
-    context.print(&json!({ "listening": address }), format!("listening on {address}\n"))?;
-    let told_to_stop = async {
-        signal.await;
-        eprintln!("stopping: no new turns, finishing those that were admitted");
-    };
-    Ok(grpc::serve(pipeline.clone(), config, listener, told_to_stop).await?)
+    Ok((listener, address))
 }

@@ -3,11 +3,10 @@
 //! As in [`convert`](super::convert), requests are checked field by field, so that a client hears which one is at fault.
 
 use turnflow_pipeline::{ArticleDraft, ChangeEvent, DraftContent, Fall, Forecast};
-use turnflow_state::{Article, ArticleId, ScoredChunk};
+use turnflow_state::{Article, ScoredChunk};
 
-use super::conflict::Conflict;
-use super::convert::control_character;
 use super::proto;
+use crate::door::{self, Conflict};
 
 /// What a response may list, in bytes; whatever goes beyond it is left out. One thing is always listed.
 const LISTED_BYTES_MAX: usize = 1024 * 1024;
@@ -17,33 +16,7 @@ pub(super) fn draft(article: Option<proto::Article>, expected_version: Option<u6
     let Some(proto::Article { id, title, body, metadata, version }) = article else {
         return Err(Conflict::invalid("article", "missing"));
     };
-    let id = article_id("article.id", &id)?;
-    check_text("article.title", &title)?;
-    check_text("article.body", &body)?;
-    for (name, value) in &metadata {
-        if name.is_empty() {
-            return Err(Conflict::invalid("article.metadata", "empty name"));
-        }
-        check_text("article.metadata", name)?;
-        check_text("article.metadata", value)?;
-    }
-    if version == Some(0) {
-        return Err(Conflict::invalid("article.version", "0, versions count from 1"));
-    }
-    let content = Some(DraftContent { title, body, metadata, version });
-    Ok(ArticleDraft { id, content, expected_version })
-}
-
-/// Checks the id of an article.
-pub(super) fn article_id(field: &str, id: &str) -> Result<ArticleId, Conflict> {
-    ArticleId::new(id).map_err(|error| Conflict::invalid(field, error.to_string()))
-}
-
-fn check_text(field: &str, text: &str) -> Result<(), Conflict> {
-    match control_character(text) {
-        Some(at) => Err(Conflict::invalid(field, format!("contains a control character at byte {at}"))),
-        None => Ok(()),
-    }
+    door::draft("article.", &id, DraftContent { title, body, metadata, version }, expected_version)
 }
 
 /// An article as it is read.
@@ -121,7 +94,7 @@ pub(super) fn count(number: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grpc::refusal::Refusal;
+    use crate::door::Refusal;
 
     #[test]
     fn articles_are_checked_field_by_field() {

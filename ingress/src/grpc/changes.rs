@@ -10,8 +10,8 @@ use turnflow_state::TenantId;
 
 use super::article::change;
 use super::proto::WatchResponse;
-use super::refusal::Refusal;
 use super::service::Responses;
+use crate::door::Refusal;
 
 /// Passes changes on until the server stops, the client falls behind, or is gone.
 pub(super) async fn forward(

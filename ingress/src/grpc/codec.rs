@@ -16,7 +16,7 @@ use super::proto::{
     FeedbackResponse, GetRequest, GetResponse, ImportRequest, ImportResponse, ListRequest, ListResponse, SearchRequest,
     SearchResponse, UpsertRequest, UpsertResponse, WatchRequest, WatchResponse,
 };
-use super::refusal::Refusal;
+use crate::door::Refusal;
 
 /// Messages that come in over the wire, and whom to blame when one cannot be decoded.
 pub trait Inbound: Message + Default + 'static {

@@ -3,86 +3,30 @@
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
-use turnflow_pipeline::{DraftError, PipelineError};
-use turnflow_state::{ArticleId, WriteRefused};
+use turnflow_state::WriteRefused;
 
 use super::proto::{ArticleRefused, RefusalKind};
-use super::refusal::{Refusal, describe};
+use crate::door::{Conflict, Refusal, describe};
 
 /// Where a status tells the version that an article has.
 pub const CURRENT_VERSION_KEY: &str = "turnflow-current-version";
 
-/// Why the knowledge base was not read or written as asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Conflict {
-    /// What every call can be refused for.
-    Refusal(Refusal),
-    /// The article's version is not as it should be.
-    Version {
-        /// Which article.
-        article: ArticleId,
-        /// What was asked, and what is there.
-        refused: WriteRefused,
-        /// The version that is there.
-        current: u64,
-    },
-    /// There is no such article.
-    NotFound(ArticleId),
-}
-
-impl Conflict {
-    /// A field of the request is at fault.
-    pub(super) fn invalid(field: &str, message: impl Into<String>) -> Self {
-        Refusal::Invalid { field: Some(field.to_owned()), message: message.into() }.into()
-    }
-
-    /// An article was not written.
-    pub(super) fn of_draft(article: &ArticleId, error: DraftError) -> Self {
-        match error {
-            DraftError::Refused(WriteRefused::NotFound) => Self::NotFound(article.clone()),
-            DraftError::Refused(
-                refused @ (WriteRefused::VersionMismatch { current, .. }
-                | WriteRefused::VersionNotNewer { current, .. }),
-            ) => Self::Version { article: article.clone(), refused, current },
-            other => Self::invalid("article", other.to_string()),
+/// The outcome of one article on a stream of many. What is not about the article is the status of the stream.
+pub(super) fn outcome_of(conflict: Conflict) -> Result<ArticleRefused, Status> {
+    match conflict {
+        Conflict::Refusal(Refusal::Invalid { field, message }) => {
+            let message = describe(field.as_deref(), &message);
+            Ok(ArticleRefused { kind: RefusalKind::Invalid.into(), message, field, current_version: None })
         }
-    }
-
-    /// The outcome of one article on a stream of many. What is not about the article is the status of the stream.
-    pub(super) fn into_outcome(self) -> Result<ArticleRefused, Status> {
-        match self {
-            Self::Refusal(Refusal::Invalid { field, message }) => {
-                let message = describe(field.as_deref(), &message);
-                Ok(ArticleRefused { kind: RefusalKind::Invalid.into(), message, field, current_version: None })
-            }
-            Self::Version { article, refused, current } => {
-                let kind = match refused {
-                    WriteRefused::VersionNotNewer { .. } => RefusalKind::VersionNotNewer,
-                    _ => RefusalKind::VersionMismatch,
-                };
-                let message = format!("article {article}: {refused}");
-                Ok(ArticleRefused { kind: kind.into(), message, field: None, current_version: Some(current) })
-            }
-            other => Err(other.into()),
+        Conflict::Version { article, refused, current } => {
+            let kind = match refused {
+                WriteRefused::VersionNotNewer { .. } => RefusalKind::VersionNotNewer,
+                _ => RefusalKind::VersionMismatch,
+            };
+            let message = format!("article {article}: {refused}");
+            Ok(ArticleRefused { kind: kind.into(), message, field: None, current_version: Some(current) })
         }
-    }
-}
-
-impl From<Refusal> for Conflict {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refusal(refusal)
-    }
-}
-
-impl From<PipelineError> for Conflict {
-    fn from(error: PipelineError) -> Self {
-        Self::Refusal(match error {
-            PipelineError::ShuttingDown => Refusal::Unavailable,
-            error => {
-                tracing::error!(error = &error as &dyn std::error::Error, "the knowledge base failed");
-                Refusal::Internal
-            }
-        })
+        other => Err(other.into()),
     }
 }
 
@@ -109,6 +53,9 @@ impl From<Conflict> for Status {
 
 #[cfg(test)]
 mod tests {
+    use turnflow_pipeline::PipelineError;
+    use turnflow_state::ArticleId;
+
     use super::*;
 
     fn article() -> ArticleId {
@@ -126,7 +73,7 @@ mod tests {
             let details = status.get_details_precondition_failure().expect("google.rpc.PreconditionFailure");
             let [violation] = details.violations.as_slice() else { panic!("{details:?}") };
             assert_eq!((violation.subject.as_str(), violation.description.as_str()), ("returns", "current version 5"));
-            let outcome = conflict.into_outcome().expect("about the article");
+            let outcome = outcome_of(conflict).expect("about the article");
             assert_eq!((outcome.kind(), outcome.message.as_str()), (kind, message));
             assert_eq!(outcome.current_version, Some(5));
         };
@@ -144,7 +91,7 @@ mod tests {
 
     #[test]
     fn what_is_not_about_the_article_ends_the_stream() {
-        let code = |conflict: Conflict| conflict.into_outcome().expect_err("not about the article").code();
+        let code = |conflict: Conflict| outcome_of(conflict).expect_err("not about the article").code();
         assert_eq!(code(PipelineError::ShuttingDown.into()), Code::Unavailable);
         assert_eq!(code(Conflict::NotFound(article())), Code::NotFound);
     }

@@ -16,18 +16,20 @@ use turnflow_pipeline::{Pipeline, TurnStream};
 use turnflow_state::{ConversationId, Limits, TenantId, TurnEvent, TurnKey};
 
 use super::convert;
-use super::outlet::{LastWord, Outlet, Untold};
 use super::proto::converse_response::Event;
 use super::proto::{ConverseRequest, ConverseResponse};
-use super::refusal::Refusal;
-use super::service::{next_event, now_ms};
+use super::refusal::event_of;
+use crate::door::{LastWord, Outlet, Refusal, Untold, next_event, now_ms};
+
+/// What goes to the client.
+type Answer = Result<ConverseResponse, Status>;
 
 /// One open stream.
 pub(super) struct Session {
     pipeline: Pipeline,
     limits: Arc<Limits>,
     tenant: TenantId,
-    out: Outlet<ConverseResponse>,
+    out: Outlet<Answer>,
     /// Told when the client has made no room for a response in time.
     slow: Arc<Notify>,
     /// One permit for each turn that may be unanswered.
@@ -36,12 +38,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(
-        pipeline: Pipeline,
-        limits: Arc<Limits>,
-        tenant: TenantId,
-        out: Outlet<ConverseResponse>,
-    ) -> Self {
+    pub(super) fn new(pipeline: Pipeline, limits: Arc<Limits>, tenant: TenantId, out: Outlet<Answer>) -> Self {
         let places_max = u32::try_from(limits.turns_per_stream_max).unwrap_or(u32::MAX);
         let places = Arc::new(Semaphore::new(places_max as usize));
         Self { pipeline, limits, tenant, out, slow: Arc::default(), places, places_max }
@@ -53,7 +50,7 @@ impl Session {
         self,
         mut requests: Streaming<ConverseRequest>,
         mut stopping: watch::Receiver<bool>,
-        last: Option<LastWord<ConverseResponse>>,
+        last: Option<LastWord<Answer>>,
     ) {
         let served = async {
             let end = self.read(&mut requests, &mut stopping).await;
@@ -121,7 +118,7 @@ impl Session {
         match self.admit(request).await {
             Ok((key, events)) => self.begin(key, events, place, order).await,
             Err(refusal) => {
-                let event = Some(Event::Error(refusal.into_event()));
+                let event = Some(Event::Error(event_of(refusal)));
                 self.tell(ConverseResponse { conversation_id, turn_id, event }).await;
             }
         }
@@ -165,7 +162,7 @@ impl Session {
 }
 
 /// Passes the events of an accepted turn on, up to its terminal event.
-async fn forward(key: TurnKey, mut events: TurnStream, out: Outlet<ConverseResponse>) -> Result<(), Untold> {
+async fn forward(key: TurnKey, mut events: TurnStream, out: Outlet<Answer>) -> Result<(), Untold> {
     while let Some(event) = next_event(&mut events, &out).await {
         let ended = event.is_terminal();
         out.tell(Ok(convert::converse_event(&key, event))).await?;

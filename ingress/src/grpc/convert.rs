@@ -11,7 +11,8 @@ use turnflow_state::{
 };
 
 use super::proto::{self, ask_response, converse_response};
-use super::refusal::Refusal;
+use super::refusal::event_of;
+use crate::door::{Refusal, text};
 
 /// How long the answer to a request's turn may take; None for as long as it takes.
 pub(super) fn time_max(turn: Option<&proto::Turn>) -> Option<Duration> {
@@ -79,27 +80,6 @@ pub(super) fn feedback(tenant: TenantId, request: &proto::FeedbackRequest) -> Re
     Ok((TurnKey { tenant, conversation, turn }, is_good))
 }
 
-/// Checks what somebody said or asks; `field` is its path from the request.
-pub(super) fn text(field: &str, text: String, bytes_max: usize) -> Result<String, Refusal> {
-    let invalid = |message: String| Err(Refusal::Invalid { field: Some(field.to_owned()), message });
-    if text.len() > bytes_max {
-        return invalid(format!("{} bytes, at most {bytes_max} are allowed", text.len()));
-    }
-    if text.trim().is_empty() {
-        return invalid("empty".to_owned());
-    }
-    if let Some(at) = control_character(&text) {
-        return invalid(format!("contains a control character at byte {at}"));
-    }
-    Ok(text)
-}
-
-/// Where a text has a control character that no text needs.
-pub(super) fn control_character(text: &str) -> Option<usize> {
-    // White space counts as text, though line feeds and tabs are control characters by Unicode.
-    text.find(|c: char| c.is_control() && !c.is_whitespace())
-}
-
 /// An event of an admitted turn on a stream of many.
 pub(super) fn converse_event(key: &TurnKey, event: TurnEvent) -> proto::ConverseResponse {
     use converse_response::Event;
@@ -108,7 +88,7 @@ pub(super) fn converse_event(key: &TurnKey, event: TurnEvent) -> proto::Converse
         TurnEvent::Delta(text) => Event::Delta(proto::Delta { text }),
         TurnEvent::Restart => Event::Restart(proto::Restart {}),
         TurnEvent::Done(completion) => Event::Done(done(*completion)),
-        TurnEvent::Error(error) => Event::Error(Refusal::of_turn(error, key).into_event()),
+        TurnEvent::Error(error) => Event::Error(event_of(Refusal::of_turn(error, key))),
     };
     proto::ConverseResponse {
         conversation_id: key.conversation.to_string(),
@@ -251,21 +231,5 @@ mod tests {
         found.sort_unstable();
         assert_eq!(found.to_vec(), (0..Stage::ALL.len()).map(|position| 1 << position).collect::<Vec<u32>>());
         assert_eq!(wire.total_us, 7);
-    }
-
-    #[test]
-    fn text_is_checked() {
-        let check = |input: &str, expected: Option<&str>| {
-            let refused = text("turn.text", input.to_owned(), 16).err().map(|refusal| refusal.into_event().message);
-            assert_eq!(refused.as_deref(), expected, "{input:?}");
-        };
-        check("hi", None);
-        check("a\tb\r\nc\u{85}", None);
-        check("sixteen bytes ok", None);
-        check("seventeen bytes !", Some("turn.text: 17 bytes, at most 16 are allowed"));
-        check("", Some("turn.text: empty"));
-        check(" \n\u{3000}", Some("turn.text: empty"));
-        check("ab\u{0}", Some("turn.text: contains a control character at byte 2"));
-        check("\u{9b}x", Some("turn.text: contains a control character at byte 0"));
     }
 }

@@ -12,11 +12,11 @@ use turnflow_pipeline::{ArticleDraft, Knowledge};
 use turnflow_state::TenantId;
 
 use super::article::{count, draft};
-use super::conflict::Conflict;
+use super::conflict::outcome_of;
 use super::proto::import_response::Outcome;
 use super::proto::{ArticleWritten, ImportRequest, ImportResponse};
-use super::refusal::Refusal;
 use super::service::Responses;
+use crate::door::{Conflict, Refusal};
 
 /// Articles that are written together.
 const BATCH_ARTICLES_MAX: usize = 64;
@@ -112,7 +112,7 @@ impl Import {
                     chunks_changed: count(outcome.chunks_changed),
                     cached_answers_invalidated: 0,
                 }),
-                Err(conflict) => Outcome::Refused(conflict.into_outcome()?),
+                Err(conflict) => Outcome::Refused(outcome_of(conflict)?),
             };
             responses.push(ImportResponse { index, id, outcome: Some(outcome) });
             index += 1;

@@ -6,21 +6,18 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
-use turnflow_pipeline::{ArticleDraft, DraftError, Knowledge};
-use turnflow_state::{ArticleId, ArticleOutcome, Limits, TenantId};
+use turnflow_pipeline::{ArticleDraft, Knowledge};
+use turnflow_state::{Limits, TenantId};
 
-use super::article::{Room, article, article_id, count, draft, falling, found};
+use super::article::{Room, article, count, draft, falling, found};
 use super::changes;
-use super::conflict::Conflict;
-use super::convert;
 use super::import::Import;
 use super::proto::knowledge_base_server::KnowledgeBase;
 use super::proto::{
-    DeleteRequest, DeleteResponse, FallingAnswer, GetRequest, GetResponse, ImportRequest, ImportResponse, ListRequest,
-    ListResponse, SearchRequest, SearchResponse, UpsertRequest, UpsertResponse, WatchRequest, WatchResponse,
+    DeleteRequest, DeleteResponse, GetRequest, GetResponse, ImportRequest, ImportResponse, ListRequest, ListResponse,
+    SearchRequest, SearchResponse, UpsertRequest, UpsertResponse, WatchRequest, WatchResponse,
 };
-use super::refusal::Refusal;
-use super::service::{RESPONSES_QUEUED_MAX, tenant_of};
+use crate::door::{Conflict, RESPONSES_QUEUED_MAX, Refusal, article_id, tenant_of, text, write};
 
 /// Articles of a page, when the client does not say.
 const PAGE_ARTICLES_DEFAULT: u32 = 100;
@@ -41,35 +38,13 @@ pub(super) struct Service {
     pub(super) stopping: watch::Receiver<bool>,
 }
 
-/// What a write did to one article, or would do.
-struct Effect {
-    outcome: ArticleOutcome,
-    epoch: u64,
-    invalidated: usize,
-    would_invalidate: Vec<FallingAnswer>,
-}
-
 impl Service {
     /// Whose knowledge base a call is about, unless it comes too late.
     fn caller(&self, metadata: &MetadataMap) -> Result<TenantId, Refusal> {
         if *self.stopping.borrow() {
             return Err(Refusal::Unavailable);
         }
-        self.tenant.clone().map_or_else(|| tenant_of(metadata), Ok)
-    }
-
-    async fn write(&self, tenant: &TenantId, draft: ArticleDraft, dry_run: bool) -> Result<Effect, Conflict> {
-        let article = draft.id.clone();
-        if dry_run {
-            let (outcomes, forecasts) = self.knowledge.dry_run(tenant, vec![draft]).await?;
-            let outcome = only(&article, outcomes)?;
-            let invalidated = forecasts.len();
-            return Ok(Effect { outcome, epoch: 0, invalidated, would_invalidate: falling(forecasts) });
-        }
-        let receipt = self.knowledge.write(tenant, vec![draft]).await?;
-        let outcome = only(&article, receipt.outcomes)?;
-        let invalidated = receipt.invalidated.len();
-        Ok(Effect { outcome, epoch: receipt.epoch, invalidated, would_invalidate: Vec::new() })
+        self.tenant.clone().map_or_else(|| tenant_of(metadata.as_ref()), Ok)
     }
 
     async fn page(&self, tenant: &TenantId, request: &ListRequest) -> Result<ListResponse, Conflict> {
@@ -108,12 +83,6 @@ impl Service {
     }
 }
 
-/// The outcome of the only draft of a write.
-fn only(article: &ArticleId, outcomes: Vec<Result<ArticleOutcome, DraftError>>) -> Result<ArticleOutcome, Conflict> {
-    let outcome = outcomes.into_iter().next().ok_or(Refusal::Internal)?;
-    outcome.map_err(|error| Conflict::of_draft(article, error))
-}
-
 #[tonic::async_trait]
 impl KnowledgeBase for Service {
     type ImportStream = ReceiverStream<Result<ImportResponse, Status>>;
@@ -122,14 +91,14 @@ impl KnowledgeBase for Service {
     async fn upsert(&self, request: Request<UpsertRequest>) -> Result<Response<UpsertResponse>, Status> {
         let tenant = self.caller(request.metadata())?;
         let UpsertRequest { article, expected_version, dry_run } = request.into_inner();
-        let effect = self.write(&tenant, draft(article, expected_version)?, dry_run).await?;
+        let effect = write(&self.knowledge, &tenant, draft(article, expected_version)?, dry_run).await?;
         Ok(Response::new(UpsertResponse {
             version: effect.outcome.version,
             epoch: effect.epoch,
             chunks: count(effect.outcome.chunks),
             chunks_changed: count(effect.outcome.chunks_changed),
             cached_answers_invalidated: count(effect.invalidated),
-            would_invalidate: effect.would_invalidate,
+            would_invalidate: falling(effect.forecasts),
         }))
     }
 
@@ -137,13 +106,13 @@ impl KnowledgeBase for Service {
         let tenant = self.caller(request.metadata())?;
         let DeleteRequest { id, expected_version, dry_run } = request.into_inner();
         let draft = ArticleDraft { id: article_id("id", &id)?, content: None, expected_version };
-        let effect = self.write(&tenant, draft, dry_run).await?;
+        let effect = write(&self.knowledge, &tenant, draft, dry_run).await?;
         Ok(Response::new(DeleteResponse {
             version: effect.outcome.version,
             epoch: effect.epoch,
             chunks_changed: count(effect.outcome.chunks_changed),
             cached_answers_invalidated: count(effect.invalidated),
-            would_invalidate: effect.would_invalidate,
+            would_invalidate: falling(effect.forecasts),
         }))
     }
 
@@ -163,7 +132,7 @@ impl KnowledgeBase for Service {
     async fn search(&self, request: Request<SearchRequest>) -> Result<Response<SearchResponse>, Status> {
         let tenant = self.caller(request.metadata())?;
         let SearchRequest { query, k } = request.into_inner();
-        let query = convert::text("query", query, self.limits.text_bytes_max)?;
+        let query = text("query", query, self.limits.text_bytes_max)?;
         if !(1..=FOUND_MAX).contains(&k) {
             return Err(Conflict::invalid("k", format!("{k}, 1 to {FOUND_MAX} are allowed")).into());
         }

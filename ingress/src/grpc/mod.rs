@@ -15,7 +15,6 @@ mod import;
 mod in_process;
 mod incoming;
 mod knowledge;
-mod outlet;
 pub mod proto;
 mod refusal;
 mod service;
@@ -36,7 +35,7 @@ pub use self::in_process::{InProcess, serve_in_process};
 use self::proto::conversations_server::ConversationsServer;
 use self::proto::knowledge_base_server::KnowledgeBaseServer;
 use self::service::Service;
-pub use self::service::TENANT_DEFAULT;
+pub use crate::door::TENANT_DEFAULT;
 
 /// Full name of the service of conversations, for health checks.
 pub const SERVICE_NAME: &str = "turnflow.v1.Conversations";

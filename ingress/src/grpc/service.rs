@@ -4,28 +4,24 @@
 //! without a trace; its turn is answered and stored all the same, and the same turn again gets that answer.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 use turnflow_pipeline::{Feedback, Pipeline, TurnStream};
-use turnflow_state::{Limits, TenantId, TurnError, TurnErrorKind, TurnEvent, TurnKey};
+use turnflow_state::{Limits, TurnKey};
 
-use super::conflict::Conflict;
 use super::converse::Session;
 use super::convert;
-use super::outlet::{LastWord, Outlet, Untold};
 use super::proto::conversations_server::Conversations;
 use super::proto::{AskRequest, AskResponse, ConverseRequest, ConverseResponse, FeedbackRequest, FeedbackResponse};
-use super::refusal::{Refusal, unknown_turn};
+use super::refusal::unknown_turn;
+use crate::door::{Conflict, LastWord, Outlet, Refusal, Untold, next_event, now_ms, tenant_of};
 
-/// The tenant of every client, as long as clients do not say who they are.
-pub const TENANT_DEFAULT: &str = "default";
-
-/// Responses of one call that wait for a slow reader. HTTP/2 buffers more below.
-pub(super) const RESPONSES_QUEUED_MAX: usize = 32;
+/// Where the events of one turn go.
+type Answers = Outlet<Result<AskResponse, Status>>;
 
 /// Where the responses of one call go.
 pub(super) type Responses<R> = mpsc::Sender<Result<R, Status>>;
@@ -58,7 +54,7 @@ impl Conversations for Service {
         request: Request<Streaming<ConverseRequest>>,
     ) -> Result<Response<Self::ConverseStream>, Status> {
         self.refuse_when_stopping()?;
-        let tenant = tenant_of(request.metadata())?;
+        let tenant = tenant_of(request.metadata().as_ref())?;
         let (out, last, responses) = Outlet::open(&self.limits);
         let session = Session::new(self.pipeline.clone(), Arc::clone(&self.limits), tenant, out);
         tokio::spawn(session.run(request.into_inner(), self.stopping.clone(), last));
@@ -67,7 +63,7 @@ impl Conversations for Service {
 
     async fn ask(&self, request: Request<AskRequest>) -> Result<Response<Self::AskStream>, Status> {
         self.refuse_when_stopping()?;
-        let tenant = tenant_of(request.metadata())?;
+        let tenant = tenant_of(request.metadata().as_ref())?;
         let of_call = call_time(request.metadata());
         let turn = request.into_inner().turn;
         // The shorter of the two.
@@ -82,18 +78,13 @@ impl Conversations for Service {
 
     async fn feedback(&self, request: Request<FeedbackRequest>) -> Result<Response<FeedbackResponse>, Status> {
         self.refuse_when_stopping()?;
-        let tenant = tenant_of(request.metadata())?;
+        let tenant = tenant_of(request.metadata().as_ref())?;
         let (turn, is_good) = convert::feedback(tenant, request.get_ref())?;
         match self.pipeline.feedback(turn.clone(), is_good).await.map_err(Conflict::from)? {
             Feedback::Unknown => Err(unknown_turn(&turn)),
             outcome => Ok(Response::new(FeedbackResponse { counted: outcome == Feedback::Counted })),
         }
     }
-}
-
-/// Who calls. Authentication belongs here.
-pub(super) fn tenant_of(_metadata: &MetadataMap) -> Result<TenantId, Refusal> {
-    TenantId::new(TENANT_DEFAULT).map_err(|_| Refusal::Internal)
 }
 
 /// How long a call may take, by its `grpc-timeout`: at most eight digits and a unit (gRPC over HTTP/2, "Timeout"). None where the
@@ -113,14 +104,13 @@ fn call_time(metadata: &MetadataMap) -> Option<Duration> {
     }
 }
 
-/// The time, in milliseconds since 1970.
-pub(super) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
 /// Passes the events of a turn on, up to its terminal event.
-async fn forward(key: TurnKey, mut events: TurnStream, out: Outlet<AskResponse>, last: Option<LastWord<AskResponse>>) {
+async fn forward(
+    key: TurnKey,
+    mut events: TurnStream,
+    out: Answers,
+    last: Option<LastWord<Result<AskResponse, Status>>>,
+) {
     while let Some(event) = next_event(&mut events, &out).await {
         let ended = event.is_terminal();
         let response = convert::ask_event(&key, event).map_err(Status::from);
@@ -130,18 +120,4 @@ async fn forward(key: TurnKey, mut events: TurnStream, out: Outlet<AskResponse>,
             Ok(()) | Err(Untold::Gone) => return,
         }
     }
-}
-
-/// A turn's next event, or `None` when nobody listens any more. Cancel-safe.
-pub(super) async fn next_event<R: Send + 'static>(events: &mut TurnStream, out: &Outlet<R>) -> Option<TurnEvent> {
-    tokio::select! {
-        biased;
-        () = out.closed() => None,
-        // The pipeline promises a terminal event. Should it break its word, the client must not wait for ever.
-        event = events.next() => Some(event.unwrap_or_else(broken_off)),
-    }
-}
-
-fn broken_off() -> TurnEvent {
-    TurnEvent::Error(TurnError::new(TurnErrorKind::Internal, "its events ended without a terminal one"))
 }

@@ -148,6 +148,7 @@ mod tests {
                 evidence: None,
                 route: None,
                 reason: "similar".to_owned(),
+                age_ms: None,
             },
             latency,
             total_us: 80,

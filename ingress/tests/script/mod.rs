@@ -208,6 +208,7 @@ fn completion(text: &str, answer: String, origin: Option<TurnKey>) -> Completion
             evidence: None,
             route: None,
             reason: String::new(),
+            age_ms: None,
         },
         latency: StageLatencies::default(),
         total_us: 1,

@@ -1,9 +1,10 @@
-//! What the gRPC tests share: a real server on a port of its own, with the real encoder and the sample shop's
+//! What the tests of gRPC and HTTP share: a real server on ports of its own, with the real encoder and the sample shop's
 //! articles, a tier that can be held up, and a client that checks the order of events.
 
 #![expect(dead_code, unreachable_pub, reason = "every test binary compiles this module and uses a part of it")]
 
 pub mod gate;
+pub mod http;
 pub mod raw;
 pub mod transcript;
 
@@ -13,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
 use turnflow::grpc::proto::conversations_client::ConversationsClient;
@@ -77,10 +78,12 @@ pub struct TestServer {
     /// First, so that a test that fails opens the gate before the pipeline waits for the turns inside.
     opener: Opener,
     pub address: SocketAddr,
+    /// Where it speaks HTTP.
+    pub http: SocketAddr,
     pub pipeline: Pipeline,
     /// Holds up the tier while it is closed, and counts what the tier was asked.
     pub gate: Arc<Gate>,
-    stop: oneshot::Sender<()>,
+    stop: watch::Sender<bool>,
     served: JoinHandle<Result<(), ServeError>>,
 }
 
@@ -106,14 +109,23 @@ impl TestServer {
         // Loading and importing block.
         let pipeline =
             tokio::task::spawn_blocking(move || start_pipeline(&set_up, at_gate, replace)).await.expect("started");
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
-        let address = listener.local_addr().expect("bound");
-        let (stop, stopped) = oneshot::channel();
+        let bind = async || TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let (listener, for_http) = (bind().await, bind().await);
+        let [address, http] = [&listener, &for_http].map(|listener| listener.local_addr().expect("bound"));
+        let (stop, stopping) = watch::channel(false);
+        let stopped = || {
+            let mut stopping = stopping.clone();
+            async move { drop(stopping.wait_for(|&stopping| stopping).await) }
+        };
+        let (stopped, of_http) = (stopped(), stopped());
         let served = tokio::spawn({
             let pipeline = pipeline.clone();
-            async move { serve(pipeline, &config, listener, async { drop(stopped.await) }).await }
+            async move {
+                let http = turnflow::http::serve(pipeline.clone(), &config, for_http, of_http);
+                tokio::join!(serve(pipeline, &config, listener, stopped), http).0
+            }
         });
-        Self { opener, address, pipeline, gate, stop, served }
+        Self { opener, address, http, pipeline, gate, stop, served }
     }
 
     /// A client on a connection of its own.

@@ -15,6 +15,9 @@ const QUEUE_MAX: usize = 1 << 17;
 /// Largest value of any other count.
 const COUNT_MAX: usize = 1 << 28;
 
+/// Least buffer that the HTTP library takes, in bytes.
+const HEADER_BYTES_LEAST: usize = 8192;
+
 /// Checks a configuration that was read from a text; `name` is what errors call it.
 pub(super) fn check(config: &Config, text: &str, name: &str) -> Result<(), ConfigError> {
     let source = Source { text, name };
@@ -72,6 +75,15 @@ impl Source<'_> {
         if limits.message_bytes_max < limits.text_bytes_max {
             let least = format!("must be at least limits.text-bytes-max, {}", limits.text_bytes_max);
             return Err(self.wrong("limits.message-bytes-max", &limits.message_bytes_max, least));
+        }
+        let body_least = limits.article_bytes_max.max(limits.text_bytes_max);
+        if config.http.body_bytes_max < body_least {
+            let least = format!("must be at least limits.article-bytes-max and limits.text-bytes-max, {body_least}");
+            return Err(self.wrong("http.body-bytes-max", &config.http.body_bytes_max, least));
+        }
+        if config.http.header_bytes_max < HEADER_BYTES_LEAST {
+            let least = format!("must be at least {HEADER_BYTES_LEAST}");
+            return Err(self.wrong("http.header-bytes-max", &config.http.header_bytes_max, least));
         }
         Ok(())
     }
@@ -235,6 +247,13 @@ fn counts(config: &Config) -> Vec<(String, usize)> {
         ("extractive.passages-max", config.extractive.passages_max),
         ("extractive.articles-max", config.extractive.articles_max),
         ("server.header-bytes-max", config.server.header_bytes_max as usize),
+        ("http.connections-max", config.http.connections_max),
+        ("http.headers-max", config.http.headers_max),
+        ("http.body-bytes-max", config.http.body_bytes_max),
+        ("http.head-wait-ms", count(config.http.head_wait_ms)),
+        ("http.body-wait-ms", count(config.http.body_wait_ms)),
+        ("http.work-in-flight-max", config.http.work_in_flight_max),
+        ("http.inputs-max", config.http.inputs_max),
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .to_vec();

@@ -1,7 +1,7 @@
 //! The way of a call's events to its client, and what happens when the client does not read.
 //!
-//! A bounded queue, with HTTP/2's window below it. A response that finds no room within `limits.reader-wait-ms` ends the call with
-//! RESOURCE_EXHAUSTED, for which a place is kept: who does not read must not hold places of turns for ever.
+//! A bounded queue, with the connection's own buffers below it. A response that finds no room within `limits.reader-wait-ms` ends
+//! the call with a last word, for which a place is kept: who does not read must not hold places of turns for ever.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,15 +10,21 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
-use turnflow_state::Limits;
+use turnflow_pipeline::TurnStream;
+use turnflow_state::{Limits, TurnError, TurnErrorKind, TurnEvent};
 
-use super::refusal::slow_reader;
-use super::service::RESPONSES_QUEUED_MAX;
+/// Responses of one call that wait for a slow reader. The connection buffers more below.
+pub(crate) const RESPONSES_QUEUED_MAX: usize = 32;
+
+/// What goes to a client that can be told why it is cut off.
+pub(crate) trait CutOff: Send + 'static {
+    /// The last word to a client that has made no room for so long.
+    fn too_slow(wait: Duration) -> Self;
+}
 
 /// Where the events of turns go that one call asked.
-pub(super) struct Outlet<R> {
-    sender: mpsc::Sender<Result<R, Status>>,
+pub(crate) struct Outlet<R> {
+    sender: mpsc::Sender<R>,
     /// When the client last made room.
     read: Arc<Mutex<Instant>>,
     /// How long a response may wait for room.
@@ -33,27 +39,27 @@ impl<R> Clone for Outlet<R> {
 
 /// Why a response was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Untold {
+pub(crate) enum Untold {
     /// The client is gone.
     Gone,
     /// It has made no room in time.
     Slow,
 }
 
-/// Room for the status that ends a call whose client does not read.
-pub(super) struct LastWord<R>(mpsc::OwnedPermit<Result<R, Status>>, Duration);
+/// Room for what ends a call whose client does not read.
+pub(crate) struct LastWord<R>(mpsc::OwnedPermit<R>, Duration);
 
-impl<R> LastWord<R> {
+impl<R: CutOff> LastWord<R> {
     /// Ends the call.
-    pub(super) fn too_slow(self) {
+    pub(crate) fn too_slow(self) {
         tracing::info!("a client that does not read is cut off");
-        self.0.send(Err(slow_reader(self.1)));
+        self.0.send(R::too_slow(self.1));
     }
 }
 
 impl<R: Send + 'static> Outlet<R> {
     /// A way for the responses of a call, room for its last word, and what the client reads.
-    pub(super) fn open(limits: &Limits) -> (Self, Option<LastWord<R>>, ReceiverStream<Result<R, Status>>) {
+    pub(crate) fn open(limits: &Limits) -> (Self, Option<LastWord<R>>, ReceiverStream<R>) {
         let (sender, responses) = mpsc::channel(RESPONSES_QUEUED_MAX + 1);
         let wait = Duration::from_millis(limits.reader_wait_ms);
         let last = sender.clone().try_reserve_owned().ok().map(|permit| LastWord(permit, wait));
@@ -61,7 +67,7 @@ impl<R: Send + 'static> Outlet<R> {
     }
 
     /// Tells the client something. A client that is gone, or does not read, hears nothing.
-    pub(super) async fn tell(&self, response: Result<R, Status>) -> Result<(), Untold> {
+    pub(crate) async fn tell(&self, response: R) -> Result<(), Untold> {
         let mut response = response;
         loop {
             match self.sender.send_timeout(response, self.wait).await {
@@ -82,34 +88,56 @@ impl<R: Send + 'static> Outlet<R> {
     }
 
     /// Waits until the client is gone.
-    pub(super) async fn closed(&self) {
+    pub(crate) async fn closed(&self) {
         self.sender.closed().await;
     }
+}
+
+/// A turn's next event, or `None` when nobody listens any more. Cancel-safe.
+pub(crate) async fn next_event<R: Send + 'static>(events: &mut TurnStream, out: &Outlet<R>) -> Option<TurnEvent> {
+    tokio::select! {
+        biased;
+        () = out.closed() => None,
+        event = event_of(events) => Some(event),
+    }
+}
+
+/// A turn's next event. Cancel-safe.
+pub(crate) async fn event_of(events: &mut TurnStream) -> TurnEvent {
+    // The pipeline promises a terminal event. Should it break its word, the client must not wait for ever.
+    let broken_off = || TurnError::new(TurnErrorKind::Internal, "its events ended without a terminal one");
+    events.next().await.unwrap_or_else(|| TurnEvent::Error(broken_off()))
 }
 
 #[cfg(test)]
 mod tests {
     use tokio_stream::StreamExt;
-    use tonic::Code;
 
     use super::*;
+
+    #[derive(Debug, PartialEq)]
+    struct Response(Option<usize>);
+
+    impl CutOff for Response {
+        fn too_slow(_: Duration) -> Self {
+            Self(None)
+        }
+    }
 
     #[tokio::test]
     async fn who_does_not_read_is_told_so_last() {
         let limits = Limits { reader_wait_ms: 50, ..turnflow_pipeline::Config::defaults().limits };
         let (out, last, mut responses) = Outlet::open(&limits);
         for number in 0..RESPONSES_QUEUED_MAX {
-            assert_eq!(out.tell(Ok(number)).await, Ok(()));
+            assert_eq!(out.tell(Response(Some(number))).await, Ok(()));
         }
-        assert_eq!(out.tell(Ok(99)).await, Err(Untold::Slow));
+        assert_eq!(out.tell(Response(Some(99))).await, Err(Untold::Slow));
         last.expect("a place is kept").too_slow();
         drop(out);
         for number in 0..RESPONSES_QUEUED_MAX {
-            assert_eq!(responses.next().await.expect("queued").expect("a response"), number);
+            assert_eq!(responses.next().await, Some(Response(Some(number))));
         }
-        let status = responses.next().await.expect("the last word").expect_err("a status");
-        assert_eq!(status.code(), Code::ResourceExhausted);
-        assert!(status.message().contains("50 ms"), "{status:?}");
+        assert_eq!(responses.next().await, Some(Response(None)));
         assert!(responses.next().await.is_none());
     }
 
@@ -117,7 +145,7 @@ mod tests {
     async fn who_is_gone_hears_nothing() {
         let (out, _last, responses) = Outlet::open(&turnflow_pipeline::Config::defaults().limits);
         drop(responses);
-        assert_eq!(out.tell(Ok(1)).await, Err(Untold::Gone));
+        assert_eq!(out.tell(Response(Some(1))).await, Err(Untold::Gone));
         out.closed().await;
     }
 }

@@ -1,0 +1,35 @@
+//! What every way into Turnflow shares, gRPC and HTTP alike: who calls, what is checked of what they send, why they are refused, and
+//! how events get to a client that may be slow.
+//!
+//! Knows no protocol's codes.
+
+mod articles;
+mod check;
+mod outlet;
+mod refusal;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::http::HeaderMap;
+use turnflow_state::TenantId;
+
+pub(crate) use self::articles::{article_id, draft, write};
+pub(crate) use self::check::text;
+pub(crate) use self::outlet::{CutOff, LastWord, Outlet, RESPONSES_QUEUED_MAX, Untold, event_of, next_event};
+pub(crate) use self::refusal::{
+    Conflict, INTERNAL_MESSAGE, Refusal, UNAVAILABLE_MESSAGE, describe, overloaded, slow_reader,
+};
+
+/// The tenant of every client, as long as clients do not say who they are.
+pub const TENANT_DEFAULT: &str = "default";
+
+/// Who calls, by the headers of a request. Authentication belongs here.
+pub(crate) fn tenant_of(_headers: &HeaderMap) -> Result<TenantId, Refusal> {
+    TenantId::new(TENANT_DEFAULT).map_err(|_| Refusal::Internal)
+}
+
+/// The time, in milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

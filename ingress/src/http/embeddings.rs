@@ -1,0 +1,132 @@
+//! `POST /v1/embeddings`: texts as the vectors by which Turnflow compares questions.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+use super::models::check_encoder;
+use super::receive::{Caller, Json};
+use super::reply::JsonReply;
+use super::router::App;
+use crate::door::text;
+
+/// The body of a request.
+#[derive(Debug, Deserialize)]
+pub(super) struct EmbeddingsRequest {
+    model: String,
+    input: Value,
+    #[serde(default)]
+    encoding_format: Option<String>,
+    #[serde(default)]
+    dimensions: Option<usize>,
+}
+
+/// How the numbers of a vector are written.
+#[derive(Clone, Copy)]
+enum Encoding {
+    Float,
+    /// Of the numbers as little-endian bytes.
+    Base64,
+}
+
+impl Encoding {
+    fn named(name: Option<&str>) -> Result<Self, ApiError> {
+        match name {
+            None | Some("float") => Ok(Self::Float),
+            Some("base64") => Ok(Self::Base64),
+            Some(other) => {
+                Err(ApiError::invalid("encoding_format", format!("unknown value {other:?}, expected float or base64")))
+            }
+        }
+    }
+
+    fn write(self, vector: &[f32]) -> Value {
+        match self {
+            Self::Float => json!(vector),
+            Self::Base64 => {
+                let bytes: Vec<u8> = vector.iter().flat_map(|number| number.to_le_bytes()).collect();
+                json!(STANDARD.encode(bytes))
+            }
+        }
+    }
+}
+
+/// `POST /v1/embeddings`.
+pub(super) async fn embed(
+    State(app): State<Arc<App>>,
+    Caller(_): Caller,
+    Json(request): Json<EmbeddingsRequest>,
+) -> Result<JsonReply, ApiError> {
+    let EmbeddingsRequest { model, input, encoding_format, dimensions } = request;
+    check_encoder(&model)?;
+    let encoding = Encoding::named(encoding_format.as_deref())?;
+    let texts = texts(input, app.config.http.inputs_max, app.config.limits.text_bytes_max)?;
+    let _place = app.place_for_work().await?;
+    let embedded = app.knowledge.embed(texts).await?;
+    let size = embedded.vectors.first().map_or(0, |vector| vector.len());
+    if dimensions.is_some_and(|wanted| wanted != size) {
+        return Err(ApiError::unsupported("dimensions", format!("vectors have {size} numbers")));
+    }
+    let data =
+        embedded.vectors.iter().enumerate().map(
+            |(index, vector)| json!({ "object": "embedding", "index": index, "embedding": encoding.write(vector) }),
+        );
+    let data: Vec<Value> = data.collect();
+    let usage = json!({ "prompt_tokens": embedded.tokens, "total_tokens": embedded.tokens });
+    Ok(JsonReply(json!({ "object": "list", "data": data, "model": model, "usage": usage })))
+}
+
+/// The texts of an input: one, or a list.
+fn texts(input: Value, inputs_max: usize, bytes_max: usize) -> Result<Vec<String>, ApiError> {
+    let (inputs, is_list) = match input {
+        Value::Array(inputs) => (inputs, true),
+        one => (vec![one], false),
+    };
+    if inputs.is_empty() || inputs.len() > inputs_max {
+        return Err(ApiError::invalid("input", format!("{} texts, 1 to {inputs_max} are allowed", inputs.len())));
+    }
+    let read = |(at, input): (usize, Value)| {
+        let field = if is_list { format!("input[{at}]") } else { "input".to_owned() };
+        match input {
+            Value::String(input) => Ok(text(&field, input, bytes_max)?),
+            Value::Number(_) | Value::Array(_) => {
+                Err(ApiError::unsupported(&field, "tokens are not read, only text is"))
+            }
+            _ => Err(ApiError::invalid(field, "a text is expected")),
+        }
+    };
+    inputs.into_iter().enumerate().map(read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_input_is_a_text_or_a_list_of_them() {
+        let read = |input: Value| texts(input, 2, 8).map_err(|error| error.param.unwrap_or_default());
+        assert_eq!(read(json!("a")), Ok(vec!["a".to_owned()]));
+        assert_eq!(read(json!(["a", "b"])), Ok(vec!["a".to_owned(), "b".to_owned()]));
+        for (input, param) in [
+            (json!([]), "input"),
+            (json!(["a", "b", "c"]), "input"),
+            (json!(["a", ""]), "input[1]"),
+            (json!("far too long"), "input"),
+            (json!([1, 2]), "input[0]"),
+            (json!({}), "input"),
+        ] {
+            assert_eq!(read(input.clone()), Err(param.to_owned()), "{input}");
+        }
+    }
+
+    #[test]
+    fn base64_is_of_little_endian_bytes() {
+        assert_eq!(Encoding::Base64.write(&[1.0, -2.5]), json!("AACAPwAAIMA="));
+        assert_eq!(Encoding::Float.write(&[1.0, -2.5]), json!([1.0, -2.5]));
+    }
+}

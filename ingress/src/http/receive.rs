@@ -1,0 +1,159 @@
+//! Reads requests: who calls, and what they send, with an error that says where it is wrong.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+use turnflow_pipeline::HttpConfig;
+use turnflow_state::TenantId;
+
+use super::error::{ApiError, Kind};
+use super::router::App;
+use crate::door::{Refusal, tenant_of};
+
+/// Who calls, unless the server takes no requests any more.
+pub(super) struct Caller(pub(super) TenantId);
+
+impl FromRequestParts<Arc<App>> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        if app.is_stopping() {
+            return Err(Refusal::Unavailable.into());
+        }
+        Ok(Self(tenant_of(&parts.headers)?))
+    }
+}
+
+/// The body of a request, read from JSON.
+pub(super) struct Json<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
+        // A page in a browser cannot send JSON to another site without asking first, so this keeps such pages out as well.
+        if !is_json(request.headers()) {
+            let message = "the body has to be JSON, with the header Content-Type: application/json";
+            let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            return Err(ApiError::new(status, Kind::InvalidRequest, "unsupported_media_type", message));
+        }
+        parse(&read(request.into_body(), &app.config.http).await?).map(Self)
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = media_type.split(';').next().unwrap_or_default().trim();
+    media_type.eq_ignore_ascii_case("application/json")
+}
+
+/// Reads a body within its bounds of size and time.
+async fn read(body: Body, config: &HttpConfig) -> Result<Bytes, ApiError> {
+    let wait = Duration::from_millis(config.body_wait_ms);
+    let collected = Limited::new(body, config.body_bytes_max).collect();
+    match tokio::time::timeout(wait, collected).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            let message = format!("the body is too large, at most {} bytes are allowed", config.body_bytes_max);
+            Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, Kind::InvalidRequest, "body_too_large", message))
+        }
+        Ok(Err(error)) => Err(ApiError::bad_request("broken_body", format!("the body broke off: {error}"))),
+        Err(_) => {
+            let message = format!("the body was not complete within {} ms", wait.as_millis());
+            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, Kind::InvalidRequest, "body_too_slow", message))
+        }
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let (path, error) = (error.path().to_string(), error.into_inner());
+        if !error.is_data() {
+            return ApiError::bad_request("invalid_json", format!("the body is not JSON: {error}"));
+        }
+        match path.as_str() {
+            "." => ApiError::bad_request("invalid_value", error.to_string()),
+            path => ApiError::invalid(path, error),
+        }
+    })?;
+    match json.end() {
+        Ok(()) => Ok(parsed),
+        Err(error) => Err(ApiError::bad_request("invalid_json", format!("the body is not JSON: {error}"))),
+    }
+}
+
+/// The parameters behind a path's question mark.
+pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, ApiError> {
+    let query = Query::try_from_uri(uri);
+    query.map(|Query(query)| query).map_err(|error| ApiError::bad_request("invalid_value", error.body_text()))
+}
+
+/// The last part of a path.
+pub(super) struct Id(pub(super) String);
+
+impl FromRequestParts<Arc<App>> for Id {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        let path = Path::<String>::from_request_parts(parts, app).await;
+        path.map(|Path(id)| Self(id)).map_err(|error| ApiError::invalid("id", error.body_text()))
+    }
+}
+
+/// A header's value as text.
+pub(super) fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, ApiError> {
+    let Some(value) = headers.get(name) else { return Ok(None) };
+    let text = std::str::from_utf8(value.as_bytes());
+    text.map(Some).map_err(|_| ApiError::invalid(name, "the header is not UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    struct Form {
+        #[expect(dead_code, reason = "only its errors matter")]
+        list: Vec<u8>,
+    }
+
+    #[test]
+    fn an_error_says_where_it_is() {
+        let check = |body: &str, param: Option<&str>, expected: &str| {
+            let error = parse::<Form>(body.as_bytes()).expect_err(body);
+            assert_eq!(error.param.as_deref(), param, "{body}");
+            assert!(error.message.contains(expected), "{body}: {}", error.message);
+        };
+        check("{\"list\": [1,\n 2,, 3]}", None, "not JSON: expected value at line 2 column 4");
+        check("", None, "not JSON: EOF while parsing a value at line 1 column 0");
+        check("{\"list\": [1]} x", None, "not JSON: trailing characters at line 1 column 15");
+        check("{\"list\": [1, \"x\"]}", Some("list[1]"), "list[1]: invalid type: string \"x\", expected u8 at line 1");
+        check("{}", None, "missing field `list`");
+        assert!(parse::<Form>(b"{\"list\": [], \"more\": 1}").is_ok());
+    }
+
+    #[test]
+    fn only_json_is_taken() {
+        let check = |value: Option<&str>, expected: bool| {
+            let mut headers = HeaderMap::new();
+            if let Some(value) = value {
+                headers.insert(header::CONTENT_TYPE, value.parse().expect("a header"));
+            }
+            assert_eq!(is_json(&headers), expected, "{value:?}");
+        };
+        check(Some("application/json"), true);
+        check(Some("Application/JSON; charset=utf-8"), true);
+        check(Some("text/plain"), false);
+        check(Some("application/jsonx"), false);
+        check(None, false);
+    }
+}

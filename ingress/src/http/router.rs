@@ -1,0 +1,182 @@
+//! The routes, and what holds for all of them: every response is JSON of a known shape, also for an address that is none, a method
+//! that does not fit, and a panic.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode, Uri, header};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde_json::json;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use turnflow_pipeline::{Config, Knowledge, Pipeline};
+
+use super::error::{ApiError, Kind};
+use super::reply::JsonReply;
+use super::{answer, articles, embeddings, models};
+use crate::door::{Refusal, now_ms};
+
+/// What the routes are, for programs.
+const OPENAPI: &str = include_str!("openapi.json");
+/// When to come back with work that found no place.
+const RETRY_AFTER_MS: u64 = 1_000;
+
+/// What every route works with.
+pub(super) struct App {
+    pub(super) pipeline: Pipeline,
+    pub(super) knowledge: Knowledge,
+    pub(super) config: Config,
+    /// When the server started, in seconds since 1970.
+    pub(super) started_s: u64,
+    /// Turns true once, when the server is told to stop.
+    stopping: watch::Receiver<bool>,
+    work: Arc<Semaphore>,
+    /// A secret from which ids are made, and how many were.
+    ids: (RandomState, AtomicU64),
+}
+
+impl App {
+    pub(super) fn new(pipeline: Pipeline, config: &Config, stopping: watch::Receiver<bool>) -> Self {
+        let (knowledge, config) = (pipeline.knowledge(), config.clone());
+        let work = Arc::new(Semaphore::new(config.http.work_in_flight_max));
+        Self { pipeline, knowledge, config, started_s: now_ms() / 1_000, stopping, work, ids: Default::default() }
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
+    }
+
+    /// A place for work that is no turn, such as a search: it takes a thread, and part of the encoder.
+    pub(super) async fn place_for_work(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let wait = Duration::from_millis(self.config.limits.admission_wait_ms);
+        match tokio::time::timeout(wait, Arc::clone(&self.work).acquire_owned()).await {
+            Ok(Ok(place)) => Ok(place),
+            // The semaphore is never closed.
+            Ok(Err(_)) | Err(_) => Err(ApiError::overloaded(RETRY_AFTER_MS)),
+        }
+    }
+
+    /// An id that was never given and that nobody guesses, since who knows a conversation's name may continue it.
+    pub(super) fn fresh_id(&self) -> String {
+        let (secret, count) = &self.ids;
+        let number = count.fetch_add(1, Ordering::Relaxed);
+        format!("{:016x}{:016x}", secret.hash_one((number, 0_u8)), secret.hash_one((number, 1_u8)))
+    }
+}
+
+/// All routes.
+pub(super) fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(answer::complete))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{id}", get(models::get))
+        .route("/v1/embeddings", post(embeddings::embed))
+        .route("/v1/articles", get(articles::list).post(articles::post))
+        .route("/v1/articles/search", post(articles::search))
+        .route("/v1/articles/{id}", get(articles::get).put(articles::put).delete(articles::delete))
+        .route("/health", get(health))
+        .route("/ready", get(ready))
+        .route("/openapi.json", get(openapi))
+        .method_not_allowed_fallback(wrong_method)
+        .fallback(unknown_route)
+        .layer(from_fn(caught))
+        .with_state(app)
+}
+
+/// Whether the process is alive.
+async fn health() -> JsonReply {
+    JsonReply(json!({ "status": "ok" }))
+}
+
+/// Whether requests are taken.
+async fn ready(State(app): State<Arc<App>>) -> Result<JsonReply, ApiError> {
+    if app.is_stopping() { Err(Refusal::Unavailable.into()) } else { Ok(JsonReply(json!({ "status": "ready" }))) }
+}
+
+async fn openapi() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI)
+}
+
+async fn unknown_route(uri: Uri) -> ApiError {
+    ApiError::not_found("unknown_route", format!("there is nothing at {}; /openapi.json lists what is", uri.path()))
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+    let message = format!("{method} is not for {}; /openapi.json lists what is", uri.path());
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, Kind::InvalidRequest, "wrong_method", message)
+}
+
+/// Has a panic end its request, and nothing else.
+async fn caught(request: Request, next: Next) -> Response {
+    let mut response = pin!(next.run(request));
+    // What a panic leaves behind is dropped with the request.
+    let polled = std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| response.as_mut().poll(cx))) {
+        Ok(Poll::Pending) => Poll::Pending,
+        Ok(Poll::Ready(response)) => Poll::Ready(Some(response)),
+        Err(_) => Poll::Ready(None),
+    });
+    match polled.await {
+        Some(response) => response,
+        None => {
+            tracing::error!("a request panicked");
+            ApiError::internal().into_response()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use axum::body::Body;
+    use serde_json::Value;
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_ends_its_request_in_the_shape_of_every_error() {
+        let router: Router =
+            Router::new().route("/", get(async || -> String { panic!("a test panics") })).layer(from_fn(caught));
+        let request = Request::new(Body::empty());
+        let response = router.oneshot(request).await.expect("never fails");
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let body = axum::body::to_bytes(response.into_body(), 4_096).await.expect("a body");
+        let error: Value = serde_json::from_slice(&body).expect("JSON");
+        assert_eq!(error["error"]["code"], "internal");
+    }
+
+    #[test]
+    fn every_route_is_described_and_nothing_else() {
+        let described: Value = serde_json::from_str(OPENAPI).expect("JSON");
+        let described: BTreeSet<(String, String)> = described["paths"]
+            .as_object()
+            .expect("paths")
+            .iter()
+            .flat_map(|(path, methods)| {
+                methods.as_object().expect("methods").keys().map(move |method| (path.clone(), method.clone()))
+            })
+            .collect();
+        // The routes as they are written above.
+        let source = include_str!("router.rs");
+        let mut routes = BTreeSet::new();
+        for line in source.lines().filter_map(|line| line.trim().strip_prefix(".route(\"")) {
+            let Some((path, handlers)) = line.split_once("\", ") else { continue };
+            for method in ["get", "post", "put", "delete"] {
+                if handlers.starts_with(&format!("{method}(")) || handlers.contains(&format!(".{method}(")) {
+                    routes.insert((path.to_owned(), method.to_owned()));
+                }
+            }
+        }
+        routes.retain(|(path, _)| path != "/");
+        assert_eq!(described, routes);
+    }
+}

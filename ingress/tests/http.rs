@@ -1,0 +1,643 @@
+//! The HTTP server as clients meet it: chat completions whole and streamed, where answers come from, errors, the knowledge base,
+//! clients that leave, and the end.
+
+#![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::http::{Method, Response};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use turnflow_models::{Cancel, Lane, ModelError, Rejected, TierBackend, TierHandle, TierJob, TierStats};
+use turnflow_pipeline::Config;
+use turnflow_state::{Answer, Tier, Usage};
+
+use self::support::http::{CHAT, HttpClient, Reply, asks, whole, with};
+use self::support::{TestServer, bounded};
+
+const DELIVERY: &str = "How long does standard delivery take?";
+const SIMILAR: &str = "How many days does standard delivery take?";
+const OTHER: &str = "Do you ship to Canada?";
+
+/// What is similar shares an answer.
+fn plain(config: &mut Config) {
+    config.policy.verifier = "none".to_owned();
+    config.cache.similarity_min = 0.9;
+}
+
+async fn started() -> (TestServer, HttpClient) {
+    let server = TestServer::start(plain).await;
+    let client = HttpClient::new(server.http);
+    (server, client)
+}
+
+fn text(reply: &Reply) -> String {
+    reply.json()["choices"][0]["message"]["content"].as_str().expect("an answer").to_owned()
+}
+
+/// The pieces of a stream, put together.
+fn streamed(events: &[Value]) -> String {
+    events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_says_where_it_came_from() {
+    bounded(async {
+        let (server, client) = started().await;
+        let miss = client.ask(DELIVERY, &[]).await;
+        assert_eq!((miss.status, miss.level(), miss.header("x-turnflow-tier")), (200, "miss", Some("extractive")));
+        assert!(miss.header("server-timing").is_some_and(|timing| timing.contains("total;dur=")), "{miss:?}");
+        assert_eq!((miss.header("age"), miss.header("x-turnflow-entry")), (None, None));
+        let body = miss.json();
+        assert_eq!((&body["object"], &body["model"]), (&json!("chat.completion"), &json!("turnflow")));
+        assert_eq!(body["choices"][0]["finish_reason"], "stop");
+        assert!(body["usage"]["total_tokens"].as_u64() > Some(0), "{body}");
+        assert_eq!(body["turnflow"]["sources"][0]["article"], "delivery-times");
+        assert!(text(&miss).contains("3 to 5 business days"), "{body}");
+
+        let hit = client.ask(DELIVERY, &[]).await;
+        assert_eq!((hit.level(), hit.header("age")), ("exact", Some("0")));
+        assert_eq!(text(&hit), text(&miss));
+        assert_eq!(hit.json()["usage"]["total_tokens"], 0);
+        let entry = hit.header("x-turnflow-entry").expect("an entry").to_owned();
+        assert_eq!(hit.json()["turnflow"]["cache"]["entry"].to_string(), entry);
+        assert_eq!(hit.json()["turnflow"]["cache"]["question"], DELIVERY);
+        assert_ne!(hit.header("x-turnflow-turn"), miss.header("x-turnflow-turn"));
+
+        let similar = client.ask(SIMILAR, &[]).await;
+        assert_eq!((similar.level(), similar.header("x-turnflow-entry")), ("semantic", Some(entry.as_str())));
+        let similarity: f32 = similar.header("x-turnflow-similarity").expect("told").parse().expect("a number");
+        assert!((0.5..1.0).contains(&similarity), "{similarity}");
+        assert_eq!(server.gate.arrivals(), 1);
+        server.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_carries_the_answer_its_verdict_and_its_usage() {
+    bounded(async {
+        let (server, client) = started().await;
+        let body = with(asks(DELIVERY), json!({ "stream": true, "stream_options": { "include_usage": true } }));
+        for level in ["miss", "exact"] {
+            let reply = client.post(CHAT, &[], &body).await;
+            assert_eq!((reply.status, reply.level()), (200, level));
+            assert_eq!(reply.header("content-type"), Some("text/event-stream; charset=utf-8"));
+            let events = reply.events();
+            assert_eq!(events[0]["choices"][0]["delta"]["role"], "assistant");
+            assert!(streamed(&events).contains("3 to 5 business days"), "{events:?}");
+            let [.., last, usage] = events.as_slice() else { panic!("{events:?}") };
+            assert_eq!(last["choices"][0]["finish_reason"], "stop");
+            assert_eq!(last["turnflow"]["cache"]["level"], level);
+            assert_eq!((&usage["choices"], usage["usage"]["total_tokens"] == 0), (&json!([]), level == "exact"));
+            assert!(events.iter().all(|event| event["id"] == events[0]["id"]), "{events:?}");
+        }
+        let without = client.post(CHAT, &[], &with(asks(DELIVERY), json!({ "stream": true }))).await;
+        assert!(without.events().iter().all(|event| event.get("usage").is_none()), "{without:?}");
+        server.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cache_control_narrows() {
+    bounded(async {
+        let (server, client) = started().await;
+        let control = async |question: &str, value: &str| client.ask(question, &[("cache-control", value)]).await;
+        let refused = control(DELIVERY, "only-if-cached").await;
+        assert_eq!(refused.error(), (504, "not_cached".to_owned(), None));
+        assert_eq!(refused.header("x-should-retry"), Some("false"));
+        assert_eq!(server.gate.arrivals(), 0, "nothing is generated for it");
+        assert_eq!(control(DELIVERY, "no-store").await.level(), "miss");
+        assert_eq!(control(DELIVERY, "only-if-cached").await.status, 504, "nothing was kept");
+        assert_eq!(control(DELIVERY, "no-cache").await.level(), "bypass");
+        assert_eq!(control(DELIVERY, "only-if-cached").await.status, 504, "nothing was kept");
+        assert_eq!(client.ask(DELIVERY, &[]).await.level(), "miss");
+        assert_eq!(server.gate.arrivals(), 3);
+        for question in [DELIVERY, SIMILAR] {
+            assert!(["exact", "semantic"].contains(&control(question, "only-if-cached").await.level()));
+            assert!(["exact", "semantic"].contains(&control(question, "max-age=3600").await.level()));
+        }
+        assert_eq!(server.gate.arrivals(), 3);
+        // It is older than that as soon as the clock has moved on.
+        the_clock_moves_on().await;
+        assert_eq!(control(DELIVERY, "max-age=0, only-if-cached").await.status, 504);
+        assert_eq!(control(SIMILAR, "max-age=0, only-if-cached").await.status, 504);
+        assert_eq!(control(DELIVERY, "max-age=0").await.level(), "miss");
+        assert_eq!(control(DELIVERY, "max-age=soon").await.error().2.as_deref(), Some("Cache-Control"));
+        server.stop().await;
+    })
+    .await;
+}
+
+/// Lets the clock of the turns move on: it counts milliseconds.
+async fn the_clock_moves_on() -> u128 {
+    let began = std::time::SystemTime::now();
+    loop {
+        tokio::task::yield_now().await;
+        let elapsed_ms = began.elapsed().map_or(0, |elapsed| elapsed.as_millis());
+        if elapsed_ms > 1 {
+            return elapsed_ms;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_goes_on_here_or_is_told() {
+    bounded(async {
+        let (server, client) = started().await;
+        // Kept here: the second question leans on the first.
+        let named = with(asks(OTHER), json!({ "conversation": "c1" }));
+        assert_eq!(client.post(CHAT, &[], &named).await.header("x-conversation-id"), Some("c1"));
+        let leaning = client.ask("And how much is it?", &[("x-conversation-id", "c1")]).await;
+        assert_eq!((leaning.level(), leaning.header("x-conversation-id")), ("bypass", Some("c1")));
+        assert!(text(&leaning).contains("$18"), "{leaning:?}");
+
+        // Told by the client: the same, and what leans on it is neither cached nor served from a cache.
+        let told = json!([
+            { "role": "system", "content": "Be kind." },
+            { "role": "user", "content": OTHER },
+            { "role": "assistant", "content": "Yes, we do." },
+            { "role": "user", "content": [{ "type": "text", "text": "And how much is it?" }] },
+        ]);
+        let told = json!({ "model": "turnflow", "messages": told });
+        for _ in 0..2 {
+            let reply = client.post(CHAT, &[], &told).await;
+            assert_eq!(reply.level(), "bypass");
+            assert!(reply.json()["turnflow"]["cache"]["reason"].as_str().expect("why").contains("leans"), "{reply:?}");
+            assert!(text(&reply).contains("$18"), "{reply:?}");
+        }
+        let only = client.post(CHAT, &[("cache-control", "only-if-cached")], &told).await;
+        assert_eq!(only.error().1, "not_cached");
+        let alone = client.ask("And how much is it?", &[]).await;
+        assert_eq!(alone.level(), "miss", "nothing of the conversation was cached");
+
+        // A question that stands alone is served and cached, whatever was said before.
+        let mut standing = told.clone();
+        standing["messages"][3]["content"] = json!(OTHER);
+        assert_eq!(client.post(CHAT, &[], &standing).await.level(), "exact");
+
+        // The same request again is the same turn.
+        let key = [("idempotency-key", "k1")];
+        let (first, again) = (client.ask(DELIVERY, &key).await, client.ask("Something else?", &key).await);
+        assert_eq!((first.level(), again.level()), ("miss", "miss"));
+        assert_eq!((text(&first), first.json()["id"].clone()), (text(&again), again.json()["id"].clone()));
+        server.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_have_one_shape() {
+    bounded(async {
+        let server = TestServer::start(|config| {
+            config.http.body_bytes_max = config.limits.article_bytes_max;
+            config.limits.turns_in_flight_max = 1;
+            config.limits.admission_wait_ms = 0;
+        })
+        .await;
+        let client = HttpClient::new(server.http);
+        let check = |reply: Reply, status: u16, code: &str, param: Option<&str>| {
+            assert_eq!(reply.error(), (status, code.to_owned(), param.map(str::to_owned)), "{reply:?}");
+        };
+        let json_type = [("content-type", "application/json")];
+        let post = async |body: &str| client.send(Method::POST, CHAT, &json_type, body.to_owned()).await;
+        let broken = post("{\"model\": \"turnflow\",\n \"messages\": [}").await;
+        assert!(broken.json()["error"]["message"].as_str().expect("words").contains("line 2 column 15"), "{broken:?}");
+        check(broken, 400, "invalid_json", None);
+        check(post("").await, 400, "invalid_json", None);
+        check(post("{\"model\": 3, \"messages\": []}").await, 400, "invalid_value", Some("model"));
+        check(
+            post("{\"model\": \"m\", \"messages\": [{\"role\": 1}]}").await,
+            400,
+            "invalid_value",
+            Some("messages[0].role"),
+        );
+        check(client.ask(" ", &[]).await, 400, "invalid_value", Some("messages[0].content"));
+        check(client.ask(&"x".repeat(8_193), &[]).await, 400, "invalid_value", Some("messages[0].content"));
+        let tools = with(asks(OTHER), json!({ "tools": [{ "type": "function" }] }));
+        check(client.post(CHAT, &[], &tools).await, 400, "unsupported_value", Some("tools"));
+        let unknown = with(asks(OTHER), json!({ "model": "gpt-4o" }));
+        check(client.post(CHAT, &[], &unknown).await, 404, "model_not_found", Some("model"));
+        let large = "x".repeat(300_000);
+        check(client.ask(&large, &[]).await, 413, "body_too_large", None);
+        let plain = client.send(Method::POST, CHAT, &[("content-type", "text/plain")], asks(OTHER).to_string()).await;
+        check(plain, 415, "unsupported_media_type", None);
+        check(client.get("/v1/nothing").await, 404, "unknown_route", None);
+        check(client.get(CHAT).await, 405, "wrong_method", None);
+
+        // Its deadline has passed before it can be begun.
+        let late = with(asks(DELIVERY), json!({ "deadline_ms": 0 }));
+        for body in [late.clone(), with(late, json!({ "stream": true }))] {
+            check(client.post(CHAT, &[], &body).await, 504, "deadline_exceeded", None);
+        }
+        // One turn is under way, and there is no place for another.
+        server.gate.set_open(false);
+        let first = tokio::spawn({
+            let client = client.clone();
+            async move { client.ask(DELIVERY, &[]).await }
+        });
+        server.gate.arrived(1).await;
+        let refused = client.post(CHAT, &[], &with(asks(OTHER), json!({ "stream": true }))).await;
+        assert!(refused.header("retry-after").is_some_and(|seconds| seconds.parse::<u64>().is_ok()), "{refused:?}");
+        check(refused, 429, "overloaded", None);
+        server.gate.set_open(true);
+        assert_eq!(first.await.expect("no panic").status, 200);
+        server.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn articles_are_read_and_written() {
+    bounded(async {
+        let (server, client) = started().await;
+        let put = async |path: &str, headers: &[(&str, &str)], body: &Value| {
+            let headers: Vec<_> = [("content-type", "application/json")].iter().chain(headers).copied().collect();
+            client.send(Method::PUT, path, &headers, body.to_string()).await
+        };
+        let article = json!({ "title": "Moon", "body": "We deliver to the moon in 9 days.", "metadata": { "a": "b" } });
+        let path = "/v1/articles/to%2Fthe%20moon";
+        assert_eq!(client.get(path).await.error().1, "article_not_found");
+        let written = put(path, &[("if-none-match", "*")], &article).await;
+        assert_eq!((written.status, written.header("etag")), (200, Some("\"1\"")), "{written:?}");
+        assert_eq!(written.json()["id"], "to/the moon");
+        let refused = put(path, &[("if-none-match", "*")], &article).await;
+        assert_eq!((refused.error().0, refused.header("etag")), (412, Some("\"1\"")));
+        let read = client.get(path).await;
+        assert_eq!(
+            read.json(),
+            json!({ "id": "to/the moon", "object": "article", "title": "Moon", "metadata": { "a": "b" }, "version": 1, "body": "We deliver to the moon in 9 days." })
+        );
+        let known = client.send(Method::GET, path, &[("if-none-match", "\"1\"")], Bytes::new()).await;
+        assert_eq!((known.status, known.body.as_str()), (304, ""));
+
+        // An edit makes the answers invalid that rest on it.
+        let question = "Do you deliver to the moon?";
+        assert!(text(&client.ask(question, &[]).await).contains("9 days"));
+        assert_eq!(client.ask(question, &[]).await.level(), "exact");
+        let edited = with(article, json!({ "id": "to/the moon", "body": "We deliver to the moon in 7 days." }));
+        let dry = client.post("/v1/articles?dry_run=true", &[], &edited).await.json();
+        assert_eq!((&dry["would_invalidate"][0]["question"], &dry["dry_run"]), (&json!(question), &json!(true)));
+        assert_eq!(client.ask(question, &[]).await.level(), "exact");
+        assert_eq!(client.post("/v1/articles", &[("if-match", "\"7\"")], &edited).await.error().1, "version_mismatch");
+        let written = client.post("/v1/articles", &[("if-match", "\"1\"")], &edited).await;
+        assert_eq!((&written.json()["version"], &written.json()["cached_answers_invalidated"]), (&json!(2), &json!(1)));
+        let anew = client.ask(question, &[]).await;
+        assert!(anew.level() == "miss" && text(&anew).contains("7 days"), "{anew:?}");
+
+        let found = client.post("/v1/articles/search", &[], &json!({ "query": question, "k": 1 })).await.json();
+        assert_eq!((&found["data"][0]["article"], found["data"][1].is_null()), (&json!("to/the moon"), true));
+
+        // A walk through all pages meets every article once, in order.
+        let (mut ids, mut after): (Vec<String>, String) = (Vec::new(), String::new());
+        loop {
+            let page = client.get(&format!("/v1/articles?limit=7{after}")).await.json();
+            let data = page["data"].as_array().expect("articles");
+            assert!(data.iter().all(|article| article.get("body").is_none()), "{page}");
+            ids.extend(data.iter().map(|article| article["id"].as_str().expect("an id").to_owned()));
+            if page["has_more"] == false {
+                break;
+            }
+            after = format!("&after={}", page["last_id"].as_str().expect("an id"));
+        }
+        assert!(ids.is_sorted() && ids.len() > 14 && ids.contains(&"to/the moon".to_owned()), "{ids:?}");
+        let bodies = client.get("/v1/articles?limit=1&with_body=true").await.json();
+        assert!(bodies["data"][0]["body"].is_string(), "{bodies}");
+
+        let deleted = client.send(Method::DELETE, path, &[("if-match", "\"2\"")], Bytes::new()).await;
+        assert_eq!((deleted.status, deleted.json()["deleted"].clone()), (200, json!(true)));
+        assert_eq!(client.send(Method::DELETE, path, &[], Bytes::new()).await.error().0, 404);
+        for (path, param) in [("/v1/articles?limit=0", "limit"), ("/v1/articles?limit=101", "limit"), ("/v1/articles?after=", "after")] {
+            assert_eq!(client.get(path).await.error().2.as_deref(), Some(param), "{path}");
+        }
+        assert_eq!(client.get("/v1/articles?limit=many").await.error().0, 400);
+        assert_eq!(client.post("/v1/articles", &[], &json!({ "id": "e" })).await.error().2.as_deref(), Some("article"));
+        assert_eq!(client.post("/v1/articles", &[], &json!({ "title": "T" })).await.error().2.as_deref(), Some("id"));
+        server.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn models_embeddings_and_health() {
+    bounded(async {
+        let (server, client) = started().await;
+        let models = client.get("/v1/models").await.json();
+        let names: Vec<&str> =
+            models["data"].as_array().expect("models").iter().filter_map(|model| model["id"].as_str()).collect();
+        assert_eq!(names, ["turnflow", "all-MiniLM-L6-v2"]);
+        assert_eq!(client.get("/v1/models/turnflow").await.json()["object"], "model");
+        assert_eq!(client.get("/v1/models/gpt-4o").await.error().1, "model_not_found");
+
+        let body = json!({ "model": "all-MiniLM-L6-v2", "input": [DELIVERY, DELIVERY, OTHER] });
+        let floats = client.post("/v1/embeddings", &[], &body).await.json();
+        let vector = |at: usize| -> Vec<f32> {
+            serde_json::from_value(floats["data"][at]["embedding"].clone()).expect("numbers")
+        };
+        assert_eq!((vector(0).len(), vector(0) == vector(1), vector(0) == vector(2)), (384, true, false));
+        let length: f32 = vector(0).iter().map(|number| number * number).sum();
+        assert!((length - 1.0).abs() < 1e-3, "{length}");
+        assert!(floats["usage"]["prompt_tokens"].as_u64() > Some(10), "{floats}");
+        let body = with(body, json!({ "input": DELIVERY, "encoding_format": "base64" }));
+        let packed = client.post("/v1/embeddings", &[], &body).await.json();
+        assert_eq!(packed["data"][0]["embedding"].as_str().expect("text").len(), 384 * 4 / 3 * 4);
+        let wrong = with(body, json!({ "dimensions": 64 }));
+        assert_eq!(client.post("/v1/embeddings", &[], &wrong).await.error().2.as_deref(), Some("dimensions"));
+
+        assert_eq!(client.get("/health").await.json(), json!({ "status": "ok" }));
+        assert_eq!(client.get("/ready").await.json(), json!({ "status": "ready" }));
+        assert_eq!(client.get("/openapi.json").await.json()["openapi"], "3.1.0");
+        server.stop().await;
+    })
+    .await;
+}
+
+/// A tier that says a piece, and the rest when it is told to; it tells when nobody waits any more.
+struct Paced {
+    go: Receiver<()>,
+    left: mpsc::UnboundedSender<()>,
+}
+
+impl TierBackend for Paced {
+    fn tier(&self) -> Tier {
+        Tier::Openai
+    }
+
+    fn identity(&self) -> String {
+        "paced".to_owned()
+    }
+
+    fn submit(&self, _: Lane, job: TierJob) -> Result<(), Rejected<TierJob>> {
+        let TierJob { request, mut on_delta, done, .. } = job;
+        let (go, left) = (self.go.clone(), self.left.clone());
+        let cancel: Cancel = request.cancel.clone();
+        cancel.on_cancel(move || {
+            let _ = left.send(());
+        });
+        std::thread::spawn(move || {
+            on_delta("In two ".to_owned());
+            if go.recv().is_err() {
+                return done(Err(ModelError::Cancelled));
+            }
+            on_delta("days.".to_owned());
+            let usage = Usage { input_tokens: 7, output_tokens: 3 };
+            done(Ok(Answer {
+                text: "In two days.".to_owned(),
+                tier: Tier::Openai,
+                sources: Vec::new(),
+                usage,
+                grounded: true,
+            }));
+        });
+        Ok(())
+    }
+
+    fn stats(&self) -> TierStats {
+        TierStats::default()
+    }
+
+    fn queued(&self) -> usize {
+        0
+    }
+}
+
+async fn paced() -> (TestServer, HttpClient, Sender<()>, mpsc::UnboundedReceiver<()>) {
+    let ((go, told), (left, leaves)) = (unbounded(), mpsc::unbounded_channel());
+    let server =
+        TestServer::start_with(plain, move |_, parts| parts.tiers.large = TierHandle::new(Paced { go: told, left }))
+            .await;
+    let client = HttpClient::new(server.http);
+    (server, client, go, leaves)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_tells_an_answer_as_it_is_written() {
+    bounded(async {
+        let (server, client, go, _leaves) = paced().await;
+        let (response, first) = told(&client, DELIVERY, "In two ").await;
+        // The head says what is known while the answer is being written.
+        assert_eq!(response.headers()["x-turnflow-cache"], "miss");
+        assert_eq!(response.headers()["x-turnflow-tier"], "openai");
+        assert!(response.headers().get("server-timing").is_none());
+        go.send(()).expect("the tier waits");
+        let rest = whole(response).await;
+        let events = Reply { body: first + &rest.body, ..rest }.events();
+        assert_eq!(streamed(&events), "In two days.");
+        let last = events.last().expect("the end");
+        assert_eq!(
+            (&last["turnflow"]["cache"]["level"], &last["turnflow"]["tier"]),
+            (&json!("miss"), &json!("openai"))
+        );
+        server.stop().await;
+    })
+    .await;
+}
+
+/// A stream, read up to where it has told this.
+async fn told(client: &HttpClient, question: &str, piece: &str) -> (Response<Incoming>, String) {
+    let body = with(asks(question), json!({ "stream": true })).to_string();
+    let headers = [("content-type", "application/json")];
+    let mut response = client.begin(Method::POST, CHAT, &headers, body).await;
+    let mut heard = String::new();
+    while !heard.contains(piece) {
+        let frame = response.frame().await.expect("a piece").expect("no error");
+        heard.push_str(std::str::from_utf8(frame.data_ref().expect("data")).expect("UTF-8"));
+    }
+    (response, heard)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_becomes_void_after_it_was_streamed_ends_the_stream() {
+    bounded(async {
+        let (server, client, go, _leaves) = paced().await;
+        let (leading, _) = told(&client, DELIVERY, "In two ").await;
+        let (following, _) = told(&client, SIMILAR, "In two ").await;
+        assert_eq!(following.headers()["x-turnflow-cache"], "joined");
+        // The answer that both hear rests on this article.
+        let edited = json!({ "id": "delivery-times", "title": "Standard delivery", "body": "Delivery takes a week." });
+        assert_eq!(client.post("/v1/articles", &[], &edited).await.status, 200);
+        go.send(()).expect("the tier waits");
+        assert!(whole(leading).await.body.ends_with("data: [DONE]\n\n"));
+        let end = whole(following).await.body;
+        assert!(end.contains("answer_withdrawn") && !end.contains("[DONE]"), "{end}");
+        // The tier was asked once more, for the one that had followed.
+        go.send(()).expect("the tier waits");
+        server.stop().await;
+    })
+    .await;
+}
+
+/// A tier that streams what it then finds to be no answer.
+struct Unsure;
+
+impl TierBackend for Unsure {
+    fn tier(&self) -> Tier {
+        Tier::Burn
+    }
+
+    fn identity(&self) -> String {
+        "unsure".to_owned()
+    }
+
+    fn submit(&self, _: Lane, job: TierJob) -> Result<(), Rejected<TierJob>> {
+        let TierJob { mut on_delta, done, .. } = job;
+        std::thread::spawn(move || {
+            on_delta("Hm.".to_owned());
+            let usage = Usage { input_tokens: 1, output_tokens: 1 };
+            done(Ok(Answer { text: "Hm.".to_owned(), tier: Tier::Burn, sources: Vec::new(), usage, grounded: false }));
+        });
+        Ok(())
+    }
+
+    fn stats(&self) -> TierStats {
+        TierStats::default()
+    }
+
+    fn queued(&self) -> usize {
+        0
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pieces_that_may_become_void_are_held() {
+    bounded(async {
+        let routed = |config: &mut Config| {
+            config.routing.enabled = true;
+            config.routing.router = "plain".to_owned();
+            // Everything is simple.
+            (config.routing.plain.relevance_min, config.routing.plain.margin_min) = (-1.0, -1.0);
+        };
+        let server = TestServer::start_with(routed, |config, parts| {
+            parts.tiers.small = Some(TierHandle::new(Unsure));
+            parts.chooser = Some(turnflow_pipeline::chooser(config).expect("a rule"));
+        })
+        .await;
+        let client = HttpClient::new(server.http);
+        let models = client.get("/v1/models").await.json();
+        assert_eq!(models["data"][1]["id"], "turnflow-small");
+        let reply = client.post(CHAT, &[], &with(asks(DELIVERY), json!({ "stream": true }))).await;
+        assert_eq!((reply.level(), reply.header("x-turnflow-tier")), ("miss", Some("extractive")));
+        let events = reply.events();
+        assert!(!reply.body.contains("Hm.") && streamed(&events).contains("3 to 5 business days"), "{reply:?}");
+        assert_eq!(events.last().expect("the end")["turnflow"]["route"]["escalated"], true);
+        // Whoever names the small tier gets its answer, such as it is.
+        let small = with(asks(DELIVERY), json!({ "model": "turnflow-small" }));
+        let reply = client.post(CHAT, &[], &small).await;
+        assert_eq!((reply.level(), text(&reply).as_str()), ("bypass", "Hm."));
+        server.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_cancels_its_turn() {
+    bounded(async {
+        let (server, _, go, mut leaves) = paced().await;
+        for stream in [true, false] {
+            let body = with(asks(if stream { DELIVERY } else { OTHER }), json!({ "stream": stream })).to_string();
+            let mut socket = TcpStream::connect(server.http).await.expect("the server listens");
+            let head = format!(
+                "POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+                body.len()
+            );
+            socket.write_all((head + &body).as_bytes()).await.expect("written");
+            if stream {
+                let mut heard = Vec::new();
+                while !String::from_utf8_lossy(&heard).contains("In two ") {
+                    assert!(socket.read_buf(&mut heard).await.expect("read") > 0, "the stream goes on");
+                }
+            } else {
+                // Its turn is under way when it has a place.
+                while server.pipeline.stats().turns_in_flight == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            drop(socket);
+            leaves.recv().await.expect("the tier hears of it");
+            go.send(()).expect("the tier waits");
+            while server.pipeline.stats().turns_in_flight > 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        server.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_taken_is_answered_when_the_server_stops() {
+    bounded(async {
+        let (server, client, go, _leaves) = paced().await;
+        let (address, pipeline) = (server.http, server.pipeline.clone());
+        let asked = tokio::spawn({
+            let client = client.clone();
+            async move { client.ask(DELIVERY, &[]).await }
+        });
+        while pipeline.stats().turns_in_flight == 0 {
+            tokio::task::yield_now().await;
+        }
+        let stopped = server.begin_stop();
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        go.send(()).expect("the tier waits");
+        let answered = asked.await.expect("no panic");
+        assert_eq!((answered.status, text(&answered).as_str()), (200, "In two days."));
+        stopped.await.expect("no panic").expect("served");
+    })
+    .await;
+}
+
+/// Sends bytes and hears what comes until the server closes the connection.
+async fn raw(server: &TestServer, bytes: &[u8]) -> String {
+    let mut socket = TcpStream::connect(server.http).await.expect("the server listens");
+    socket.write_all(bytes).await.expect("written");
+    let mut heard = Vec::new();
+    // A server that closes before it has read everything resets.
+    let _ = socket.read_to_end(&mut heard).await;
+    String::from_utf8_lossy(&heard).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_have_bounds() {
+    bounded(async {
+        let server = TestServer::start(|config| {
+            config.http.head_wait_ms = 200;
+            config.http.body_wait_ms = 200;
+            config.http.headers_max = 8;
+            config.http.connections_max = 1;
+        })
+        .await;
+        // One that never says anything, one that begins a head, and one that was answered and stays idle are closed.
+        assert_eq!(raw(&server, b"").await, "");
+        assert_eq!(raw(&server, b"GET /health HT").await, "");
+        let idle = raw(&server, b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        assert!(idle.starts_with("HTTP/1.1 200 OK"), "{idle}");
+        let slow =
+            b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{";
+        let slow = raw(&server, slow).await;
+        assert!(slow.starts_with("HTTP/1.1 408") && slow.contains("body_too_slow"), "{slow}");
+        let many = format!("GET /health HTTP/1.1\r\nhost: a\r\n{}\r\n", "a: b\r\n".repeat(9));
+        assert!(raw(&server, many.as_bytes()).await.starts_with("HTTP/1.1 431"));
+        let long = format!("GET /health HTTP/1.1\r\nhost: a\r\na: {}\r\n\r\n", "b".repeat(20_000));
+        assert!(raw(&server, long.as_bytes()).await.starts_with("HTTP/1.1 431"));
+        // A second connection waits for the first to end.
+        let first = TcpStream::connect(server.http).await.expect("the server listens");
+        let client = HttpClient::new(server.http);
+        let second = tokio::time::timeout(Duration::from_millis(50), client.get("/health")).await;
+        assert!(second.is_err(), "{second:?}");
+        drop(first);
+        assert_eq!(client.get("/health").await.status, 200);
+        server.stop().await;
+    })
+    .await;
+}

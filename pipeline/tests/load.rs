@@ -69,13 +69,16 @@ impl Drop for Opens {
 
 impl Answerer for Says {
     fn answer(&self, request: &TierRequest, on_delta: &mut dyn FnMut(String)) -> Result<Answer, ModelError> {
-        let mut gate = self.gate.0.lock().expect("no panic");
-        gate.asked.push(request.question.clone());
+        self.gate.0.lock().expect("no panic").asked.push(request.question.clone());
+        // As every answer's first piece, it tells the stage that the tier has room again.
+        let first = format!("{} on ", self.name);
+        on_delta(first.clone());
+        let gate = self.gate.0.lock().expect("no panic");
         let mut gate = self.gate.1.wait_while(gate, |gate| gate.is_shut && gate.passes == 0).expect("no panic");
         gate.passes = gate.passes.saturating_sub(1);
         drop(gate);
-        let text = format!("{} on {}", self.name, request.question);
-        on_delta(text.clone());
+        on_delta(request.question.clone());
+        let text = first + &request.question;
         let usage = Usage { input_tokens: 100, output_tokens: 10 };
         Ok(Answer { text, tier: Tier::Extractive, sources: Vec::new(), usage, grounded: self.grounded })
     }

@@ -64,7 +64,8 @@ async fn an_answer_says_where_it_came_from() {
         assert!(text(&miss).contains("3 to 5 business days"), "{body}");
 
         let hit = client.ask(DELIVERY, &[]).await;
-        assert_eq!((hit.level(), hit.header("age")), ("exact", Some("0")));
+        let age_ms = hit.json()["turnflow"]["cache"]["age_ms"].as_u64().expect("an age");
+        assert_eq!((hit.level(), hit.header("age")), ("exact", Some((age_ms / 1_000).to_string().as_str())));
         assert_eq!(text(&hit), text(&miss));
         assert_eq!(hit.json()["usage"]["total_tokens"], 0);
         let entry = hit.header("x-turnflow-entry").expect("an entry").to_owned();
@@ -361,10 +362,18 @@ async fn models_embeddings_and_health() {
     .await;
 }
 
-/// A tier that says a piece, and the rest when it is told to; it tells when nobody waits any more.
+/// A tier that says a piece, and the rest when it is told to.
 struct Paced {
     go: Receiver<()>,
-    left: mpsc::UnboundedSender<()>,
+    tells: mpsc::UnboundedSender<Happened>,
+}
+
+/// What became of a question to it.
+#[derive(Debug, PartialEq)]
+enum Happened {
+    Came,
+    /// Nobody waits any more.
+    Left,
 }
 
 impl TierBackend for Paced {
@@ -378,10 +387,11 @@ impl TierBackend for Paced {
 
     fn submit(&self, _: Lane, job: TierJob) -> Result<(), Rejected<TierJob>> {
         let TierJob { request, mut on_delta, done, .. } = job;
-        let (go, left) = (self.go.clone(), self.left.clone());
+        let (go, tells) = (self.go.clone(), self.tells.clone());
+        let _ = tells.send(Happened::Came);
         let cancel: Cancel = request.cancel.clone();
         cancel.on_cancel(move || {
-            let _ = left.send(());
+            let _ = tells.send(Happened::Left);
         });
         std::thread::spawn(move || {
             on_delta("In two ".to_owned());
@@ -410,19 +420,19 @@ impl TierBackend for Paced {
     }
 }
 
-async fn paced() -> (TestServer, HttpClient, Sender<()>, mpsc::UnboundedReceiver<()>) {
-    let ((go, told), (left, leaves)) = (unbounded(), mpsc::unbounded_channel());
+async fn paced() -> (TestServer, HttpClient, Sender<()>, mpsc::UnboundedReceiver<Happened>) {
+    let ((go, told), (tells, happened)) = (unbounded(), mpsc::unbounded_channel());
     let server =
-        TestServer::start_with(plain, move |_, parts| parts.tiers.large = TierHandle::new(Paced { go: told, left }))
+        TestServer::start_with(plain, move |_, parts| parts.tiers.large = TierHandle::new(Paced { go: told, tells }))
             .await;
     let client = HttpClient::new(server.http);
-    (server, client, go, leaves)
+    (server, client, go, happened)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_tells_an_answer_as_it_is_written() {
     bounded(async {
-        let (server, client, go, _leaves) = paced().await;
+        let (server, client, go, _happened) = paced().await;
         let (response, first) = told(&client, DELIVERY, "In two ").await;
         // The head says what is known while the answer is being written.
         assert_eq!(response.headers()["x-turnflow-cache"], "miss");
@@ -458,7 +468,7 @@ async fn told(client: &HttpClient, question: &str, piece: &str) -> (Response<Inc
 #[tokio::test(flavor = "multi_thread")]
 async fn what_becomes_void_after_it_was_streamed_ends_the_stream() {
     bounded(async {
-        let (server, client, go, _leaves) = paced().await;
+        let (server, client, go, _happened) = paced().await;
         let (leading, _) = told(&client, DELIVERY, "In two ").await;
         let (following, _) = told(&client, SIMILAR, "In two ").await;
         assert_eq!(following.headers()["x-turnflow-cache"], "joined");
@@ -541,7 +551,7 @@ async fn pieces_that_may_become_void_are_held() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_cancels_its_turn() {
     bounded(async {
-        let (server, _, go, mut leaves) = paced().await;
+        let (server, _, go, mut happened) = paced().await;
         for stream in [true, false] {
             let body = with(asks(if stream { DELIVERY } else { OTHER }), json!({ "stream": stream })).to_string();
             let mut socket = TcpStream::connect(server.http).await.expect("the server listens");
@@ -555,14 +565,10 @@ async fn a_client_that_leaves_cancels_its_turn() {
                 while !String::from_utf8_lossy(&heard).contains("In two ") {
                     assert!(socket.read_buf(&mut heard).await.expect("read") > 0, "the stream goes on");
                 }
-            } else {
-                // Its turn is under way when it has a place.
-                while server.pipeline.stats().turns_in_flight == 0 {
-                    tokio::task::yield_now().await;
-                }
             }
+            assert_eq!(happened.recv().await, Some(Happened::Came));
             drop(socket);
-            leaves.recv().await.expect("the tier hears of it");
+            assert_eq!(happened.recv().await, Some(Happened::Left));
             go.send(()).expect("the tier waits");
             while server.pipeline.stats().turns_in_flight > 0 {
                 tokio::task::yield_now().await;
@@ -576,7 +582,7 @@ async fn a_client_that_leaves_cancels_its_turn() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_taken_is_answered_when_the_server_stops() {
     bounded(async {
-        let (server, client, go, _leaves) = paced().await;
+        let (server, client, go, _happened) = paced().await;
         let (address, pipeline) = (server.http, server.pipeline.clone());
         let asked = tokio::spawn({
             let client = client.clone();
@@ -614,23 +620,24 @@ async fn connections_have_bounds() {
             config.http.head_wait_ms = 200;
             config.http.body_wait_ms = 200;
             config.http.headers_max = 8;
-            config.http.connections_max = 1;
         })
         .await;
         // One that never says anything, one that begins a head, and one that was answered and stays idle are closed.
         assert_eq!(raw(&server, b"").await, "");
         assert_eq!(raw(&server, b"GET /health HT").await, "");
-        let idle = raw(&server, b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        let idle = raw(&server, b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
         assert!(idle.starts_with("HTTP/1.1 200 OK"), "{idle}");
         let slow =
-            b"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{";
+            b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{";
         let slow = raw(&server, slow).await;
         assert!(slow.starts_with("HTTP/1.1 408") && slow.contains("body_too_slow"), "{slow}");
-        let many = format!("GET /health HTTP/1.1\r\nhost: a\r\n{}\r\n", "a: b\r\n".repeat(9));
+        let many = format!("GET /health HTTP/1.1\r\nhost: localhost\r\n{}\r\n", "a: b\r\n".repeat(9));
         assert!(raw(&server, many.as_bytes()).await.starts_with("HTTP/1.1 431"));
-        let long = format!("GET /health HTTP/1.1\r\nhost: a\r\na: {}\r\n\r\n", "b".repeat(20_000));
+        let long = format!("GET /health HTTP/1.1\r\nhost: localhost\r\na: {}\r\n\r\n", "b".repeat(20_000));
         assert!(raw(&server, long.as_bytes()).await.starts_with("HTTP/1.1 431"));
+        server.stop().await;
         // A second connection waits for the first to end.
+        let server = TestServer::start(|config| config.http.connections_max = 1).await;
         let first = TcpStream::connect(server.http).await.expect("the server listens");
         let client = HttpClient::new(server.http);
         let second = tokio::time::timeout(Duration::from_millis(50), client.get("/health")).await;

@@ -298,7 +298,8 @@ impl Stage for Gather {
         };
         match input {
             ToGather::Turn(mut ask) if !self.enabled || !ask.may_read_cache() => {
-                "the semantic cache is switched off".clone_into(&mut ask.missed);
+                let why = if self.enabled { "no cache was to be read" } else { "the semantic cache is switched off" };
+                why.clone_into(&mut ask.missed);
                 return out.push(Ok(ask));
             }
             ToGather::Turn(ask) => self.waiting.entry(request).or_default().ask = Some(ask),

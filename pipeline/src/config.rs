@@ -162,8 +162,22 @@ section!(
         inputs_max: usize,
         /// What becomes of the system messages of a conversation.
         system_messages: SystemMessages,
+        /// What becomes of requests for models that are not here.
+        other_models: OtherModels,
+        /// Names of this machine for clients on it.
+        hosts: Vec<String>,
     }
 );
+
+/// What becomes of requests that name a model which is not here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OtherModels {
+    /// They are answered, as if they named none.
+    Answer,
+    /// They are refused.
+    Refuse,
+}
 
 /// What becomes of the system messages of a conversation: what answers are to be like is a setting, and part of what may be cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,19 @@
-//! What is checked of every text that comes in.
+//! What is checked of everything that comes in.
+
+use turnflow_state::ConversationId;
 
 use super::Refusal;
+
+/// What the names of conversations begin with that are a request's own.
+pub(crate) const OWN_CONVERSATION: &str = "request:";
+
+/// The conversation that a client names; `field` is its path from the request.
+pub(crate) fn conversation(field: &'static str, named: &str) -> Result<ConversationId, Refusal> {
+    if named.starts_with(OWN_CONVERSATION) {
+        return Err(Refusal::invalid(field, format!("names that begin with {OWN_CONVERSATION} are not the caller's")));
+    }
+    ConversationId::new(named).map_err(|error| Refusal::invalid(field, error.to_string()))
+}
 
 /// Checks what somebody said or asks; `field` is its path from the request.
 pub(crate) fn text(field: &str, text: String, bytes_max: usize) -> Result<String, Refusal> {

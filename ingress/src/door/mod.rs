@@ -14,7 +14,7 @@ use axum::http::HeaderMap;
 use turnflow_state::TenantId;
 
 pub(crate) use self::articles::{article_id, draft, write};
-pub(crate) use self::check::text;
+pub(crate) use self::check::{OWN_CONVERSATION, conversation, text};
 pub(crate) use self::outlet::{CutOff, LastWord, Outlet, RESPONSES_QUEUED_MAX, Untold, event_of, next_event};
 pub(crate) use self::refusal::{
     Conflict, INTERNAL_MESSAGE, Refusal, UNAVAILABLE_MESSAGE, describe, overloaded, slow_reader,

@@ -12,7 +12,7 @@ use turnflow_state::{
 
 use super::proto::{self, ask_response, converse_response};
 use super::refusal::event_of;
-use crate::door::{Refusal, text};
+use crate::door::{Refusal, conversation, text};
 
 /// How long the answer to a request's turn may take; None for as long as it takes.
 pub(super) fn time_max(turn: Option<&proto::Turn>) -> Option<Duration> {
@@ -27,7 +27,7 @@ pub(super) fn turn(tenant: TenantId, turn: Option<proto::Turn>, limits: &Limits,
     let bad_id = |field: &'static str| move |error: IdError| Refusal::invalid(field, error.to_string());
     Ok(Turn {
         tenant,
-        conversation: ConversationId::new(&turn.conversation_id).map_err(bad_id("conversation_id"))?,
+        conversation: conversation("conversation_id", &turn.conversation_id)?,
         id: TurnId::new(&turn.turn_id).map_err(bad_id("turn_id"))?,
         channel: channel(turn.channel)?,
         cache_control: cache_control(turn.cache_control)?,

@@ -36,8 +36,10 @@ pub(super) async fn complete(
     let asked = Asked::read(tenant, &headers, request, &app.config, app.fresh_id())?;
     let Asked { submission, model, stream, include_usage } = asked;
     let (key, created_s) = (submission.turn.key(), submission.turn.at_ms / 1_000);
+    // Who names a tier gets its answer and no other.
+    let escalates = app.config.routing.enabled && app.config.routing.escalate && submission.wishes.size.is_none();
     let events = app.pipeline.submit_with(submission).await?;
-    let answer = Answer::new(key.clone(), events, app.config.routing.enabled && app.config.routing.escalate);
+    let answer = Answer::new(key.clone(), events, escalates);
     let frame = Frame { key, model, created_s, include_usage };
     if stream { streamed(&app, answer, frame).await } else { whole(answer, &frame).await }
 }

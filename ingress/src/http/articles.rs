@@ -20,12 +20,15 @@ use crate::door::{self, Conflict, article_id, text};
 /// Articles of a page, when the client does not say, and at most.
 const PAGE_ARTICLES_DEFAULT: usize = 20;
 const PAGE_ARTICLES_MAX: usize = 100;
+/// Bytes of the texts of a page that has more than one article.
+const PAGE_BYTES_MAX: usize = 1 << 20;
 /// Chunks that a search finds, when the client does not say, and at most.
 const FOUND_DEFAULT: usize = 5;
 const FOUND_MAX: usize = 100;
 
 /// An article as it is sent.
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct ArticleBody {
     #[serde(default)]
     id: Option<String>,
@@ -40,6 +43,7 @@ pub(super) struct ArticleBody {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct ListQuery {
     limit: Option<usize>,
     after: Option<String>,
@@ -48,6 +52,7 @@ struct ListQuery {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct WriteQuery {
     #[serde(default)]
     dry_run: bool,
@@ -55,6 +60,7 @@ struct WriteQuery {
 
 /// The body of a search.
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct SearchBody {
     query: String,
     #[serde(default)]
@@ -66,11 +72,19 @@ pub(super) async fn list(State(app): State<Arc<App>>, Caller(tenant): Caller, ur
     let ListQuery { limit, after, with_body } = query(&uri)?;
     let limit = within("limit", limit.unwrap_or(PAGE_ARTICLES_DEFAULT), PAGE_ARTICLES_MAX)?;
     let after = after.map(|after| article_id("after", &after)).transpose()?;
-    let _place = app.place_for_work().await?;
+    let knowledge = app.knowledge.clone();
     // One more, to know whether another page follows.
-    let mut articles = app.knowledge.list(&tenant, after.as_ref(), limit + 1).await?;
-    let has_more = articles.len() > limit;
-    articles.truncate(limit);
+    let articles = app.work(async move { knowledge.list(&tenant, after.as_ref(), limit + 1).await }).await??;
+    let found = articles.len();
+    // A page has at least one.
+    let mut bytes = 0;
+    let fits = |article: &Article| {
+        let before = bytes;
+        bytes += article.title.len() + if with_body { article.body.len() } else { 0 };
+        before == 0 || bytes <= PAGE_BYTES_MAX
+    };
+    let articles: Vec<Article> = articles.into_iter().take(limit).take_while(fits).collect();
+    let has_more = found > articles.len();
     let last_id = articles.last().map(|last| last.id.to_string());
     let data: Vec<Value> = articles.into_iter().map(|found| article(found, with_body)).collect();
     Ok(JsonReply(json!({ "object": "list", "data": data, "has_more": has_more, "last_id": last_id })))
@@ -84,8 +98,8 @@ pub(super) async fn get(
     Id(id): Id,
 ) -> Result<Response, ApiError> {
     let id = article_id("id", &id)?;
-    let _place = app.place_for_work().await?;
-    let found = app.knowledge.get(&tenant, &id).await?.ok_or(Conflict::NotFound(id))?;
+    let (knowledge, named) = (app.knowledge.clone(), id.clone());
+    let found = app.work(async move { knowledge.get(&tenant, &named).await }).await??.ok_or(Conflict::NotFound(id))?;
     let tag = etag(found.version);
     if headers.get(header::IF_NONE_MATCH).is_some_and(|known| *known == tag) {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
@@ -140,8 +154,8 @@ pub(super) async fn search(
 ) -> Result<JsonReply, ApiError> {
     let query = text("query", query, app.config.limits.text_bytes_max)?;
     let k = within("k", k.unwrap_or(FOUND_DEFAULT), FOUND_MAX)?;
-    let _place = app.place_for_work().await?;
-    let found = app.knowledge.search(&tenant, &query, k).await?;
+    let knowledge = app.knowledge.clone();
+    let found = app.work(async move { knowledge.search(&tenant, &query, k).await }).await??;
     let data: Vec<Value> = found.into_iter().map(found_chunk).collect();
     Ok(JsonReply(json!({ "object": "list", "data": data })))
 }
@@ -176,8 +190,8 @@ fn drafted(id: &str, sent: ArticleBody, headers: &HeaderMap) -> Result<ArticleDr
 async fn write(app: &App, tenant: &TenantId, uri: &Uri, draft: ArticleDraft) -> Result<Response, ApiError> {
     let WriteQuery { dry_run } = query(uri)?;
     let (id, is_deletion) = (draft.id.to_string(), draft.content.is_none());
-    let _place = app.place_for_work().await?;
-    let effect = door::write(&app.knowledge, tenant, draft, dry_run).await?;
+    let (knowledge, tenant) = (app.knowledge.clone(), tenant.clone());
+    let effect = app.work(async move { door::write(&knowledge, &tenant, draft, dry_run).await }).await??;
     let version = effect.outcome.version;
     let mut reply = json!({
         "id": id,

@@ -23,12 +23,12 @@ pub(super) fn control(headers: &HeaderMap) -> Result<(CacheControl, Wishes), Api
                 "no-store" => writes = false,
                 "only-if-cached" => wishes.only_cached = true,
                 "max-age" => {
-                    let seconds: u64 = argument
-                        .trim()
-                        .trim_matches('"')
-                        .parse()
-                        .map_err(|_| invalid(format!("max-age={argument}: a number of seconds is expected")))?;
-                    let age_ms = seconds.saturating_mul(1_000);
+                    let digits = argument.trim().trim_matches('"');
+                    if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+                        return Err(invalid(format!("max-age={argument}: a number of seconds is expected")));
+                    }
+                    // More than fits is as long as there is.
+                    let age_ms = digits.parse::<u64>().unwrap_or(u64::MAX).saturating_mul(1_000);
                     wishes.age_ms_max = Some(wishes.age_ms_max.map_or(age_ms, |before| before.min(age_ms)));
                 }
                 _ => {}
@@ -64,6 +64,7 @@ mod tests {
         check(&["no-cache, no-store"], (Bypass, None, false));
         check(&["max-age=60"], (Default, Some(60_000), false));
         check(&["max-age=60", "max-age=\"5\""], (Default, Some(5_000), false));
+        check(&["max-age=99999999999999999999"], (Default, Some(u64::MAX), false));
         check(&["only-if-cached, max-stale=3,, no-transform"], (Default, None, true));
         for bad in ["max-age", "max-age=soon", "max-age=-1"] {
             let headers = HeaderMap::from_iter([(header::CACHE_CONTROL, bad.parse().expect("a header"))]);

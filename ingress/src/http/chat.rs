@@ -16,12 +16,10 @@ use super::cache;
 use super::error::ApiError;
 use super::models::tier_of;
 use super::receive::header_text;
-use crate::door::{now_ms, text};
+use crate::door::{OWN_CONVERSATION, conversation, now_ms, text};
 
 /// Names the conversation, where the body does not.
 pub(super) const CONVERSATION: &str = "x-conversation-id";
-/// What the names of conversations begin with that are a request's own.
-const OWN_CONVERSATION: &str = "request:";
 /// Names the turn: the same again gets the same answer.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
@@ -136,26 +134,25 @@ impl Asked {
         }
         let (told, question) = said(&request.messages, config)?;
         let (cache_control, wishes) = cache::control(headers)?;
-        let turn_id = header_text(headers, IDEMPOTENCY_KEY)?.map_or(turn_id, str::to_owned);
-        let conversation = match request.conversation {
-            Some(named) => Some(("conversation", named)),
-            None => header_text(headers, CONVERSATION)?.map(|named| (CONVERSATION, named.to_owned())),
+        let key = header_text(headers, IDEMPOTENCY_KEY)?;
+        let conversation = match (&request.conversation, header_text(headers, CONVERSATION)?) {
+            (Some(named), _) => conversation("conversation", named)?,
+            (None, Some(named)) => conversation(CONVERSATION, named)?,
+            // A request without a conversation is its own, which no conversation with a name can be. Another request that comes with the
+            // same key, as short ones do, is another.
+            (None, None) => {
+                let own = match key {
+                    Some(key) => format!("{OWN_CONVERSATION}{key}:{}", digest(&told, &question)),
+                    None => format!("{OWN_CONVERSATION}{turn_id}"),
+                };
+                ConversationId::new(own).map_err(|error| ApiError::invalid(IDEMPOTENCY_KEY, error))?
+            }
         };
-        if let Some((field, named)) = &conversation
-            && named.starts_with(OWN_CONVERSATION)
-        {
-            return Err(ApiError::invalid(
-                *field,
-                format!("names that begin with {OWN_CONVERSATION} are not the caller's"),
-            ));
-        }
-        // A request without a conversation is its own, which no conversation with a name can be.
-        let own = || (IDEMPOTENCY_KEY, format!("{OWN_CONVERSATION}{turn_id}"));
-        let (field, conversation) = conversation.unwrap_or_else(own);
+        let turn_id = key.map_or(turn_id, str::to_owned);
         let channel = request.channel.map_or(Ok(Channel::Api), |name| name.parse());
         let turn = Turn {
             tenant,
-            conversation: ConversationId::new(conversation).map_err(|error| ApiError::invalid(field, error))?,
+            conversation,
             id: TurnId::new(turn_id).map_err(|error| ApiError::invalid(IDEMPOTENCY_KEY, error))?,
             channel: channel.map_err(|error| ApiError::invalid("channel", error))?,
             text: question,
@@ -172,6 +169,17 @@ impl Asked {
             include_usage,
         })
     }
+}
+
+/// What tells a question and its history from others.
+fn digest(told: &[Exchange], question: &str) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for text in
+        told.iter().flat_map(|exchange| [&exchange.question, &exchange.answer]).map(String::as_str).chain([question])
+    {
+        hasher.update(&text.len().to_le_bytes()).update(text.as_bytes());
+    }
+    hasher.finalize().to_hex()[..16].to_owned()
 }
 
 /// What was said before, and the question.
@@ -255,6 +263,7 @@ fn content(field: &str, content: &Value) -> Result<String, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use turnflow_models::MODEL_NAME;
     use turnflow_state::CacheControl;
 
     use super::*;
@@ -295,7 +304,8 @@ mod tests {
         check(json!({ "channel": "fax" }), Some("channel"));
         check(json!({ "conversation": "" }), Some("conversation"));
         check(json!({ "conversation": "request:k" }), Some("conversation"));
-        check(json!({ "model": "gpt-4o" }), Some("model"));
+        check(json!({ "model": "gpt-4o" }), None);
+        check(json!({ "model": MODEL_NAME }), Some("model"));
     }
 
     #[test]
@@ -355,7 +365,13 @@ mod tests {
         check(json!({}), &[], "request:fresh", "fresh");
         check(json!({ "conversation": "c" }), &[(CONVERSATION, "d")], "c", "fresh");
         check(json!({}), &[(CONVERSATION, "d"), (IDEMPOTENCY_KEY, "k")], "d", "k");
-        check(json!({}), &[(IDEMPOTENCY_KEY, "k")], "request:k", "k");
+        let own = |question: &str| {
+            let messages = json!([{ "role": "user", "content": question }]);
+            let asked = read(with(json!({ "messages": messages })), &[(IDEMPOTENCY_KEY, "k")]).expect("valid");
+            (asked.submission.turn.conversation.to_string(), asked.submission.turn.id.to_string())
+        };
+        assert!(own("Hi?").0.starts_with("request:k:") && own("Hi?").1 == "k");
+        assert!(own("Hi?") == own("Hi?") && own("Hi?").0 != own("Ho?").0, "the same key for something else");
         let asked = read(with(json!({ "deadline_ms": 5, "channel": "voice" })), &[("cache-control", "no-store")]);
         let submission = asked.expect("valid").submission;
         assert_eq!(submission.time_max, Some(Duration::from_millis(5)));

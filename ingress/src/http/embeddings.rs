@@ -63,11 +63,11 @@ pub(super) async fn embed(
     Json(request): Json<EmbeddingsRequest>,
 ) -> Result<JsonReply, ApiError> {
     let EmbeddingsRequest { model, input, encoding_format, dimensions } = request;
-    check_encoder(&model)?;
+    check_encoder(&model, &app.config)?;
     let encoding = Encoding::named(encoding_format.as_deref())?;
     let texts = texts(input, app.config.http.inputs_max, app.config.limits.text_bytes_max)?;
-    let _place = app.place_for_work().await?;
-    let embedded = app.knowledge.embed(texts).await?;
+    let knowledge = app.knowledge.clone();
+    let embedded = app.work(async move { knowledge.embed(texts).await }).await??;
     let size = embedded.vectors.first().map_or(0, |vector| vector.len());
     if dimensions.is_some_and(|wanted| wanted != size) {
         return Err(ApiError::unsupported("dimensions", format!("vectors have {size} numbers")));

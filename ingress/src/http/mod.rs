@@ -44,7 +44,8 @@ const BUFFER_BYTES: usize = 64 * 1024;
 /// Not cancel-safe: a dropped future closes all connections.
 pub async fn serve(pipeline: Pipeline, config: &Config, listener: TcpListener, shutdown: impl Future<Output = ()>) {
     let (stop, stopping) = watch::channel(false);
-    let app = Arc::new(App::new(pipeline, config, stopping.clone()));
+    let is_local = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+    let app = Arc::new(App::new(pipeline, config, is_local, stopping.clone()));
     let service = TowerToHyperService::new(router::router(app));
     let places = Arc::new(Semaphore::new(config.http.connections_max));
     let mut connections = JoinSet::new();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use serde_json::{Value, json};
 use turnflow_models::MODEL_NAME;
-use turnflow_pipeline::Config;
+use turnflow_pipeline::{Config, OtherModels};
 use turnflow_state::TierSize;
 
 use super::error::ApiError;
@@ -52,13 +52,14 @@ pub(super) fn tier_of(name: &str, config: &Config) -> Result<Option<TierSize>, A
                 ApiError::not_found("model_not_found", format!("the model {name} makes embeddings, and does not chat"));
             Err(ApiError { param: Some("model".to_owned()), ..error })
         }
+        _ if config.http.other_models == OtherModels::Answer => Ok(None),
         _ => Err(unknown(name)),
     }
 }
 
 /// Checks the name of the model that makes embeddings.
-pub(super) fn check_encoder(name: &str) -> Result<(), ApiError> {
-    if name == MODEL_NAME { Ok(()) } else { Err(unknown(name)) }
+pub(super) fn check_encoder(name: &str, config: &Config) -> Result<(), ApiError> {
+    if name == MODEL_NAME || config.http.other_models == OtherModels::Answer { Ok(()) } else { Err(unknown(name)) }
 }
 
 fn unknown(name: &str) -> ApiError {
@@ -74,6 +75,8 @@ mod tests {
     #[test]
     fn tiers_have_names_where_there_are_two() {
         let mut config = Config::defaults();
+        assert_eq!((tier_of("gpt-4o", &config).ok(), check_encoder("gpt-4o", &config).is_ok()), (Some(None), true));
+        config.http.other_models = OtherModels::Refuse;
         let found =
             |name: &str, config: &Config| tier_of(name, config).map_err(|error| (error.status.as_u16(), error.code));
         let missing = Err((404, "model_not_found"));
@@ -86,6 +89,6 @@ mod tests {
         assert_eq!(names(&config), ["turnflow", "turnflow-small", "turnflow-large", MODEL_NAME]);
         assert_eq!(found("turnflow-small", &config), Ok(Some(TierSize::Small)));
         assert_eq!(found("turnflow-large", &config), Ok(Some(TierSize::Large)));
-        assert!(check_encoder(MODEL_NAME).is_ok() && check_encoder("turnflow").is_err());
+        assert!(check_encoder(MODEL_NAME, &config).is_ok() && check_encoder("turnflow", &config).is_err());
     }
 }

@@ -145,16 +145,13 @@ fn usage(completion: &Completion) -> Value {
 }
 
 fn cache(verdict: &Verdict) -> Value {
-    let Verdict { level, entry, similarity, question, origin, refreshed, reason, evidence, age_ms, .. } = verdict;
-    let origin = origin
-        .as_ref()
-        .map(|origin| json!({ "conversation": origin.conversation.as_str(), "turn": origin.turn.as_str() }));
+    let Verdict { level, entry, similarity, question, refreshed, reason, evidence, age_ms, .. } = verdict;
+    // Not whose turn was answered first: who knows a conversation's name may continue it.
     json!({
         "level": level,
         "entry": entry.map(|entry| entry.0),
         "similarity": similarity,
         "question": question,
-        "origin": origin,
         "refreshed": refreshed,
         "age_ms": age_ms,
         "reason": reason,

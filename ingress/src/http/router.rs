@@ -2,6 +2,7 @@
 //! that does not fit, and a panic.
 
 use std::hash::{BuildHasher as _, RandomState};
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,11 +13,11 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, Uri, header};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::json;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use turnflow_pipeline::{Config, Knowledge, Pipeline};
 
 use super::error::{ApiError, Kind};
@@ -39,29 +40,52 @@ pub(super) struct App {
     /// Turns true once, when the server is told to stop.
     stopping: watch::Receiver<bool>,
     work: Arc<Semaphore>,
+    /// Whether only this machine can reach the server.
+    is_local: bool,
     /// A secret from which ids are made, and how many were.
     ids: (RandomState, AtomicU64),
 }
 
 impl App {
-    pub(super) fn new(pipeline: Pipeline, config: &Config, stopping: watch::Receiver<bool>) -> Self {
+    pub(super) fn new(pipeline: Pipeline, config: &Config, is_local: bool, stopping: watch::Receiver<bool>) -> Self {
         let (knowledge, config) = (pipeline.knowledge(), config.clone());
         let work = Arc::new(Semaphore::new(config.http.work_in_flight_max));
-        Self { pipeline, knowledge, config, started_s: now_ms() / 1_000, stopping, work, ids: Default::default() }
+        Self {
+            pipeline,
+            knowledge,
+            config,
+            started_s: now_ms() / 1_000,
+            stopping,
+            work,
+            is_local,
+            ids: Default::default(),
+        }
     }
 
     pub(super) fn is_stopping(&self) -> bool {
         *self.stopping.borrow()
     }
 
-    /// A place for work that is no turn, such as a search: it takes a thread, and part of the encoder.
-    pub(super) async fn place_for_work(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+    /// Does work that is no turn, such as a search, which takes a thread and part of the encoder, when there is a place for it.
+    /// It goes on when its client leaves, and has its place until it ends.
+    pub(super) async fn work<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, ApiError> {
         let wait = Duration::from_millis(self.config.limits.admission_wait_ms);
-        match tokio::time::timeout(wait, Arc::clone(&self.work).acquire_owned()).await {
-            Ok(Ok(place)) => Ok(place),
-            // The semaphore is never closed.
-            Ok(Err(_)) | Err(_) => Err(ApiError::overloaded(RETRY_AFTER_MS)),
-        }
+        // The semaphore is never closed.
+        let Ok(Ok(place)) = tokio::time::timeout(wait, Arc::clone(&self.work).acquire_owned()).await else {
+            return Err(ApiError::overloaded(RETRY_AFTER_MS));
+        };
+        let done = tokio::spawn(async move {
+            let _place = place;
+            work.await
+        });
+        done.await.map_err(|error| match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Its runtime ends.
+            Err(_) => Refusal::Unavailable.into(),
+        })
     }
 
     /// An id that was never given and that nobody guesses, since who knows a conversation's name may continue it.
@@ -87,6 +111,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/openapi.json", get(openapi))
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_route)
+        .layer(from_fn_with_state(app.clone(), for_this_host))
         .layer(from_fn(caught))
         .with_state(app)
 }
@@ -112,6 +137,29 @@ async fn unknown_route(uri: Uri) -> ApiError {
 async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     let message = format!("{method} is not for {}; /openapi.json lists what is", uri.path());
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, Kind::InvalidRequest, "wrong_method", message)
+}
+
+/// Refuses requests for another host, while only this machine can send any: a page in a browser here may have had its own name lead to this
+/// address, and would count as a page of this server.
+async fn for_this_host(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if app.is_local && !is_this_machine(host, &app.config.http.hosts) {
+        let message = format!("{host:?} is no name of this server; http.hosts lists those besides localhost");
+        return ApiError::new(StatusCode::MISDIRECTED_REQUEST, Kind::InvalidRequest, "wrong_host", message)
+            .into_response();
+    }
+    next.run(request).await
+}
+
+fn is_this_machine(host: &str, names: &[String]) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    address.parse::<IpAddr>().is_ok()
+        || name.eq_ignore_ascii_case("localhost")
+        || names.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 
 /// Has a panic end its request, and nothing else.
@@ -152,6 +200,21 @@ mod tests {
         let body = axum::body::to_bytes(response.into_body(), 4_096).await.expect("a body");
         let error: Value = serde_json::from_slice(&body).expect("JSON");
         assert_eq!(error["error"]["code"], "internal");
+    }
+
+    #[test]
+    fn other_hosts_are_not_this_machine() {
+        let names = ["bot.example".to_owned()];
+        for host in
+            ["localhost", "LOCALHOST:7412", "127.0.0.1:7412", "[::1]:7412", "[::1]", "bot.example:80", "Bot.Example"]
+        {
+            assert!(is_this_machine(host, &names), "{host}");
+        }
+        for host in
+            ["", "evil.example", "evil.example:7412", "localhost.evil.example", "127.0.0.1.evil.example", ":7412"]
+        {
+            assert!(!is_this_machine(host, &names), "{host}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ assert answer.turnflow["cache"]["level"] == "miss", answer
 
 # With the headers, from the cache.
 raw = client.chat.completions.with_raw_response.create(model="turnflow", messages=messages)
-assert raw.headers["x-turnflow-cache"] == "exact" and raw.headers["age"] == "0", raw.headers
+assert raw.headers["x-turnflow-cache"] == "exact" and int(raw.headers["age"]) >= 0, raw.headers
 assert raw.parse().choices[0].message.content == text
 
 # As a stream, from the cache and anew, with and without its usage.
@@ -54,11 +54,8 @@ try:
     raise SystemExit("tools were not refused")
 except openai.BadRequestError as error:
     assert error.param == "tools" and error.type == "invalid_request_error", error
-try:
-    client.chat.completions.create(model="gpt-4o", messages=messages)
-    raise SystemExit("an unknown model was not refused")
-except openai.NotFoundError as error:
-    assert error.code == "model_not_found" and error.param == "model", error
+# A client that says another model's name needs no other change than its base URL.
+assert client.chat.completions.create(model="gpt-4o", messages=messages).choices[0].message.content == text
 
 # Models and embeddings; the client asks for base64 by itself.
 names = [model.id for model in client.models.list()]

@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use turnflow_models::{Cancel, Lane, ModelError, Rejected, TierBackend, TierHandle, TierJob, TierStats};
-use turnflow_pipeline::Config;
+use turnflow_pipeline::{Config, OtherModels};
 use turnflow_state::{Answer, Tier, Usage};
 
 use self::support::http::{CHAT, HttpClient, Reply, asks, whole, with};
@@ -188,9 +188,13 @@ async fn a_conversation_goes_on_here_or_is_told() {
 
         // The same request again is the same turn.
         let key = [("idempotency-key", "k1")];
-        let (first, again) = (client.ask(DELIVERY, &key).await, client.ask("Something else?", &key).await);
+        let (first, again) = (client.ask(DELIVERY, &key).await, client.ask(DELIVERY, &key).await);
         assert_eq!((first.level(), again.level()), ("miss", "miss"));
-        assert_eq!((text(&first), first.json()["id"].clone()), (text(&again), again.json()["id"].clone()));
+        let named = |reply: &Reply| reply.header("x-conversation-id").expect("a name").to_owned();
+        assert_eq!((text(&first), named(&first)), (text(&again), named(&again)));
+        // What comes with the same key and asks something else is another.
+        let other = client.ask(OTHER, &key).await;
+        assert!(named(&other) != named(&first) && text(&other) != text(&first), "{other:?}");
         server.stop().await;
     })
     .await;
@@ -201,6 +205,7 @@ async fn errors_have_one_shape() {
     bounded(async {
         let server = TestServer::start(|config| {
             config.http.body_bytes_max = config.limits.article_bytes_max;
+            config.http.other_models = OtherModels::Refuse;
             config.limits.turns_in_flight_max = 1;
             config.limits.admission_wait_ms = 0;
         })
@@ -233,6 +238,9 @@ async fn errors_have_one_shape() {
         let plain = client.send(Method::POST, CHAT, &[("content-type", "text/plain")], asks(OTHER).to_string()).await;
         check(plain, 415, "unsupported_media_type", None);
         check(client.get("/v1/nothing").await, 404, "unknown_route", None);
+        // A page that came upon this address under a name of its own.
+        let rebound = raw(&server, b"GET /v1/models HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n").await;
+        assert!(rebound.starts_with("HTTP/1.1 421") && rebound.contains("wrong_host"), "{rebound}");
         check(client.get(CHAT).await, 405, "wrong_method", None);
 
         // Its deadline has passed before it can be begun.
@@ -321,6 +329,19 @@ async fn articles_are_read_and_written() {
             assert_eq!(client.get(path).await.error().2.as_deref(), Some(param), "{path}");
         }
         assert_eq!(client.get("/v1/articles?limit=many").await.error().0, 400);
+        // What is not known must not be taken for what it is not.
+        let spelled = client.send(Method::DELETE, "/v1/articles/delivery?dry-run=true", &[], Bytes::new()).await;
+        assert_eq!(spelled.error().0, 400);
+        let body = json!({ "title": "T", "body": "B", "expected_version": 1 });
+        let unconditional = client.send(Method::PUT, "/v1/articles/delivery", &[("content-type", "application/json")], body.to_string()).await;
+        assert_eq!(unconditional.error().0, 400);
+        // A page of long articles is cut short, and the next goes on behind it.
+        for id in ["long-1", "long-2", "long-3", "long-4", "long-5"] {
+            let body = json!({ "id": id, "title": id, "body": format!("word{}", " ".repeat(240_000)) });
+            assert_eq!(client.post("/v1/articles", &[], &body).await.status, 200);
+        }
+        let page = client.get("/v1/articles?after=long-&with_body=true").await.json();
+        assert_eq!((page["data"].as_array().map(Vec::len), &page["last_id"], &page["has_more"]), (Some(4), &json!("long-4"), &json!(true)));
         assert_eq!(client.post("/v1/articles", &[], &json!({ "id": "e" })).await.error().2.as_deref(), Some("article"));
         assert_eq!(client.post("/v1/articles", &[], &json!({ "title": "T" })).await.error().2.as_deref(), Some("id"));
         server.stop().await;

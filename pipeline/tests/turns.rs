@@ -28,7 +28,7 @@ fn answers_come_from_the_article_then_from_the_caches() {
             let origin = exact.verdict.origin.expect("an origin");
             assert_eq!((origin.conversation.as_str(), origin.turn.as_str()), ("c1", "1"));
 
-            let similar = asked(&pipeline, turn("c3", "1", "how long does a delivery take?")).await;
+            let similar = asked(&pipeline, turn("c3", "1", "how long does the delivery take?")).await;
             assert_eq!(similar.verdict.level, CacheLevel::Semantic, "{:?}", similar.verdict);
             assert_eq!(similar.verdict.question.as_deref(), Some("How long does delivery take?"));
             assert!(similar.verdict.similarity.is_some_and(|cosine| cosine >= 0.8));

@@ -30,7 +30,7 @@ const MAGIC: &[u8; 8] = b"TFVERIF\x02";
 /// Reasons named for a decision.
 const REASONS: usize = 3;
 /// Share of the error that calibration may use up.
-const CALIBRATED_SHARE: f64 = 0.5;
+const CALIBRATED_SHARE: f64 = 0.7;
 
 /// What the knowledge base says about two questions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -250,8 +250,8 @@ impl Verifier {
         reasons
     }
 
-    /// What is needed so that the error of hits is at most `delta`; None when no score is enough. Calibration has to show half of
-    /// that: the other half is for what it cannot know, since customers ask less alike than calibration questions do.
+    /// What is needed so that the error of hits is at most `delta`; None when no score is enough. Calibration has to show less
+    /// than that: the rest is for what it cannot know, since customers ask less alike than calibration questions do.
     #[must_use]
     pub fn level(&self, evidence: Evidence, delta: f64) -> Option<Level> {
         self.calibrations[evidence.index()].level(delta * CALIBRATED_SHARE)

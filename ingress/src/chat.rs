@@ -8,9 +8,8 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tonic::Status;
-use tonic::transport::Channel;
 
-use crate::grpc::client::connect;
+use crate::grpc::client::{CallerKey, Keyed, connect};
 use crate::grpc::proto::ask_response::Event;
 use crate::grpc::proto::conversations_client::ConversationsClient;
 use crate::grpc::proto::{self, AskRequest, CacheLevel, Done, Turn};
@@ -25,8 +24,8 @@ const QUESTION_CHARS_MAX: usize = 80;
 /// # Errors
 /// When there is no server, or standard input or output fails. A turn that fails ends a pipe, but not a terminal's
 /// session.
-pub async fn chat(endpoint: String, conversation: Option<String>) -> Result<()> {
-    let mut client = ConversationsClient::new(connect(&endpoint).await?);
+pub async fn chat(endpoint: String, key: &CallerKey, conversation: Option<String>) -> Result<()> {
+    let mut client = ConversationsClient::new(key.on(connect(&endpoint).await?));
     // Turn ids have to be new in a conversation that is taken up again: they start with the time.
     let started = Timestamp::now().as_microsecond();
     let conversation = conversation.unwrap_or_else(|| format!("chat-{started}"));
@@ -78,7 +77,7 @@ fn read_lines() -> mpsc::Receiver<io::Result<String>> {
 }
 
 /// Asks, and shows the answer as it comes. The outer error is the screen's, the inner one the server's.
-async fn ask(client: &mut ConversationsClient<Channel>, turn: Turn, screen: &mut Screen) -> Result<Result<(), Status>> {
+async fn ask(client: &mut ConversationsClient<Keyed>, turn: Turn, screen: &mut Screen) -> Result<Result<(), Status>> {
     let id = turn.turn_id.clone();
     let mut events = match client.ask(AskRequest { turn: Some(turn) }).await {
         Ok(response) => response.into_inner(),

@@ -1,6 +1,7 @@
 //! The command line as clap reads it. What a command does is in [`crate::commands`].
 
 mod bench;
+mod keys;
 mod router;
 
 use std::net::SocketAddr;
@@ -10,6 +11,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use turnflow_state::TenantId;
 
 pub use self::bench::{BenchCommand, BenchGenerateArgs, BenchLoadArgs, CacheArg, OrderArg};
+pub use self::keys::{KeyArg, KeyText, KeysCommand, KeysCreateArgs, KeysRevokeArgs, KeysRotateArgs, When};
 pub use self::router::{JudgedTurnArgs, RouterCommand, RouterEvalArgs, RouterTrainArgs};
 use crate::grpc::TENANT_DEFAULT;
 use crate::replay::{Format, OnBadLine, Scheme, Speed, Sweep};
@@ -49,6 +51,9 @@ pub enum Command {
     /// Read and write the knowledge base, of a running server or in its store
     #[command(subcommand)]
     Kb(KbCommand),
+    /// Make and revoke the keys that callers need
+    #[command(subcommand)]
+    Keys(KeysCommand),
     /// Ask the caches
     #[command(subcommand)]
     Cache(CacheCommand),
@@ -130,6 +135,10 @@ pub struct ChatArgs {
     /// Take up this conversation instead of beginning a new one
     #[arg(long, value_name = "ID")]
     pub conversation: Option<String>,
+
+    /// With which key.
+    #[command(flatten)]
+    pub key: KeyArg,
 }
 
 /// Arguments of `feedback`.
@@ -150,6 +159,10 @@ pub struct FeedbackArgs {
     /// Where the server is [default: the configured address]
     #[arg(long, value_name = "ADDRESS")]
     pub endpoint: Option<String>,
+
+    /// With which key.
+    #[command(flatten)]
+    pub key: KeyArg,
 }
 
 /// Whether an answer was right.
@@ -263,9 +276,13 @@ pub struct KbTarget {
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
 
-    /// Whose knowledge base; servers know only the default one
+    /// Whose knowledge base, in a store; of a server it is that of the key's tenant
     #[arg(long, default_value = TENANT_DEFAULT, value_parser = tenant)]
     pub tenant: TenantId,
+
+    /// With which key.
+    #[command(flatten)]
+    pub key: KeyArg,
 }
 
 /// What to do about an item that is no article, or is refused.
@@ -412,6 +429,10 @@ pub struct KbWatchArgs {
     /// Where the server is [default: the configured address]
     #[arg(long, value_name = "ADDRESS")]
     pub endpoint: Option<String>,
+
+    /// With which key.
+    #[command(flatten)]
+    pub key: KeyArg,
 }
 
 /// Work on the models' weights.

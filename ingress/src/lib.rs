@@ -13,6 +13,7 @@ pub mod failure;
 pub mod grpc;
 pub mod http;
 pub mod kb_file;
+pub mod keys;
 pub mod lines;
 pub mod load;
 pub mod policy_report;
@@ -21,3 +22,5 @@ pub mod replay;
 pub mod router_report;
 pub mod sample;
 pub mod telemetry;
+
+pub use self::door::Gateway;

@@ -65,8 +65,10 @@ async fn a_judgement_names_a_turn_counts_once_and_stops_an_answer() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
     let address = listener.local_addr().expect("bound");
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let gateway = turnflow::Gateway::keyless(tenant);
     let serving = pipeline.clone();
-    let served = tokio::spawn(async move { serve(serving, &config, listener, async { drop(stopped.await) }).await });
+    let served =
+        tokio::spawn(async move { serve(serving, gateway, &config, listener, async { drop(stopped.await) }).await });
     let mut client = ConversationsClient::new(connect(&address.to_string()).await.expect("the server listens"));
 
     let unknown = judge(&mut client, "nobody", Judgement::Good).await.expect_err("no such turn");

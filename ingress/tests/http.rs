@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -12,13 +13,15 @@ use axum::http::{Method, Response};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use turnflow::keys::{KeyFiles, NewKey, Scope};
 use turnflow_models::{Cancel, Lane, ModelError, Rejected, TierBackend, TierHandle, TierJob, TierStats};
 use turnflow_pipeline::{Config, OtherModels};
-use turnflow_state::{Answer, Tier, Usage};
+use turnflow_state::{Answer, TenantId, Tier, Usage};
 
 use self::support::http::{CHAT, HttpClient, Reply, asks, whole, with};
 use self::support::{TestServer, bounded};
@@ -442,9 +445,15 @@ impl TierBackend for Paced {
 }
 
 async fn paced() -> (TestServer, HttpClient, Sender<()>, mpsc::UnboundedReceiver<Happened>) {
+    paced_with(plain).await
+}
+
+async fn paced_with(
+    adjust: impl FnOnce(&mut Config),
+) -> (TestServer, HttpClient, Sender<()>, mpsc::UnboundedReceiver<Happened>) {
     let ((go, told), (tells, happened)) = (unbounded(), mpsc::unbounded_channel());
     let server =
-        TestServer::start_with(plain, move |_, parts| parts.tiers.large = TierHandle::new(Paced { go: told, tells }))
+        TestServer::start_with(adjust, move |_, parts| parts.tiers.large = TierHandle::new(Paced { go: told, tells }))
             .await;
     let client = HttpClient::new(server.http);
     (server, client, go, happened)
@@ -475,8 +484,13 @@ async fn a_stream_tells_an_answer_as_it_is_written() {
 
 /// A stream, read up to where it has told this.
 async fn told(client: &HttpClient, question: &str, piece: &str) -> (Response<Incoming>, String) {
+    told_with(client, "", question, piece).await
+}
+
+/// The same with a key.
+async fn told_with(client: &HttpClient, key: &str, question: &str, piece: &str) -> (Response<Incoming>, String) {
     let body = with(asks(question), json!({ "stream": true })).to_string();
-    let headers = [("content-type", "application/json")];
+    let headers = [("content-type", "application/json"), ("api-key", key)];
     let mut response = client.begin(Method::POST, CHAT, &headers, body).await;
     let mut heard = String::new();
     while !heard.contains(piece) {
@@ -484,6 +498,27 @@ async fn told(client: &HttpClient, question: &str, piece: &str) -> (Response<Inc
         heard.push_str(std::str::from_utf8(frame.data_ref().expect("data")).expect("UTF-8"));
     }
     (response, heard)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_ends_with_its_key() {
+    bounded(async {
+        let dir = tempfile::tempdir().expect("a folder");
+        let files = KeyFiles::new(&Config::defaults().gateway, dir.path()).expect("files");
+        let tenant = TenantId::new("default").expect("valid id");
+        let wanted = NewKey { tenant, scopes: BTreeSet::from([Scope::Chat]), name: None, expires: None };
+        let (key, record) = files.create(wanted, Timestamp::now()).expect("made");
+        let (server, client, go, mut happened) =
+            paced_with(|config| config.gateway.keys = files.path().to_owned()).await;
+        let (response, _) = told_with(&client, key.reveal(), DELIVERY, "In two ").await;
+        files.revoke(&record.id, Timestamp::now()).expect("revoked");
+        let end = whole(response).await.body;
+        assert!(end.contains("invalid_api_key") && !end.contains("[DONE]"), "{end}");
+        assert_eq!((happened.recv().await, happened.recv().await), (Some(Happened::Came), Some(Happened::Left)));
+        drop(go);
+        server.stop().await;
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

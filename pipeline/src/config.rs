@@ -73,6 +73,8 @@ pub struct Config {
     pub server: ServerConfig,
     /// The HTTP server.
     pub http: HttpConfig,
+    /// Who may call.
+    pub gateway: GatewayConfig,
     /// The store.
     pub storage: StorageConfig,
     /// The dataflow.
@@ -189,6 +191,17 @@ pub enum SystemMessages {
     Refuse,
 }
 
+section!(
+    /// Who may call.
+    GatewayConfig {
+        /// The file of the keys; empty for `keys.jsonl` in the store's folder.
+        keys: PathBuf,
+        /// The file of the secret that keys are hashed with; empty for `keys.pepper` beside the file of the keys.
+        pepper_file: PathBuf,
+        /// Whether other machines may call while there is no key.
+        open: bool,
+    }
+);
 section!(
     /// The store.
     StorageConfig {

@@ -26,9 +26,9 @@ mod validity;
 pub use admission::{SubmitError, TurnStream};
 pub use auditing::Feedback;
 pub use config::{
-    AuditConfig, CacheConfig, Config, ConfigError, HttpConfig, KnowledgeConfig, OtherModels, RefreshConfig,
-    RoutingConfig, ScopeConfig, ServerConfig, StorageConfig, SystemMessages, TierConfig, TierKind, Validity,
-    WorkersConfig,
+    AuditConfig, CacheConfig, Config, ConfigError, GatewayConfig, HttpConfig, KnowledgeConfig, OtherModels,
+    RefreshConfig, RoutingConfig, ScopeConfig, ServerConfig, StorageConfig, SystemMessages, TierConfig, TierKind,
+    Validity, WorkersConfig,
 };
 pub use error::PipelineError;
 pub use knowledge::{

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::KeyArg;
+
 /// Largest number of seconds, of turns per second, and of their multiples.
 const NUMBER_MAX: f64 = 1e6;
 
@@ -90,6 +92,10 @@ pub struct BenchLoadArgs {
     /// Ask a running server [default: a pipeline in this process]
     #[arg(long, value_name = "ADDRESS")]
     pub server: Option<String>,
+
+    /// With which key.
+    #[command(flatten)]
+    pub key: KeyArg,
 
     /// Draw goodput and times, second by second
     #[arg(long, value_name = "FILE.svg")]

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use serde::Serialize;
@@ -10,7 +10,7 @@ use turnflow_models::{ModelHome, verify};
 use turnflow_pipeline::{Chooser, Config, TierConfig, TierKind, chooser, verifier};
 use turnflow_state::Store;
 
-use super::Context;
+use super::{Context, keys};
 use crate::cli::StoreArgs;
 use crate::failure::Failure;
 
@@ -35,6 +35,7 @@ pub(super) fn run(context: &Context, args: &StoreArgs) -> Result<(), Failure> {
     let (data, home) = (context.data_dir(args.data.as_ref())?, context.home()?);
     let mut findings = vec![
         finding("data folder", &data.display(), check_data(&data)),
+        check_keys(context, &data)?,
         finding("weights", &home.model_dir().display(), check_weights(&home)),
         finding("verifier", &config.policy.verifier, check_verifier(config)),
         finding("port", &config.server.listen, check_port(config.server.listen)),
@@ -87,6 +88,18 @@ fn check_data(dir: &Path) -> anyhow::Result<String> {
     anyhow::ensure!(existing.is_dir(), "{} is not a folder", existing.display());
     tempfile::tempfile_in(existing).with_context(|| format!("cannot write to {}", existing.display()))?;
     Ok("can be made".to_owned())
+}
+
+fn check_keys(context: &Context, data: &PathBuf) -> Result<Finding, Failure> {
+    let files = keys::files(context, Some(data))?;
+    let found = files.load().map_err(anyhow::Error::from).and_then(|records| {
+        if records.is_empty() {
+            return Ok("none, so whoever reaches the server may call".to_owned());
+        }
+        files.pepper()?;
+        Ok(format!("{} keys", records.len()))
+    });
+    Ok(finding("keys", &files.path().display(), found))
 }
 
 fn check_weights(home: &turnflow_models::ModelHome) -> anyhow::Result<String> {

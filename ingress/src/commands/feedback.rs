@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::Context;
 use crate::cli::{FeedbackArgs, JudgementArg};
 use crate::failure::Failure;
-use crate::grpc::client::connect;
+use crate::grpc::client::{CallerKey, connect};
 use crate::grpc::proto::conversations_client::ConversationsClient;
 use crate::grpc::proto::{FeedbackRequest, Judgement};
 
@@ -27,7 +27,7 @@ pub(super) async fn run(context: &Context, args: FeedbackArgs) -> Result<(), Fai
     };
     let request =
         FeedbackRequest { conversation_id: args.conversation, turn_id: args.turn, judgement: judgement.into() };
-    let mut client = ConversationsClient::new(connect(&address).await?);
+    let mut client = ConversationsClient::new(CallerKey::from(args.key.key).on(connect(&address).await?));
     let response = client.feedback(request).await.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
     let counted = response.into_inner().counted;
     let text = if counted {

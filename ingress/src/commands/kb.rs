@@ -141,7 +141,8 @@ async fn watch(context: &Context, args: KbWatchArgs) -> Result<(), Failure> {
     let channel = connect(&address).await.map_err(|error| {
         Failure::from(error).with_hint("only a running server has changes to watch: turnflow serve")
     })?;
-    let mut changes = client(channel).watch(WatchRequest {}).await.map_err(|status| failed(&status))?.into_inner();
+    let mut client = client(channel, &args.key.key.into());
+    let mut changes = client.watch(WatchRequest {}).await.map_err(|status| failed(&status))?.into_inner();
     eprintln!("watching the server at {address}");
     while let Some(change) = changes.message().await.map_err(|status| failed(&status))? {
         context.print(&show::change_json(&change), show::change_text(&change))?;
@@ -163,6 +164,8 @@ fn failed(status: &Status) -> Failure {
     let message = status.message();
     match status.code() {
         Code::InvalidArgument | Code::FailedPrecondition | Code::NotFound => anyhow::anyhow!("{message}").into(),
+        Code::Unauthenticated | Code::PermissionDenied => Failure::from(anyhow::anyhow!("{message}"))
+            .with_hint("give a key with the scope kb in TURNFLOW_KEY or --key; turnflow keys create makes one"),
         Code::Unimplemented => Failure::from(anyhow::anyhow!("the server does not know the call"))
             .with_hint("is it an older version of Turnflow, or another program?"),
         code => anyhow::anyhow!("{code}: {message}").into(),

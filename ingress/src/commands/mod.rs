@@ -5,6 +5,7 @@ mod check;
 mod demo;
 mod feedback;
 mod kb;
+mod keys;
 mod models;
 mod open;
 mod policy;
@@ -90,6 +91,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Demo(args) => demo::run(&context, &args),
         Command::Replay(args) => replay::run_command(&context, &args),
         Command::Kb(command) => open::runtime()?.block_on(kb::run(&context, command)),
+        Command::Keys(command) => keys::run(&context, command),
         Command::Cache(CacheCommand::Explain(args)) => policy::run_explain(&context, &args),
         Command::Policy(PolicyCommand::Fit(args)) => policy::run_fit(&context, &args),
         Command::Policy(PolicyCommand::Eval(args)) => policy::run_eval(&context, &args),
@@ -101,7 +103,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Bench(command) => bench::run(&context, &command),
         Command::Chat(args) => {
             let endpoint = args.endpoint.unwrap_or_else(|| context.config.server.listen.to_string());
-            Ok(open::runtime()?.block_on(chat::chat(endpoint, args.conversation))?)
+            Ok(open::runtime()?.block_on(chat::chat(endpoint, &args.key.key.into(), args.conversation))?)
         }
         Command::Feedback(args) => open::runtime()?.block_on(feedback::run(&context, args)),
         Command::Check(args) => check::run(&context, &args),

@@ -11,8 +11,9 @@ use turnflow_pipeline::{Config, Knowledge, Pipeline};
 use turnflow_state::TenantId;
 
 use super::signal::shutdown_signal;
-use super::{Context, open};
+use super::{Context, keys, open};
 use crate::cli::{HttpArg, ServeArgs};
+use crate::door::Gateway;
 use crate::failure::Failure;
 use crate::grpc::{self, TENANT_DEFAULT};
 use crate::http;
@@ -20,6 +21,10 @@ use crate::sample;
 
 pub(super) fn run(context: &Context, args: &ServeArgs) -> Result<(), Failure> {
     let dir = context.data_dir(args.store.data.as_ref())?;
+    let files = keys::files(context, Some(&dir))?;
+    let gateway = Gateway::open(files, TenantId::new(TENANT_DEFAULT)?).map_err(keys::failed)?;
+    let addresses = Addresses::of(context, args);
+    guard(&gateway, &addresses, context.config.gateway.open)?;
     let store = open::store(context, &dir)?;
     let parts = open::parts(context, store)?;
     let runtime = open::runtime()?;
@@ -27,7 +32,7 @@ pub(super) fn run(context: &Context, args: &ServeArgs) -> Result<(), Failure> {
         // When it has returned, no cached answer of an earlier run is served that has become invalid.
         let pipeline = Pipeline::start(&context.config, &parts)?;
         let served = match stock(context, args, &pipeline.knowledge()).await {
-            Ok(()) => serve(context, args, &pipeline).await,
+            Ok(()) => serve(context, &addresses, &gateway, &pipeline).await,
             Err(failure) => Err(failure),
         };
         pipeline.shutdown().await;
@@ -53,17 +58,55 @@ async fn stock(context: &Context, args: &ServeArgs, knowledge: &Knowledge) -> Re
     Ok(())
 }
 
-async fn serve(context: &Context, args: &ServeArgs, pipeline: &Pipeline) -> Result<(), Failure> {
+/// Where to listen.
+struct Addresses {
+    grpc: SocketAddr,
+    http: Option<SocketAddr>,
+}
+
+impl Addresses {
+    fn of(context: &Context, args: &ServeArgs) -> Self {
+        let config = &context.config;
+        let http = match args.http {
+            Some(HttpArg::Off) => None,
+            Some(HttpArg::At(listen)) => Some(listen),
+            None => config.http.enabled.then_some(config.http.listen),
+        };
+        Self { grpc: args.listen.unwrap_or(config.server.listen), http }
+    }
+}
+
+/// Keeps other machines out as long as nobody needs a key, and says who may call.
+fn guard(gateway: &Gateway, addresses: &Addresses, open: bool) -> Result<(), Failure> {
+    if gateway.needs_key() {
+        return Ok(());
+    }
+    let outside = [Some(addresses.grpc), addresses.http].into_iter().flatten().find(|at| !at.ip().is_loopback());
+    let whom = match outside {
+        Some(address) if !open => {
+            let error =
+                anyhow::anyhow!("there are no keys, so {address}, which other machines can reach, is not opened");
+            let hint = "turnflow keys create makes one; or set gateway.open where something else decides who calls";
+            return Err(Failure::usage(error).with_hint(hint));
+        }
+        Some(address) => format!("who reaches {address}"),
+        None => "on this machine".to_owned(),
+    };
+    tracing::warn!("there are no keys: everybody {whom} may call");
+    Ok(())
+}
+
+async fn serve(
+    context: &Context,
+    addresses: &Addresses,
+    gateway: &Gateway,
+    pipeline: &Pipeline,
+) -> Result<(), Failure> {
     let config: &Config = &context.config;
     // Before a port opens, so that a signal that comes right after the announcement ends the server in order.
     let signal = shutdown_signal()?;
-    let (listener, address) = bind(args.listen.unwrap_or(config.server.listen), "--listen").await?;
-    let http = match args.http {
-        Some(HttpArg::Off) => None,
-        Some(HttpArg::At(listen)) => Some(listen),
-        None => config.http.enabled.then_some(config.http.listen),
-    };
-    let http = match http {
+    let (listener, address) = bind(addresses.grpc, "--listen").await?;
+    let http = match addresses.http {
         Some(listen) => Some(bind(listen, "--http").await?),
         None => None,
     };
@@ -88,14 +131,14 @@ async fn serve(context: &Context, args: &ServeArgs, pipeline: &Pipeline) -> Resu
         stop.send_replace(true);
     };
     let grpc = async {
-        let served = grpc::serve(pipeline.clone(), config, listener, told_to_stop()).await;
+        let served = grpc::serve(pipeline.clone(), gateway.clone(), config, listener, told_to_stop()).await;
         // When it cannot serve, neither does the other.
         stop.send_replace(true);
         served
     };
     let http = async {
         if let Some((listener, _)) = http {
-            http::serve(pipeline.clone(), config, listener, told_to_stop()).await;
+            http::serve(pipeline.clone(), gateway.clone(), config, listener, told_to_stop()).await;
         }
     };
     let (served, (), ()) = tokio::join!(grpc, http, wait);
@@ -109,8 +152,5 @@ async fn bind(listen: SocketAddr, flag: &str) -> Result<(TcpListener, SocketAddr
         Failure::from(error).with_hint(format!("choose another address with {flag}; port 0 takes a free one"))
     })?;
     let address = listener.local_addr().context("cannot read the address that is listened on")?;
-    if !address.ip().is_loopback() {
-        eprintln!("warning: {address} can be reached from outside, and there is no authentication");
-    }
     Ok((listener, address))
 }

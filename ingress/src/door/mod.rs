@@ -5,28 +5,24 @@
 
 mod articles;
 mod check;
+mod gateway;
 mod outlet;
 mod refusal;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use axum::http::HeaderMap;
-use turnflow_state::TenantId;
-
 pub(crate) use self::articles::{article_id, draft, write};
 pub(crate) use self::check::{OWN_CONVERSATION, conversation, text};
+pub(crate) use self::gateway::Caller;
+pub use self::gateway::Gateway;
 pub(crate) use self::outlet::{CutOff, LastWord, Outlet, RESPONSES_QUEUED_MAX, Untold, event_of, next_event};
 pub(crate) use self::refusal::{
-    Conflict, INTERNAL_MESSAGE, Refusal, UNAVAILABLE_MESSAGE, describe, overloaded, slow_reader,
+    Conflict, INTERNAL_MESSAGE, Refusal, UNAUTHENTICATED_MESSAGE, UNAVAILABLE_MESSAGE, describe, forbidden, overloaded,
+    slow_reader,
 };
 
-/// The tenant of every client, as long as clients do not say who they are.
+/// The tenant of every client, as long as there are no keys.
 pub const TENANT_DEFAULT: &str = "default";
-
-/// Who calls, by the headers of a request. Authentication belongs here.
-pub(crate) fn tenant_of(_headers: &HeaderMap) -> Result<TenantId, Refusal> {
-    TenantId::new(TENANT_DEFAULT).map_err(|_| Refusal::Internal)
-}
 
 /// The time, in milliseconds since 1970.
 pub(crate) fn now_ms() -> u64 {

@@ -53,7 +53,13 @@ impl<R: CutOff> LastWord<R> {
     /// Ends the call.
     pub(crate) fn too_slow(self) {
         tracing::info!("a client that does not read is cut off");
-        self.0.send(R::too_slow(self.1));
+        let response = R::too_slow(self.1);
+        self.say(response);
+    }
+
+    /// Ends the call in another way.
+    pub(crate) fn say(self, response: R) {
+        self.0.send(response);
     }
 }
 

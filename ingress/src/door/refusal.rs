@@ -12,6 +12,7 @@ use turnflow_state::{ArticleId, TurnError, TurnErrorKind, TurnKey, WriteRefused}
 const RETRY_AFTER_SHED_MS: u64 = 1_000;
 
 pub(crate) const INTERNAL_MESSAGE: &str = "the server failed; its log says why";
+pub(crate) const UNAUTHENTICATED_MESSAGE: &str = "a valid key is needed, in the header Authorization: Bearer KEY";
 pub(crate) const UNAVAILABLE_MESSAGE: &str = "the server is shutting down";
 
 /// Why a turn was not answered.
@@ -38,6 +39,13 @@ pub(crate) enum Refusal {
     Uncached {
         /// Why none serves.
         message: String,
+    },
+    /// There is no valid key. What is wrong with it has been logged: callers all hear the same.
+    Unauthenticated,
+    /// The key is not for that.
+    Forbidden {
+        /// What it would have to be for.
+        scope: &'static str,
     },
     /// Turnflow is at fault. The cause has been logged.
     Internal,
@@ -145,6 +153,11 @@ pub(crate) fn describe(field: Option<&str>, message: &str) -> String {
 
 pub(crate) fn overloaded(retry_after_ms: u64) -> String {
     format!("too many turns at once; try again in {retry_after_ms} ms")
+}
+
+/// What a client hears whose key is not for what it wants.
+pub(crate) fn forbidden(scope: &str) -> String {
+    format!("the key does not have the scope {scope}")
 }
 
 /// What a client hears that does not read what it is sent.

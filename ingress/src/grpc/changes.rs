@@ -11,11 +11,11 @@ use turnflow_state::TenantId;
 use super::article::change;
 use super::proto::WatchResponse;
 use super::service::Responses;
-use crate::door::Refusal;
+use crate::door::{Caller, Refusal};
 
-/// Passes changes on until the server stops, the client falls behind, or is gone.
+/// Passes changes on until the server stops, the client falls behind, or is gone, or its key counts no more.
 pub(super) async fn forward(
-    tenant: TenantId,
+    caller: Caller,
     mut changes: broadcast::Receiver<Arc<ChangeEvent>>,
     out: Responses<WatchResponse>,
     mut stopping: watch::Receiver<bool>,
@@ -24,7 +24,8 @@ pub(super) async fn forward(
         biased;
         () = out.closed() => return,
         _ = stopping.wait_for(|&stopping| stopping) => Refusal::Unavailable.into(),
-        end = tell(&tenant, &mut changes, &out) => end,
+        () = caller.ended() => Refusal::Unauthenticated.into(),
+        end = tell(&caller.tenant, &mut changes, &out) => end,
     };
     // A client that is gone by now needs no status.
     let _ = out.send(Err(end)).await;
@@ -58,6 +59,8 @@ mod tests {
     use tonic::Code;
 
     use super::*;
+    use crate::door::Gateway;
+    use crate::keys::Scope;
 
     fn event(tenant: &str, epoch: u64) -> Arc<ChangeEvent> {
         let tenant = TenantId::new(tenant).expect("valid id");
@@ -75,7 +78,8 @@ mod tests {
         drop(sender);
         let (_stop, stopping) = watch::channel(stop);
         let (out, mut responses) = mpsc::channel(8);
-        forward(tenant, receiver, out, stopping).await;
+        let caller = Gateway::keyless(tenant).caller(&Default::default(), Scope::Kb).expect("no key is needed");
+        forward(caller, receiver, out, stopping).await;
         let mut epochs = Vec::new();
         loop {
             match responses.recv().await.expect("a stream ends with a status") {

@@ -4,9 +4,51 @@ use std::error::Error;
 use std::io;
 use std::time::Duration;
 
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+use crate::cli::KeyText;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection whose calls carry a key, where there is one.
+pub type Keyed = InterceptedService<Channel, CallerKey>;
+
+/// The key that calls carry. It is not printed.
+#[derive(Clone, Debug, Default)]
+pub struct CallerKey(Option<MetadataValue<Ascii>>);
+
+impl CallerKey {
+    /// Has the calls of a connection carry the key.
+    #[must_use]
+    pub fn on(&self, channel: Channel) -> Keyed {
+        InterceptedService::new(channel, self.clone())
+    }
+}
+
+impl From<Option<KeyText>> for CallerKey {
+    fn from(key: Option<KeyText>) -> Self {
+        let header = |key: KeyText| {
+            // What no header can carry is no key, and the server says so.
+            let mut value = MetadataValue::try_from(format!("Bearer {}", key.reveal())).ok()?;
+            value.set_sensitive(true);
+            Some(value)
+        };
+        Self(key.and_then(header))
+    }
+}
+
+impl Interceptor for CallerKey {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]

@@ -13,13 +13,13 @@ use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tonic::{Status, Streaming};
 use turnflow_pipeline::{Pipeline, TurnStream};
-use turnflow_state::{ConversationId, Limits, TenantId, TurnEvent, TurnKey};
+use turnflow_state::{ConversationId, Limits, TurnEvent, TurnKey};
 
 use super::convert;
 use super::proto::converse_response::Event;
 use super::proto::{ConverseRequest, ConverseResponse};
 use super::refusal::event_of;
-use crate::door::{LastWord, Outlet, Refusal, Untold, next_event, now_ms};
+use crate::door::{Caller, LastWord, Outlet, Refusal, Untold, next_event, now_ms};
 
 /// What goes to the client.
 type Answer = Result<ConverseResponse, Status>;
@@ -28,7 +28,7 @@ type Answer = Result<ConverseResponse, Status>;
 pub(super) struct Session {
     pipeline: Pipeline,
     limits: Arc<Limits>,
-    tenant: TenantId,
+    caller: Caller,
     out: Outlet<Answer>,
     /// Told when the client has made no room for a response in time.
     slow: Arc<Notify>,
@@ -38,14 +38,14 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(pipeline: Pipeline, limits: Arc<Limits>, tenant: TenantId, out: Outlet<Answer>) -> Self {
+    pub(super) fn new(pipeline: Pipeline, limits: Arc<Limits>, caller: Caller, out: Outlet<Answer>) -> Self {
         let places_max = u32::try_from(limits.turns_per_stream_max).unwrap_or(u32::MAX);
         let places = Arc::new(Semaphore::new(places_max as usize));
-        Self { pipeline, limits, tenant, out, slow: Arc::default(), places, places_max }
+        Self { pipeline, limits, caller, out, slow: Arc::default(), places, places_max }
     }
 
     /// Serves the stream to its end: the client's half-close, a broken request, the server's shutdown, or a client
-    /// that is gone or does not read.
+    /// that is gone, does not read, or has a key that counts no more.
     pub(super) async fn run(
         self,
         mut requests: Streaming<ConverseRequest>,
@@ -61,6 +61,9 @@ impl Session {
         let end = tokio::select! {
             biased;
             () = self.out.closed() => return,
+            () = self.caller.ended() => {
+                return last.into_iter().for_each(|last| last.say(Err(Refusal::Unauthenticated.into())));
+            }
             () = self.slow.notified() => return last.into_iter().for_each(LastWord::too_slow),
             end = served => end,
         };
@@ -154,7 +157,7 @@ impl Session {
 
     async fn admit(&self, request: ConverseRequest) -> Result<(TurnKey, TurnStream), Refusal> {
         let time_max = convert::time_max(request.turn.as_ref());
-        let turn = convert::turn(self.tenant.clone(), request.turn, &self.limits, now_ms())?;
+        let turn = convert::turn(self.caller.tenant.clone(), request.turn, &self.limits, now_ms())?;
         let key = turn.key();
         let events = self.pipeline.submit_within(turn, time_max).await?;
         Ok((key, events))

@@ -9,14 +9,13 @@ use prost::Message as _;
 use tokio::sync::watch;
 use tonic::{Status, Streaming};
 use turnflow_pipeline::{ArticleDraft, Knowledge};
-use turnflow_state::TenantId;
 
 use super::article::{count, draft};
 use super::conflict::outcome_of;
 use super::proto::import_response::Outcome;
 use super::proto::{ArticleWritten, ImportRequest, ImportResponse};
 use super::service::Responses;
-use crate::door::{Conflict, Refusal};
+use crate::door::{Caller, Conflict, Refusal};
 
 /// Articles that are written together.
 const BATCH_ARTICLES_MAX: usize = 64;
@@ -26,7 +25,7 @@ const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// One open stream.
 pub(super) struct Import {
     pub(super) knowledge: Knowledge,
-    pub(super) tenant: TenantId,
+    pub(super) caller: Caller,
     pub(super) out: Responses<ImportResponse>,
 }
 
@@ -42,11 +41,12 @@ enum Next {
 
 impl Import {
     /// Serves the stream to its end: the client's half-close, a broken request, the server's shutdown, or a client that is
-    /// gone.
+    /// gone, or has a key that counts no more.
     pub(super) async fn run(self, mut requests: Streaming<ImportRequest>, mut stopping: watch::Receiver<bool>) {
         let end = tokio::select! {
             biased;
             () = self.out.closed() => return,
+            () = self.caller.ended() => Err(Refusal::Unauthenticated.into()),
             end = self.serve(&mut requests, &mut stopping) => end,
         };
         if let Err(status) = end {
@@ -92,7 +92,7 @@ impl Import {
             refused.push(draft(article, expected_version).map(|draft| drafts.push(draft)).err());
         }
         let names: Vec<_> = drafts.iter().map(|draft| draft.id.clone()).collect();
-        let receipt = self.knowledge.write(&self.tenant, drafts).await.map_err(Conflict::from)?;
+        let receipt = self.knowledge.write(&self.caller.tenant, drafts).await.map_err(Conflict::from)?;
         let mut invalidated = count(receipt.invalidated.len());
         let mut outcomes = names.iter().zip(receipt.outcomes);
         let mut responses = Vec::with_capacity(ids.len());

@@ -10,6 +10,7 @@ use turnflow_pipeline::{Config, Pipeline};
 use turnflow_state::TenantId;
 
 use super::{ServeError, knowledge_service, settings};
+use crate::door::Gateway;
 
 /// Bytes that are on their way from one end to the other.
 const PIPE_BYTES: usize = 64 * 1024;
@@ -29,7 +30,7 @@ pub struct InProcess {
 pub async fn serve_in_process(pipeline: &Pipeline, config: &Config, tenant: TenantId) -> Result<InProcess, ServeError> {
     let (stop, stopping) = watch::channel(false);
     let (near, far) = tokio::io::duplex(PIPE_BYTES);
-    let service = knowledge_service(pipeline, &config.limits, Some(tenant), stopping);
+    let service = knowledge_service(pipeline, Gateway::keyless(tenant), &config.limits, stopping);
     // Returns once there are no more connections to accept; the one there is goes on.
     let connections = tokio_stream::once(Ok::<_, io::Error>(far));
     settings(&config.server, &config.limits).add_service(service).serve_with_incoming(connections).await?;

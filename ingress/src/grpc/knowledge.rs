@@ -17,7 +17,8 @@ use super::proto::{
     DeleteRequest, DeleteResponse, GetRequest, GetResponse, ImportRequest, ImportResponse, ListRequest, ListResponse,
     SearchRequest, SearchResponse, UpsertRequest, UpsertResponse, WatchRequest, WatchResponse,
 };
-use crate::door::{Conflict, RESPONSES_QUEUED_MAX, Refusal, article_id, tenant_of, text, write};
+use crate::door::{Caller, Conflict, Gateway, RESPONSES_QUEUED_MAX, Refusal, article_id, text, write};
+use crate::keys::Scope;
 
 /// Articles of a page, when the client does not say.
 const PAGE_ARTICLES_DEFAULT: u32 = 100;
@@ -32,19 +33,19 @@ const FOUND_MAX: u32 = 100;
 pub(super) struct Service {
     pub(super) knowledge: Knowledge,
     pub(super) limits: Arc<Limits>,
-    /// Whose knowledge base every call is about; None when the caller says who it is.
-    pub(super) tenant: Option<TenantId>,
+    /// Knows whose knowledge base a call is about.
+    pub(super) gateway: Gateway,
     /// Turns true once, when the server is told to stop.
     pub(super) stopping: watch::Receiver<bool>,
 }
 
 impl Service {
     /// Whose knowledge base a call is about, unless it comes too late.
-    fn caller(&self, metadata: &MetadataMap) -> Result<TenantId, Refusal> {
+    fn caller(&self, metadata: &MetadataMap) -> Result<Caller, Refusal> {
         if *self.stopping.borrow() {
             return Err(Refusal::Unavailable);
         }
-        self.tenant.clone().map_or_else(|| tenant_of(metadata.as_ref()), Ok)
+        self.gateway.caller(metadata.as_ref(), Scope::Kb)
     }
 
     async fn page(&self, tenant: &TenantId, request: &ListRequest) -> Result<ListResponse, Conflict> {
@@ -89,9 +90,9 @@ impl KnowledgeBase for Service {
     type WatchStream = ReceiverStream<Result<WatchResponse, Status>>;
 
     async fn upsert(&self, request: Request<UpsertRequest>) -> Result<Response<UpsertResponse>, Status> {
-        let tenant = self.caller(request.metadata())?;
+        let caller = self.caller(request.metadata())?;
         let UpsertRequest { article, expected_version, dry_run } = request.into_inner();
-        let effect = write(&self.knowledge, &tenant, draft(article, expected_version)?, dry_run).await?;
+        let effect = write(&self.knowledge, &caller.tenant, draft(article, expected_version)?, dry_run).await?;
         Ok(Response::new(UpsertResponse {
             version: effect.outcome.version,
             epoch: effect.epoch,
@@ -103,10 +104,10 @@ impl KnowledgeBase for Service {
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
-        let tenant = self.caller(request.metadata())?;
+        let caller = self.caller(request.metadata())?;
         let DeleteRequest { id, expected_version, dry_run } = request.into_inner();
         let draft = ArticleDraft { id: article_id("id", &id)?, content: None, expected_version };
-        let effect = write(&self.knowledge, &tenant, draft, dry_run).await?;
+        let effect = write(&self.knowledge, &caller.tenant, draft, dry_run).await?;
         Ok(Response::new(DeleteResponse {
             version: effect.outcome.version,
             epoch: effect.epoch,
@@ -117,42 +118,42 @@ impl KnowledgeBase for Service {
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
-        let tenant = self.caller(request.metadata())?;
+        let caller = self.caller(request.metadata())?;
         let id = article_id("id", &request.into_inner().id)?;
-        let found = self.knowledge.get(&tenant, &id).await.map_err(Conflict::from)?;
+        let found = self.knowledge.get(&caller.tenant, &id).await.map_err(Conflict::from)?;
         let found = found.ok_or(Conflict::NotFound(id))?;
         Ok(Response::new(GetResponse { article: Some(article(found, true)) }))
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
-        let tenant = self.caller(request.metadata())?;
-        Ok(Response::new(self.page(&tenant, request.get_ref()).await?))
+        let caller = self.caller(request.metadata())?;
+        Ok(Response::new(self.page(&caller.tenant, request.get_ref()).await?))
     }
 
     async fn search(&self, request: Request<SearchRequest>) -> Result<Response<SearchResponse>, Status> {
-        let tenant = self.caller(request.metadata())?;
+        let caller = self.caller(request.metadata())?;
         let SearchRequest { query, k } = request.into_inner();
         let query = text("query", query, self.limits.text_bytes_max)?;
         if !(1..=FOUND_MAX).contains(&k) {
             return Err(Conflict::invalid("k", format!("{k}, 1 to {FOUND_MAX} are allowed")).into());
         }
-        let chunks = self.knowledge.search(&tenant, &query, k as usize).await.map_err(Conflict::from)?;
+        let chunks = self.knowledge.search(&caller.tenant, &query, k as usize).await.map_err(Conflict::from)?;
         Ok(Response::new(SearchResponse { chunks: found(chunks) }))
     }
 
     async fn import(&self, request: Request<Streaming<ImportRequest>>) -> Result<Response<Self::ImportStream>, Status> {
-        let tenant = self.caller(request.metadata())?;
+        let caller = self.caller(request.metadata())?;
         let (out, responses) = mpsc::channel(RESPONSES_QUEUED_MAX);
-        let import = Import { knowledge: self.knowledge.clone(), tenant, out };
+        let import = Import { knowledge: self.knowledge.clone(), caller, out };
         tokio::spawn(import.run(request.into_inner(), self.stopping.clone()));
         Ok(Response::new(ReceiverStream::new(responses)))
     }
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let tenant = self.caller(request.metadata())?;
+        let caller = self.caller(request.metadata())?;
         let (out, responses) = mpsc::channel(RESPONSES_QUEUED_MAX);
         // Subscribed before the headers are sent: the client misses nothing that it does after it has them.
-        tokio::spawn(changes::forward(tenant, self.knowledge.watch(), out, self.stopping.clone()));
+        tokio::spawn(changes::forward(caller, self.knowledge.watch(), out, self.stopping.clone()));
         Ok(Response::new(ReceiverStream::new(responses)))
     }
 }

@@ -28,13 +28,14 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 use turnflow_pipeline::{Config, Pipeline, ServerConfig};
-use turnflow_state::{Limits, TenantId};
+use turnflow_state::Limits;
 
 pub use self::conflict::CURRENT_VERSION_KEY;
 pub use self::in_process::{InProcess, serve_in_process};
 use self::proto::conversations_server::ConversationsServer;
 use self::proto::knowledge_base_server::KnowledgeBaseServer;
 use self::service::Service;
+use crate::door::Gateway;
 pub use crate::door::TENANT_DEFAULT;
 
 /// Full name of the service of conversations, for health checks.
@@ -71,7 +72,7 @@ pub enum ServeError {
     Transport(#[from] tonic::transport::Error),
 }
 
-/// Serves gRPC on `listener` until `shutdown` resolves, then ends what is open.
+/// Serves gRPC on `listener`, to those whom `gateway` lets in, until `shutdown` resolves, then ends what is open.
 ///
 /// After `shutdown` the health service says NOT_SERVING, no connection and no turn is taken, the turns that were
 /// taken are answered, and their streams end with UNAVAILABLE. Streams that are still open after the configured grace,
@@ -84,6 +85,7 @@ pub enum ServeError {
 /// [`ServeError`] when the server cannot start. What goes wrong on one connection stays there.
 pub async fn serve(
     pipeline: Pipeline,
+    gateway: Gateway,
     config: &Config,
     listener: TcpListener,
     shutdown: impl Future<Output = ()>,
@@ -94,8 +96,9 @@ pub async fn serve(
     set_health(&health, ServingStatus::Serving).await;
 
     let response_bytes_max = RESPONSE_BYTES_MAX.max(limits.message_bytes_max.saturating_mul(2));
-    let knowledge_base = knowledge_service(&pipeline, limits, None, stopping.clone());
-    let conversations = ConversationsServer::new(Service::new(pipeline, Arc::new(limits.clone()), stopping.clone()))
+    let knowledge_base = knowledge_service(&pipeline, gateway.clone(), limits, stopping.clone());
+    let service = Service::new(pipeline, gateway, Arc::new(limits.clone()), stopping.clone());
+    let conversations = ConversationsServer::new(service)
         .max_decoding_message_size(limits.message_bytes_max)
         .max_encoding_message_size(response_bytes_max);
     let router = settings(&config.server, limits)
@@ -118,16 +121,15 @@ pub async fn serve(
     Ok(())
 }
 
-/// The service of the knowledge base: of this tenant's, or of that of whoever calls.
 fn knowledge_service(
     pipeline: &Pipeline,
+    gateway: Gateway,
     limits: &Limits,
-    tenant: Option<TenantId>,
     stopping: watch::Receiver<bool>,
 ) -> KnowledgeBaseServer<knowledge::Service> {
     let request_bytes_max = limits.article_bytes_max.saturating_add(ARTICLE_ROOM_BYTES);
     let (knowledge, limits) = (pipeline.knowledge(), Arc::new(limits.clone()));
-    KnowledgeBaseServer::new(knowledge::Service { knowledge, limits, tenant, stopping })
+    KnowledgeBaseServer::new(knowledge::Service { knowledge, limits, gateway, stopping })
         .max_decoding_message_size(request_bytes_max)
         .max_encoding_message_size(RESPONSE_BYTES_MAX.saturating_add(request_bytes_max))
 }

@@ -9,7 +9,10 @@ use tonic_types::{ErrorDetails, StatusExt};
 use turnflow_state::TurnKey;
 
 use super::proto::{self, ErrorKind};
-use crate::door::{CutOff, INTERNAL_MESSAGE, Refusal, UNAVAILABLE_MESSAGE, describe, overloaded, slow_reader};
+use crate::door::{
+    CutOff, INTERNAL_MESSAGE, Refusal, UNAUTHENTICATED_MESSAGE, UNAVAILABLE_MESSAGE, describe, forbidden, overloaded,
+    slow_reader,
+};
 
 /// The refusal as an event of a stream.
 pub(super) fn event_of(refusal: Refusal) -> proto::Error {
@@ -21,6 +24,9 @@ pub(super) fn event_of(refusal: Refusal) -> proto::Error {
         Refusal::Late { message } => (ErrorKind::Late, message, None, None),
         // Nobody can ask for that over gRPC.
         Refusal::Uncached { message } => (ErrorKind::Invalid, message, None, None),
+        // These are the end of a stream, and no event of it.
+        Refusal::Unauthenticated => (ErrorKind::Invalid, UNAUTHENTICATED_MESSAGE.to_owned(), None, None),
+        Refusal::Forbidden { scope } => (ErrorKind::Invalid, forbidden(scope), None, None),
         Refusal::Internal => (ErrorKind::Internal, INTERNAL_MESSAGE.to_owned(), None, None),
         Refusal::Unavailable => (ErrorKind::Unavailable, UNAVAILABLE_MESSAGE.to_owned(), None, None),
     };
@@ -46,6 +52,8 @@ impl From<Refusal> for Status {
             }
             Refusal::Late { message } => Self::deadline_exceeded(message),
             Refusal::Uncached { message } => Self::failed_precondition(message),
+            Refusal::Unauthenticated => Self::unauthenticated(UNAUTHENTICATED_MESSAGE),
+            Refusal::Forbidden { scope } => Self::permission_denied(forbidden(scope)),
             Refusal::Internal => Self::internal(INTERNAL_MESSAGE),
             Refusal::Unavailable => Self::unavailable(UNAVAILABLE_MESSAGE),
         }

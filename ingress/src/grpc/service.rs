@@ -18,7 +18,8 @@ use super::convert;
 use super::proto::conversations_server::Conversations;
 use super::proto::{AskRequest, AskResponse, ConverseRequest, ConverseResponse, FeedbackRequest, FeedbackResponse};
 use super::refusal::unknown_turn;
-use crate::door::{Conflict, LastWord, Outlet, Refusal, Untold, next_event, now_ms, tenant_of};
+use crate::door::{Caller, Conflict, Gateway, LastWord, Outlet, Refusal, Untold, next_event, now_ms};
+use crate::keys::Scope;
 
 /// Where the events of one turn go.
 type Answers = Outlet<Result<AskResponse, Status>>;
@@ -29,18 +30,28 @@ pub(super) type Responses<R> = mpsc::Sender<Result<R, Status>>;
 /// The `Conversations` service.
 pub(super) struct Service {
     pipeline: Pipeline,
+    gateway: Gateway,
     limits: Arc<Limits>,
     /// Turns true once, when the server is told to stop.
     stopping: watch::Receiver<bool>,
 }
 
 impl Service {
-    pub(super) fn new(pipeline: Pipeline, limits: Arc<Limits>, stopping: watch::Receiver<bool>) -> Self {
-        Self { pipeline, limits, stopping }
+    pub(super) fn new(
+        pipeline: Pipeline,
+        gateway: Gateway,
+        limits: Arc<Limits>,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
+        Self { pipeline, gateway, limits, stopping }
     }
 
-    fn refuse_when_stopping(&self) -> Result<(), Refusal> {
-        if *self.stopping.borrow() { Err(Refusal::Unavailable) } else { Ok(()) }
+    /// Who calls, unless it is too late.
+    fn caller(&self, metadata: &MetadataMap) -> Result<Caller, Refusal> {
+        if *self.stopping.borrow() {
+            return Err(Refusal::Unavailable);
+        }
+        self.gateway.caller(metadata.as_ref(), Scope::Chat)
     }
 }
 
@@ -53,33 +64,30 @@ impl Conversations for Service {
         &self,
         request: Request<Streaming<ConverseRequest>>,
     ) -> Result<Response<Self::ConverseStream>, Status> {
-        self.refuse_when_stopping()?;
-        let tenant = tenant_of(request.metadata().as_ref())?;
+        let caller = self.caller(request.metadata())?;
         let (out, last, responses) = Outlet::open(&self.limits);
-        let session = Session::new(self.pipeline.clone(), Arc::clone(&self.limits), tenant, out);
+        let session = Session::new(self.pipeline.clone(), Arc::clone(&self.limits), caller, out);
         tokio::spawn(session.run(request.into_inner(), self.stopping.clone(), last));
         Ok(Response::new(responses))
     }
 
     async fn ask(&self, request: Request<AskRequest>) -> Result<Response<Self::AskStream>, Status> {
-        self.refuse_when_stopping()?;
-        let tenant = tenant_of(request.metadata().as_ref())?;
+        let caller = self.caller(request.metadata())?;
         let of_call = call_time(request.metadata());
         let turn = request.into_inner().turn;
         // The shorter of the two.
         let time_max = convert::time_max(turn.as_ref()).into_iter().chain(of_call).min();
-        let turn = convert::turn(tenant, turn, &self.limits, now_ms())?;
+        let turn = convert::turn(caller.tenant.clone(), turn, &self.limits, now_ms())?;
         let key = turn.key();
         let events = self.pipeline.submit_within(turn, time_max).await.map_err(Refusal::from)?;
         let (out, last, responses) = Outlet::open(&self.limits);
-        tokio::spawn(forward(key, events, out, last));
+        tokio::spawn(answer(caller, key, events, out, last));
         Ok(Response::new(responses))
     }
 
     async fn feedback(&self, request: Request<FeedbackRequest>) -> Result<Response<FeedbackResponse>, Status> {
-        self.refuse_when_stopping()?;
-        let tenant = tenant_of(request.metadata().as_ref())?;
-        let (turn, is_good) = convert::feedback(tenant, request.get_ref())?;
+        let caller = self.caller(request.metadata())?;
+        let (turn, is_good) = convert::feedback(caller.tenant, request.get_ref())?;
         match self.pipeline.feedback(turn.clone(), is_good).await.map_err(Conflict::from)? {
             Feedback::Unknown => Err(unknown_turn(&turn)),
             outcome => Ok(Response::new(FeedbackResponse { counted: outcome == Feedback::Counted })),
@@ -104,20 +112,34 @@ fn call_time(metadata: &MetadataMap) -> Option<Duration> {
     }
 }
 
-/// Passes the events of a turn on, up to its terminal event.
-async fn forward(
+/// Tells a client the events of a turn, for as long as its key counts.
+async fn answer(
+    caller: Caller,
     key: TurnKey,
-    mut events: TurnStream,
+    events: TurnStream,
     out: Answers,
     last: Option<LastWord<Result<AskResponse, Status>>>,
 ) {
+    let told = tokio::select! {
+        biased;
+        () = caller.ended() => {
+            return last.into_iter().for_each(|last| last.say(Err(Refusal::Unauthenticated.into())));
+        }
+        told = forward(key, events, out) => told,
+    };
+    if told == Err(Untold::Slow) {
+        last.into_iter().for_each(LastWord::too_slow);
+    }
+}
+
+/// Passes the events of a turn on, up to its terminal event.
+async fn forward(key: TurnKey, mut events: TurnStream, out: Answers) -> Result<(), Untold> {
     while let Some(event) = next_event(&mut events, &out).await {
         let ended = event.is_terminal();
-        let response = convert::ask_event(&key, event).map_err(Status::from);
-        match out.tell(response).await {
-            Ok(()) if !ended => {}
-            Err(Untold::Slow) => return last.into_iter().for_each(LastWord::too_slow),
-            Ok(()) | Err(Untold::Gone) => return,
+        out.tell(convert::ask_event(&key, event).map_err(Status::from)).await?;
+        if ended {
+            break;
         }
     }
+    Ok(())
 }

@@ -21,25 +21,25 @@ use turnflow_state::{Completion, TierSize, TurnEvent, TurnKey};
 
 use super::chat::{Asked, ChatRequest};
 use super::error::{ApiError, Kind};
-use super::receive::{Caller, Json};
+use super::receive::{ForChat, Json};
 use super::reply::{self, Frame, JsonReply};
 use super::router::App;
-use crate::door::{CutOff, LastWord, Outlet, Refusal, Untold, event_of, slow_reader};
+use crate::door::{Caller, CutOff, LastWord, Outlet, Refusal, Untold, event_of, slow_reader};
 
 /// `POST /v1/chat/completions`.
 pub(super) async fn complete(
     State(app): State<Arc<App>>,
-    Caller(tenant): Caller,
+    ForChat(caller): ForChat,
     headers: HeaderMap,
     Json(request): Json<ChatRequest>,
 ) -> Result<Response, ApiError> {
-    let asked = Asked::read(tenant, &headers, request, &app.config, app.fresh_id())?;
+    let asked = Asked::read(caller.tenant.clone(), &headers, request, &app.config, app.fresh_id())?;
     let Asked { submission, model, stream, include_usage } = asked;
     let (key, created_s) = (submission.turn.key(), submission.turn.at_ms / 1_000);
     // Who names a tier gets its answer and no other.
     let escalates = app.config.routing.enabled && app.config.routing.escalate && submission.wishes.size.is_none();
     let events = app.pipeline.submit_with(submission).await?;
-    let answer = Answer::new(key.clone(), events, escalates);
+    let answer = Answer::new(caller, key.clone(), events, escalates);
     let frame = Frame { key, model, created_s, include_usage };
     if stream { streamed(&app, answer, frame).await } else { whole(answer, &frame).await }
 }
@@ -133,6 +133,8 @@ fn withdrawn() -> ApiError {
 
 /// An answer as it comes, for a client that cannot take anything back.
 struct Answer {
+    /// Who is told, for as long as its key counts.
+    caller: Caller,
     key: TurnKey,
     events: TurnStream,
     /// Whether the large tier may be asked in the small one's place.
@@ -155,14 +157,19 @@ enum Next {
 }
 
 impl Answer {
-    const fn new(key: TurnKey, events: TurnStream, escalates: bool) -> Self {
-        Self { key, events, escalates, held: String::new(), told: false }
+    const fn new(caller: Caller, key: TurnKey, events: TurnStream, escalates: bool) -> Self {
+        Self { caller, key, events, escalates, held: String::new(), told: false }
     }
 
     /// Cancel-safe.
     async fn next(&mut self) -> Next {
         loop {
-            match event_of(&mut self.events).await {
+            let event = tokio::select! {
+                biased;
+                () = self.caller.ended() => return Next::Failed(Refusal::Unauthenticated),
+                event = event_of(&mut self.events) => event,
+            };
+            match event {
                 TurnEvent::Accepted => {}
                 TurnEvent::Delta(piece) => {
                     self.held.push_str(&piece);

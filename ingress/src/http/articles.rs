@@ -12,10 +12,10 @@ use turnflow_pipeline::{ArticleDraft, DraftContent, Fall, Forecast};
 use turnflow_state::{Article, ScoredChunk, TenantId};
 
 use super::error::ApiError;
-use super::receive::{Caller, Id, Json, header_text, query};
+use super::receive::{ForKb, Id, Json, header_text, query};
 use super::reply::{JsonReply, etag};
 use super::router::App;
-use crate::door::{self, Conflict, article_id, text};
+use crate::door::{self, Caller, Conflict, article_id, text};
 
 /// Articles of a page, when the client does not say, and at most.
 const PAGE_ARTICLES_DEFAULT: usize = 20;
@@ -68,7 +68,11 @@ pub(super) struct SearchBody {
 }
 
 /// `GET /v1/articles`: a page, in the order of the ids.
-pub(super) async fn list(State(app): State<Arc<App>>, Caller(tenant): Caller, uri: Uri) -> Result<JsonReply, ApiError> {
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    ForKb(Caller { tenant, .. }): ForKb,
+    uri: Uri,
+) -> Result<JsonReply, ApiError> {
     let ListQuery { limit, after, with_body } = query(&uri)?;
     let limit = within("limit", limit.unwrap_or(PAGE_ARTICLES_DEFAULT), PAGE_ARTICLES_MAX)?;
     let after = after.map(|after| article_id("after", &after)).transpose()?;
@@ -93,7 +97,7 @@ pub(super) async fn list(State(app): State<Arc<App>>, Caller(tenant): Caller, ur
 /// `GET /v1/articles/{id}`.
 pub(super) async fn get(
     State(app): State<Arc<App>>,
-    Caller(tenant): Caller,
+    ForKb(Caller { tenant, .. }): ForKb,
     headers: HeaderMap,
     Id(id): Id,
 ) -> Result<Response, ApiError> {
@@ -110,7 +114,7 @@ pub(super) async fn get(
 /// `POST /v1/articles`: writes an article that names itself.
 pub(super) async fn post(
     State(app): State<Arc<App>>,
-    Caller(tenant): Caller,
+    ForKb(Caller { tenant, .. }): ForKb,
     headers: HeaderMap,
     uri: Uri,
     Json(sent): Json<ArticleBody>,
@@ -122,7 +126,7 @@ pub(super) async fn post(
 /// `PUT /v1/articles/{id}`.
 pub(super) async fn put(
     State(app): State<Arc<App>>,
-    Caller(tenant): Caller,
+    ForKb(Caller { tenant, .. }): ForKb,
     headers: HeaderMap,
     uri: Uri,
     Id(id): Id,
@@ -137,7 +141,7 @@ pub(super) async fn put(
 /// `DELETE /v1/articles/{id}`.
 pub(super) async fn delete(
     State(app): State<Arc<App>>,
-    Caller(tenant): Caller,
+    ForKb(Caller { tenant, .. }): ForKb,
     headers: HeaderMap,
     uri: Uri,
     Id(id): Id,
@@ -149,7 +153,7 @@ pub(super) async fn delete(
 /// `POST /v1/articles/search`.
 pub(super) async fn search(
     State(app): State<Arc<App>>,
-    Caller(tenant): Caller,
+    ForKb(Caller { tenant, .. }): ForKb,
     Json(SearchBody { query, k }): Json<SearchBody>,
 ) -> Result<JsonReply, ApiError> {
     let query = text("query", query, app.config.limits.text_bytes_max)?;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::models::check_encoder;
-use super::receive::{Caller, Json};
+use super::receive::{ForChat, Json};
 use super::reply::JsonReply;
 use super::router::App;
 use crate::door::text;
@@ -59,7 +59,7 @@ impl Encoding {
 /// `POST /v1/embeddings`.
 pub(super) async fn embed(
     State(app): State<Arc<App>>,
-    Caller(_): Caller,
+    ForChat(_): ForChat,
     Json(request): Json<EmbeddingsRequest>,
 ) -> Result<JsonReply, ApiError> {
     let EmbeddingsRequest { model, input, encoding_format, dimensions } = request;

@@ -12,7 +12,9 @@ use turnflow_pipeline::{PipelineError, SubmitError};
 use turnflow_state::WriteRefused;
 
 use super::reply::{JsonReply, etag};
-use crate::door::{Conflict, INTERNAL_MESSAGE, Refusal, UNAVAILABLE_MESSAGE, overloaded};
+use crate::door::{
+    Conflict, INTERNAL_MESSAGE, Refusal, UNAUTHENTICATED_MESSAGE, UNAVAILABLE_MESSAGE, forbidden, overloaded,
+};
 
 /// OpenAI's clients repeat a request after some statuses, unless they are told not to.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -113,6 +115,13 @@ impl From<Refusal> for ApiError {
             Refusal::Overloaded { retry_after_ms } => Self::overloaded(retry_after_ms),
             Refusal::Late { message } => Self::new(gateway_timeout, Kind::Timeout, "deadline_exceeded", message),
             Refusal::Uncached { message } => Self::new(gateway_timeout, Kind::Cache, "not_cached", message),
+            Refusal::Unauthenticated => {
+                let (status, kind) = (StatusCode::UNAUTHORIZED, Kind::InvalidRequest);
+                Self::new(status, kind, "invalid_api_key", UNAUTHENTICATED_MESSAGE)
+            }
+            Refusal::Forbidden { scope } => {
+                Self::new(StatusCode::FORBIDDEN, Kind::InvalidRequest, "missing_scope", forbidden(scope))
+            }
             Refusal::Internal => Self::internal(),
             Refusal::Unavailable => {
                 let unavailable = StatusCode::SERVICE_UNAVAILABLE;
@@ -163,6 +172,9 @@ impl IntoResponse for ApiError {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_ms.div_ceil(1_000)));
             headers.insert(RETRY_AFTER_MS, HeaderValue::from(retry_after_ms));
         }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if self.status == StatusCode::GATEWAY_TIMEOUT {
             // The same request would meet the same end.
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
@@ -197,6 +209,14 @@ mod tests {
         check(late.into(), 504, error("timeout_error", "deadline_exceeded", Value::Null, "late"));
         let uncached = Refusal::Uncached { message: "none".into() };
         check(uncached.into(), 504, error("cache_error", "not_cached", Value::Null, "none"));
+        let code = "invalid_api_key";
+        let unauthenticated = ApiError::from(Refusal::Unauthenticated);
+        let expected = error("invalid_request_error", code, Value::Null, UNAUTHENTICATED_MESSAGE);
+        check(unauthenticated.clone(), 401, expected);
+        assert_eq!(unauthenticated.into_response().headers()[header::WWW_AUTHENTICATE], "Bearer");
+        let message = "the key does not have the scope kb";
+        let forbidden = Refusal::Forbidden { scope: "kb" };
+        check(forbidden.into(), 403, error("invalid_request_error", "missing_scope", Value::Null, message));
         check(Refusal::Internal.into(), 500, error("server_error", "internal", Value::Null, INTERNAL_MESSAGE));
         check(Refusal::Unavailable.into(), 503, error("server_error", "unavailable", Value::Null, UNAVAILABLE_MESSAGE));
     }

@@ -30,22 +30,29 @@ use turnflow_pipeline::{Config, Pipeline};
 
 use self::connection::Connection;
 use self::router::App;
+use crate::door::Gateway;
 
 /// Pause after an accept that failed: the usual cause, no free file descriptor, does not go away by asking again.
 const ACCEPT_RETRY_AFTER: Duration = Duration::from_millis(100);
 /// Least that a connection reads and writes at once, in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Serves HTTP on `listener` until `shutdown` resolves, then ends what is open.
+/// Serves HTTP on `listener`, to those whom `gateway` lets in, until `shutdown` resolves, then ends what is open.
 ///
 /// After `shutdown` no connection and no request is taken, and what was taken is answered. Connections that are still open after
 /// `server.shutdown-grace-s` are closed. The pipeline is left running: shut it down next.
 ///
 /// Not cancel-safe: a dropped future closes all connections.
-pub async fn serve(pipeline: Pipeline, config: &Config, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+pub async fn serve(
+    pipeline: Pipeline,
+    gateway: Gateway,
+    config: &Config,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()>,
+) {
     let (stop, stopping) = watch::channel(false);
     let is_local = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
-    let app = Arc::new(App::new(pipeline, config, is_local, stopping.clone()));
+    let app = Arc::new(App::new(pipeline, gateway, config, is_local, stopping.clone()));
     let service = TowerToHyperService::new(router::router(app));
     let places = Arc::new(Semaphore::new(config.http.connections_max));
     let mut connections = JoinSet::new();

@@ -9,7 +9,7 @@ use turnflow_pipeline::{Config, OtherModels};
 use turnflow_state::TierSize;
 
 use super::error::ApiError;
-use super::receive::{Caller, Id};
+use super::receive::{ForChat, Id};
 use super::reply::JsonReply;
 use super::router::App;
 
@@ -21,13 +21,13 @@ const SMALL: &str = "turnflow-small";
 const LARGE: &str = "turnflow-large";
 
 /// `GET /v1/models`.
-pub(super) async fn list(State(app): State<Arc<App>>, Caller(_): Caller) -> JsonReply {
+pub(super) async fn list(State(app): State<Arc<App>>, ForChat(_): ForChat) -> JsonReply {
     let models: Vec<Value> = names(&app.config).into_iter().map(|name| model(&app, name)).collect();
     JsonReply(json!({ "object": "list", "data": models }))
 }
 
 /// `GET /v1/models/{id}`.
-pub(super) async fn get(State(app): State<Arc<App>>, Caller(_): Caller, Id(id): Id) -> Result<JsonReply, ApiError> {
+pub(super) async fn get(State(app): State<Arc<App>>, ForChat(_): ForChat, Id(id): Id) -> Result<JsonReply, ApiError> {
     let name = names(&app.config).into_iter().find(|name| *name == id).ok_or_else(|| unknown(&id))?;
     Ok(JsonReply(model(&app, name)))
 }

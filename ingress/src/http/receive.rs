@@ -10,24 +10,40 @@ use axum::http::{HeaderMap, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use turnflow_pipeline::HttpConfig;
-use turnflow_state::TenantId;
 
 use super::error::{ApiError, Kind};
 use super::router::App;
-use crate::door::{Refusal, tenant_of};
+use crate::door::{Caller, Refusal};
+use crate::keys::Scope;
 
-/// Who calls, unless the server takes no requests any more.
-pub(super) struct Caller(pub(super) TenantId);
+/// Who calls to chat.
+pub(super) struct ForChat(pub(super) Caller);
 
-impl FromRequestParts<Arc<App>> for Caller {
+impl FromRequestParts<Arc<App>> for ForChat {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
-        if app.is_stopping() {
-            return Err(Refusal::Unavailable.into());
-        }
-        Ok(Self(tenant_of(&parts.headers)?))
+        caller(parts, app, Scope::Chat).map(Self)
     }
+}
+
+/// Who calls about the knowledge base.
+pub(super) struct ForKb(pub(super) Caller);
+
+impl FromRequestParts<Arc<App>> for ForKb {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        caller(parts, app, Scope::Kb).map(Self)
+    }
+}
+
+/// Who calls, unless the server takes no requests any more.
+fn caller(parts: &Parts, app: &App, scope: Scope) -> Result<Caller, ApiError> {
+    if app.is_stopping() {
+        return Err(Refusal::Unavailable.into());
+    }
+    Ok(app.gateway.caller(&parts.headers, scope)?)
 }
 
 /// The body of a request, read from JSON.

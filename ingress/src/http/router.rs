@@ -23,7 +23,7 @@ use turnflow_pipeline::{Config, Knowledge, Pipeline};
 use super::error::{ApiError, Kind};
 use super::reply::JsonReply;
 use super::{answer, articles, embeddings, models};
-use crate::door::{Refusal, now_ms};
+use crate::door::{Gateway, Refusal, now_ms};
 
 /// What the routes are, for programs.
 const OPENAPI: &str = include_str!("openapi.json");
@@ -34,6 +34,7 @@ const RETRY_AFTER_MS: u64 = 1_000;
 pub(super) struct App {
     pub(super) pipeline: Pipeline,
     pub(super) knowledge: Knowledge,
+    pub(super) gateway: Gateway,
     pub(super) config: Config,
     /// When the server started, in seconds since 1970.
     pub(super) started_s: u64,
@@ -47,12 +48,19 @@ pub(super) struct App {
 }
 
 impl App {
-    pub(super) fn new(pipeline: Pipeline, config: &Config, is_local: bool, stopping: watch::Receiver<bool>) -> Self {
+    pub(super) fn new(
+        pipeline: Pipeline,
+        gateway: Gateway,
+        config: &Config,
+        is_local: bool,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
         let (knowledge, config) = (pipeline.knowledge(), config.clone());
         let work = Arc::new(Semaphore::new(config.http.work_in_flight_max));
         Self {
             pipeline,
             knowledge,
+            gateway,
             config,
             started_s: now_ms() / 1_000,
             stopping,

@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 use turnflow_models::{EncoderHandle, EncoderStats};
 use turnflow_pipeline::{Pipeline, SubmitError};
 use turnflow_state::{CacheControl, LoadLevel, TierSize, Turn, TurnError, TurnErrorKind, TurnEvent, Verdict};
 
 use super::sample::Writer;
-use crate::grpc::client::{ConnectError, connect};
+use crate::grpc::client::{CallerKey, ConnectError, Keyed, connect};
 use crate::grpc::proto::ask_response::Event;
 use crate::grpc::proto::conversations_client::ConversationsClient;
 use crate::grpc::proto::{self, AskRequest};
@@ -39,7 +38,7 @@ pub enum Target {
 /// Connections to a server, which take turns.
 #[derive(Clone)]
 pub struct Connections {
-    clients: Arc<[ConversationsClient<Channel>]>,
+    clients: Arc<[ConversationsClient<Keyed>]>,
     next: Arc<AtomicUsize>,
 }
 
@@ -70,14 +69,14 @@ pub(super) enum Ending {
 }
 
 impl Target {
-    /// A server at `address`, which is `host:port` or a URL.
+    /// A server at `address`, which is `host:port` or a URL, called with a key.
     ///
     /// # Errors
     /// When it cannot be connected to.
-    pub async fn connect(address: &str) -> Result<Self, ConnectError> {
+    pub async fn connect(address: &str, key: &CallerKey) -> Result<Self, ConnectError> {
         let mut clients = Vec::with_capacity(CONNECTIONS);
         for _ in 0..CONNECTIONS {
-            clients.push(ConversationsClient::new(connect(address).await?));
+            clients.push(ConversationsClient::new(key.on(connect(address).await?)));
         }
         Ok(Self::Server(Connections { clients: clients.into(), next: Arc::default() }))
     }
@@ -140,7 +139,7 @@ impl Connections {
 }
 
 async fn answer(
-    client: &mut ConversationsClient<Channel>,
+    client: &mut ConversationsClient<Keyed>,
     turn: Turn,
     first: &mut Option<Instant>,
 ) -> Result<Ending, Status> {

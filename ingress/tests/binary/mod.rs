@@ -6,7 +6,9 @@ use std::process::{Command, Output};
 /// The binary with an environment that tests agree on.
 pub(crate) fn turnflow() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_turnflow"));
-    command.env_remove("TURNFLOW_CONFIG").env_remove("TURNFLOW_LOG").env_remove("RUST_LOG");
+    for name in ["TURNFLOW_CONFIG", "TURNFLOW_LOG", "RUST_LOG", "TURNFLOW_KEY", "TURNFLOW_PEPPER"] {
+        command.env_remove(name);
+    }
     command
 }
 

@@ -10,6 +10,7 @@ pub mod transcript;
 
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -17,10 +18,12 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
+use turnflow::Gateway;
 use turnflow::grpc::proto::conversations_client::ConversationsClient;
 use turnflow::grpc::proto::knowledge_base_client::KnowledgeBaseClient;
 use turnflow::grpc::proto::{self, AskRequest, ConverseRequest, Done, Turn};
 use turnflow::grpc::{ServeError, serve};
+use turnflow::keys::KeyFiles;
 use turnflow_models::{Extractive, ModelHome, TierEngine, WeightSource};
 use turnflow_pipeline::{Config, Parts, Pipeline, Tiers};
 use turnflow_state::{Article, Durability, KnowledgeBase, Store, StoreBatch, TenantId};
@@ -118,11 +121,18 @@ impl TestServer {
             async move { drop(stopping.wait_for(|&stopping| stopping).await) }
         };
         let (stopped, of_http) = (stopped(), stopped());
+        // Its keys are where the configuration says, if it does.
+        let gateway = if config.gateway.keys.as_os_str().is_empty() {
+            Gateway::keyless(tenant())
+        } else {
+            let files = KeyFiles::new(&config.gateway, Path::new("")).expect("files");
+            Gateway::open(files, tenant()).expect("usable keys")
+        };
         let served = tokio::spawn({
             let pipeline = pipeline.clone();
             async move {
-                let http = turnflow::http::serve(pipeline.clone(), &config, for_http, of_http);
-                tokio::join!(serve(pipeline, &config, listener, stopped), http).0
+                let http = turnflow::http::serve(pipeline.clone(), gateway.clone(), &config, for_http, of_http);
+                tokio::join!(serve(pipeline, gateway, &config, listener, stopped), http).0
             }
         });
         Self { opener, address, http, pipeline, gate, stop, served }

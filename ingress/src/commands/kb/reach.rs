@@ -6,17 +6,17 @@ use turnflow_pipeline::Pipeline;
 use super::super::{Context, open};
 use crate::cli::KbTarget;
 use crate::failure::Failure;
-use crate::grpc::client::connect;
+use crate::grpc::client::{CallerKey, Keyed, connect};
 use crate::grpc::proto::knowledge_base_client::KnowledgeBaseClient;
 use crate::grpc::{TENANT_DEFAULT, serve_in_process};
 
 /// Largest response that is taken: servers may be configured for large articles.
 const RESPONSE_BYTES_MAX: usize = 256 * 1024 * 1024;
 
-pub(super) type Client = KnowledgeBaseClient<Channel>;
+pub(super) type Client = KnowledgeBaseClient<Keyed>;
 
-pub(super) fn client(channel: Channel) -> Client {
-    KnowledgeBaseClient::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX)
+pub(super) fn client(channel: Channel, key: &CallerKey) -> Client {
+    KnowledgeBaseClient::new(key.on(channel)).max_decoding_message_size(RESPONSE_BYTES_MAX)
 }
 
 /// Does some work with the knowledge base, wherever it is, and says where.
@@ -26,14 +26,14 @@ pub(super) async fn with_client(
     work: impl AsyncFnOnce(Client) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     if let Some(channel) = server(context, target).await? {
-        return work(client(channel)).await;
+        return work(client(channel, &target.key.key.clone().into())).await;
     }
     let dir = context.data_dir(target.data.as_ref())?;
     eprintln!("using the store in {}", dir.display());
     let parts = open::parts(context, open::store(context, &dir)?)?;
     let pipeline = Pipeline::start(&context.config, &parts)?;
     let worked = match serve_in_process(&pipeline, &context.config, target.tenant.clone()).await {
-        Ok(served) => work(client(served.channel.clone())).await,
+        Ok(served) => work(client(served.channel.clone(), &CallerKey::default())).await,
         Err(error) => Err(error.into()),
     };
     pipeline.shutdown().await;
@@ -57,10 +57,12 @@ async fn server(context: &Context, target: &KbTarget) -> Result<Option<Channel>,
     };
     if target.tenant.as_str() != TENANT_DEFAULT {
         let error = anyhow::anyhow!(
-            "the server at {address} cannot be asked for tenant {}: without authentication, every client is tenant {TENANT_DEFAULT}",
+            "the server at {address} cannot be asked for tenant {}: the key says whose knowledge base it is",
             target.tenant
         );
-        return Err(Failure::usage(error).with_hint("stop the server and open its store with --data"));
+        return Err(Failure::usage(error).with_hint(
+            "leave --tenant out and give that tenant's key with --key, or stop the server and open its store with --data",
+        ));
     }
     eprintln!("using the server at {address}");
     Ok(Some(channel))

@@ -1,0 +1,125 @@
+//! `keys`: makes, shows, revokes and rotates the keys that callers need. Works on their file, whether a server runs or not.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::Context;
+use crate::cli::{KeysCommand, KeysCreateArgs, KeysRevokeArgs, KeysRotateArgs, StoreArgs};
+use crate::failure::Failure;
+use crate::keys::{Key, KeyFiles, KeyRecord, KeysError, NewKey, PEPPER_ENV, Scope};
+
+/// Where the keys are of a server with this store.
+pub(super) fn files(context: &Context, data: Option<&PathBuf>) -> Result<KeyFiles, Failure> {
+    KeyFiles::new(&context.config.gateway, &context.data_dir(data)?).map_err(Failure::usage)
+}
+
+/// What can be done about an error.
+pub(super) fn failed(error: KeysError) -> Failure {
+    let hint = match &error {
+        KeysError::PepperMissing { .. } => {
+            format!("put it back, or set {PEPPER_ENV}; without it, all keys have to be made anew")
+        }
+        KeysError::Unknown(_) => "turnflow keys list names them".to_owned(),
+        KeysError::NotValid { .. } => "make another one: turnflow keys create".to_owned(),
+        _ => return error.into(),
+    };
+    Failure::from(error).with_hint(hint)
+}
+
+pub(super) fn run(context: &Context, command: KeysCommand) -> Result<(), Failure> {
+    match command {
+        KeysCommand::Create(args) => create(context, args),
+        KeysCommand::List(args) => list(context, &args),
+        KeysCommand::Revoke(args) => revoke(context, &args),
+        KeysCommand::Rotate(args) => rotate(context, &args),
+    }
+}
+
+fn create(context: &Context, args: KeysCreateArgs) -> Result<(), Failure> {
+    let KeysCreateArgs { tenant, scopes, name, expires, store } = args;
+    let now = Timestamp::now();
+    let expires = expires.map(|when| when.from(now)).transpose();
+    let expires = expires.map_err(|message| Failure::usage(anyhow::anyhow!("--expires: {message}")))?;
+    let wanted = NewKey { tenant, scopes: scopes.into_iter().collect(), name, expires };
+    let (key, record) = files(context, store.data.as_ref())?.create(wanted, now).map_err(failed)?;
+    show(context, &key, &record)
+}
+
+fn rotate(context: &Context, args: &KeysRotateArgs) -> Result<(), Failure> {
+    let files = files(context, args.store.data.as_ref())?;
+    let (key, record) = files.rotate(&args.id, args.overlap, Timestamp::now()).map_err(failed)?;
+    show(context, &key, &record)
+}
+
+/// Shows a new key. It is all that goes to stdout, so that a script can take it from there.
+fn show(context: &Context, key: &Key, record: &KeyRecord) -> Result<(), Failure> {
+    let KeyRecord { id, tenant, expires, .. } = record;
+    let until = expires.map_or_else(|| "until it is revoked".to_owned(), |expires| format!("until {expires}"));
+    eprintln!("key {id} of tenant {tenant}, for {}, counts {until}", scopes(record));
+    eprintln!("it is shown this once, and a running server takes it within a second:");
+    let mut shown = described(record, Timestamp::now());
+    shown["key"] = json!(key.reveal());
+    context.print(&shown, format!("{}\n", key.reveal()))
+}
+
+fn revoke(context: &Context, args: &KeysRevokeArgs) -> Result<(), Failure> {
+    let now = Timestamp::now();
+    let record = files(context, args.store.data.as_ref())?.revoke(&args.id, now).map_err(failed)?;
+    let text = match record.revoked {
+        Some(revoked) if revoked < now => format!("key {} was revoked at {revoked} already\n", record.id),
+        _ => format!(
+            "revoked key {} of tenant {}; what is open with it ends within a second\n",
+            record.id, record.tenant
+        ),
+    };
+    context.print(&described(&record, now), text)
+}
+
+fn list(context: &Context, args: &StoreArgs) -> Result<(), Failure> {
+    let (files, now) = (files(context, args.data.as_ref())?, Timestamp::now());
+    let records = files.load().map_err(failed)?;
+    if records.is_empty() {
+        eprintln!("there are no keys in {}: whoever reaches the server may call", files.path().display());
+    }
+    let mut text = String::new();
+    for record in &records {
+        let KeyRecord { id, tenant, name, created, expires, .. } = record;
+        let expires = expires.map_or_else(|| "-".to_owned(), day);
+        let name = name.as_deref().unwrap_or_default();
+        let (state, scopes) = (record.state(now), scopes(record));
+        let line = format!("{id}  {state:<7}  {tenant:<16}  {scopes:<13}  {}  {expires:<10}  {name}", day(*created));
+        text += line.trim_end();
+        text.push('\n');
+    }
+    if !text.is_empty() {
+        text.insert_str(0, "KEY       STATE    TENANT            SCOPES         CREATED     EXPIRES     NAME\n");
+    }
+    let records: Vec<Value> = records.iter().map(|record| described(record, now)).collect();
+    context.print(&records, text)
+}
+
+fn day(time: Timestamp) -> String {
+    time.strftime("%F").to_string()
+}
+
+fn scopes(record: &KeyRecord) -> String {
+    record.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(",")
+}
+
+/// A key as JSON, without its hash.
+fn described(record: &KeyRecord, now: Timestamp) -> Value {
+    let KeyRecord { id, tenant, scopes, name, created, expires, revoked, hash: _ } = record;
+    let scopes: Vec<&str> = scopes.iter().copied().map(Scope::as_str).collect();
+    json!({
+        "id": id,
+        "tenant": tenant,
+        "scopes": scopes,
+        "state": record.state(now),
+        "name": name,
+        "created": created,
+        "expires": expires,
+        "revoked": revoked,
+    })
+}

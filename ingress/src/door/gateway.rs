@@ -1,0 +1,373 @@
+//! Who calls, by the key that comes with a call, and whether the key still counts.
+//!
+//! The keys are those of a file that [`crate::keys`] writes. A thread looks at it twice a second, so that what is revoked ends within
+//! one, open streams included; keys whose time is over end with the same look. As long as there is no key, everybody is one tenant. From
+//! the first key on every call needs one, for as long as the server runs: a file that was emptied, or cannot be read, opens no door.
+//!
+//! Whatever is wrong with a key, callers hear the same. The log tells what it is, and the name of the key, never its text.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::time::Duration;
+
+use axum::http::{HeaderMap, header};
+use jiff::Timestamp;
+use tokio::sync::watch;
+use turnflow_state::TenantId;
+
+use super::Refusal;
+use crate::keys::{KeyFiles, KeyId, KeyRecord, KeyState, KeysError, Pepper, Scope, Stamp, key_id};
+
+/// How often the file is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Where clients of other services put a key.
+const OTHER_HEADERS: [&str; 2] = ["api-key", "x-api-key"];
+
+/// Knows who calls.
+#[derive(Clone, Debug)]
+pub struct Gateway {
+    ring: watch::Receiver<Ring>,
+    /// Who calls without a key.
+    keyless: TenantId,
+}
+
+/// Who calls.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    pub(crate) tenant: TenantId,
+    /// None for everybody, as long as there is no key.
+    key: Option<KeyId>,
+    ring: watch::Receiver<Ring>,
+}
+
+/// Why somebody is not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Denied {
+    NoKey,
+    Unknown,
+    Expired,
+    Revoked,
+}
+
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoKey => "there is no key",
+            Self::Unknown => "the key is none of ours",
+            Self::Expired => "the key has expired",
+            Self::Revoked => "the key is revoked",
+        })
+    }
+}
+
+impl Gateway {
+    /// Lets everybody in, as this tenant.
+    #[must_use]
+    pub fn keyless(tenant: TenantId) -> Self {
+        Self { ring: watch::channel(Ring::default()).1, keyless: tenant }
+    }
+
+    /// Follows a file of keys until the gateway and its copies are gone. Without any key, everybody is `keyless`.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be used.
+    pub fn open(files: KeyFiles, keyless: TenantId) -> Result<Self, KeysError> {
+        // Before it is read, so that a change meanwhile is seen.
+        let stamp = files.stamp();
+        let (sender, ring) = watch::channel(Ring::load(&files)?);
+        let mut follower = Follower { files, loaded: stamp, complained: None, looked: Timestamp::now() };
+        let follow = move || {
+            while !sender.is_closed() {
+                std::thread::sleep(LOOK_EVERY);
+                follower.look(&sender, Timestamp::now());
+            }
+        };
+        std::thread::Builder::new().name("turnflow-keys".to_owned()).spawn(follow).map_err(KeysError::Thread)?;
+        Ok(Self { ring, keyless })
+    }
+
+    /// Whether calls need a key.
+    #[must_use]
+    pub fn needs_key(&self) -> bool {
+        self.ring.borrow().is_needed
+    }
+
+    /// Who calls, by the headers of a call, when that one may do this.
+    pub(crate) fn caller(&self, headers: &HeaderMap, scope: Scope) -> Result<Caller, Refusal> {
+        let (ring, text) = (self.ring.borrow(), key_of(headers));
+        if !ring.is_needed {
+            return Ok(Caller { tenant: self.keyless.clone(), key: None, ring: self.ring.clone() });
+        }
+        let record = ring.find(text, Timestamp::now()).map_err(|denied| {
+            let key = text.and_then(key_id).map(tracing::field::display);
+            tracing::info!(key, "a call was refused: {denied}");
+            Refusal::Unauthenticated
+        })?;
+        if !record.allows(scope) {
+            tracing::info!(key = %record.id, "a call was refused: the key has no scope {}", scope.as_str());
+            return Err(Refusal::Forbidden { scope: scope.as_str() });
+        }
+        Ok(Caller { tenant: record.tenant.clone(), key: Some(record.id.clone()), ring: self.ring.clone() })
+    }
+}
+
+impl Caller {
+    /// Resolves when the caller may call no more, and never as long as it may. Cancel-safe.
+    pub(crate) async fn ended(&self) {
+        let mut ring = self.ring.clone();
+        let has_ended = ring.wait_for(|ring| ring.denies(self.key.as_ref(), Timestamp::now()).is_some()).await.is_ok();
+        if !has_ended {
+            // Nobody follows any keys.
+            return std::future::pending().await;
+        }
+        tracing::info!(key = self.key.as_ref().map(tracing::field::display), "a call ends with its key");
+    }
+}
+
+/// The text of the key that comes with a call.
+fn key_of(headers: &HeaderMap) -> Option<&str> {
+    if let Some(value) = headers.get(header::AUTHORIZATION) {
+        let (scheme, key) = value.to_str().ok()?.split_once(' ')?;
+        return scheme.eq_ignore_ascii_case("bearer").then_some(key.trim());
+    }
+    OTHER_HEADERS.into_iter().find_map(|name| headers.get(name))?.to_str().ok().map(str::trim)
+}
+
+/// The keys that are known.
+#[derive(Clone, Debug, Default)]
+struct Ring {
+    keys: HashMap<KeyId, KeyRecord>,
+    /// There where there is a key.
+    pepper: Option<Pepper>,
+    is_needed: bool,
+}
+
+impl Ring {
+    fn load(files: &KeyFiles) -> Result<Self, KeysError> {
+        let records = files.load()?;
+        let is_needed = !records.is_empty();
+        let pepper = is_needed.then(|| files.pepper()).transpose()?;
+        let keys = records.into_iter().map(|record| (record.id.clone(), record)).collect();
+        Ok(Self { keys, pepper, is_needed })
+    }
+
+    /// The key with this text, if it counts.
+    fn find(&self, text: Option<&str>, now: Timestamp) -> Result<&KeyRecord, Denied> {
+        let text = text.ok_or(Denied::NoKey)?;
+        let record = key_id(text).and_then(|id| self.keys.get(&id));
+        let pepper = self.pepper.as_ref().ok_or(Denied::Unknown)?;
+        // An unknown name costs the same hash and the same comparison, which takes as long for every two hashes.
+        let hash = pepper.hash(text);
+        let kept = record.map_or(blake3::Hash::from_bytes([0; blake3::OUT_LEN]), |record| record.hash);
+        let record = record.filter(|_| hash == kept).ok_or(Denied::Unknown)?;
+        self.denies(Some(&record.id), now).map_or(Ok(record), Err)
+    }
+
+    /// Why a key that was let in may not call now, or a caller without one.
+    fn denies(&self, key: Option<&KeyId>, now: Timestamp) -> Option<Denied> {
+        let Some(key) = key else { return self.is_needed.then_some(Denied::NoKey) };
+        match self.keys.get(key).map(|record| record.state(now)) {
+            Some(KeyState::Valid) => None,
+            Some(KeyState::Expired) => Some(Denied::Expired),
+            Some(KeyState::Revoked) => Some(Denied::Revoked),
+            None => Some(Denied::Unknown),
+        }
+    }
+}
+
+/// Looks at the file of the keys.
+struct Follower {
+    files: KeyFiles,
+    /// The file that the keys are from.
+    loaded: Option<Stamp>,
+    /// The file that the log was told of: once is enough.
+    complained: Option<Option<Stamp>>,
+    /// When keys were last looked at for their end.
+    looked: Timestamp,
+}
+
+impl Follower {
+    fn look(&mut self, ring: &watch::Sender<Ring>, now: Timestamp) {
+        let stamp = self.files.stamp();
+        if stamp != self.loaded {
+            self.load(stamp, ring);
+        }
+        let since = std::mem::replace(&mut self.looked, now);
+        let ended = |record: &KeyRecord| record.expires.is_some_and(|expires| since < expires && expires <= now);
+        if ring.borrow().keys.values().any(ended) {
+            // Wakes those who wait for their key's end.
+            ring.send_modify(|_| {});
+        }
+    }
+
+    /// Takes the keys from the file as it is now. One that cannot be used leaves those that were, and from then on one is needed.
+    fn load(&mut self, stamp: Option<Stamp>, ring: &watch::Sender<Ring>) {
+        let was_needed = ring.borrow().is_needed;
+        match Ring::load(&self.files) {
+            // A file that is gone, as one that cannot be read.
+            Ok(_) if stamp.is_none() && was_needed => self.complain(stamp, "it is not there"),
+            Ok(next) => {
+                (self.loaded, self.complained) = (stamp, None);
+                tracing::info!(keys = next.keys.len(), "the keys have changed");
+                ring.send_replace(Ring { is_needed: was_needed || next.is_needed, ..next });
+            }
+            Err(error) => {
+                self.complain(stamp, &format!("{:#}", anyhow::Error::from(error)));
+                ring.send_if_modified(|ring| !std::mem::replace(&mut ring.is_needed, true));
+            }
+        }
+    }
+
+    fn complain(&mut self, stamp: Option<Stamp>, why: &str) {
+        if self.complained.replace(stamp) != Some(stamp) {
+            let path = self.files.path().display();
+            tracing::error!("the file of the keys, {path}, cannot be used, so those stand that were known: {why}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use turnflow_pipeline::Config;
+
+    use super::*;
+    use crate::keys::{Key, NewKey};
+
+    fn tenant(name: &str) -> TenantId {
+        TenantId::new(name).expect("valid id")
+    }
+
+    fn files(dir: &Path) -> KeyFiles {
+        KeyFiles::new(&Config::defaults().gateway, dir).expect("files")
+    }
+
+    fn create(files: &KeyFiles, scope: Scope, expires: Option<Timestamp>) -> (Key, KeyId) {
+        let wanted = NewKey { tenant: tenant("shop"), scopes: BTreeSet::from([scope]), name: None, expires };
+        let (key, record) = files.create(wanted, Timestamp::now()).expect("made");
+        (key, record.id)
+    }
+
+    /// A ring that is followed by hand.
+    struct Followed {
+        gateway: Gateway,
+        sender: watch::Sender<Ring>,
+        follower: Follower,
+    }
+
+    impl Followed {
+        fn start(files: &KeyFiles) -> Self {
+            let loaded = files.stamp();
+            let (sender, ring) = watch::channel(Ring::load(files).expect("usable"));
+            let follower = Follower { files: files.clone(), loaded, complained: None, looked: Timestamp::now() };
+            Self { gateway: Gateway { ring, keyless: tenant("anybody") }, sender, follower }
+        }
+
+        fn look(&mut self) {
+            self.follower.look(&self.sender, Timestamp::now());
+        }
+
+        fn call(&self, key: Option<&str>, scope: Scope) -> Result<Caller, Refusal> {
+            let headers = key.map(|key| (header::AUTHORIZATION, format!("Bearer {key}").parse().expect("a header")));
+            self.gateway.caller(&headers.into_iter().collect(), scope)
+        }
+    }
+
+    #[test]
+    fn a_key_comes_in_one_of_three_headers() {
+        let check = |name: &'static str, value: &str, expected: Option<&str>| {
+            let headers = HeaderMap::from_iter([(name.parse().expect("a name"), value.parse().expect("a header"))]);
+            assert_eq!(key_of(&headers), expected, "{name}: {value}");
+        };
+        check("authorization", "Bearer k", Some("k"));
+        check("authorization", "bearer  k ", Some("k"));
+        check("authorization", "Basic k", None);
+        check("authorization", "k", None);
+        check("api-key", "k", Some("k"));
+        check("x-api-key", "k", Some("k"));
+        check("x-key", "k", None);
+    }
+
+    #[test]
+    fn from_the_first_key_on_every_call_needs_one_that_counts() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let files = files(dir.path());
+        let mut followed = Followed::start(&files);
+        assert_eq!(followed.call(None, Scope::Admin).expect("no key is needed").tenant, tenant("anybody"));
+        let (key, id) = create(&files, Scope::Kb, None);
+        followed.look();
+        let denied = |key: Option<&str>| followed.call(key, Scope::Kb).err() == Some(Refusal::Unauthenticated);
+        assert_eq!(followed.call(Some(key.reveal()), Scope::Kb).expect("a key").tenant, tenant("shop"));
+        let forbidden = followed.call(Some(key.reveal()), Scope::Chat).expect_err("another scope");
+        assert_eq!(forbidden, Refusal::Forbidden { scope: "chat" });
+        assert!(denied(None) && denied(Some("")) && denied(Some("none")));
+        assert!(denied(Some(&format!("{}x", key.reveal()))) && denied(Some(&format!("tf_{id}_"))));
+
+        let (admin, _) = create(&files, Scope::Admin, None);
+        files.revoke(&id, Timestamp::now()).expect("revoked");
+        followed.look();
+        assert!(followed.call(Some(admin.reveal()), Scope::Chat).is_ok(), "an admin may do everything");
+        assert!(followed.call(Some(key.reveal()), Scope::Kb).is_err());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_leaves_the_keys_and_opens_no_door() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let files = files(dir.path());
+        let mut followed = Followed::start(&files);
+        std::fs::write(files.path(), "broken\n").expect("written");
+        followed.look();
+        assert!(followed.call(None, Scope::Chat).is_err(), "somebody meant to have keys");
+        std::fs::remove_file(files.path()).expect("removed");
+        let (key, _) = create(&files, Scope::Chat, None);
+        followed.look();
+        let good = std::fs::read(files.path()).expect("a file");
+        for text in ["broken\n", "{}\n"] {
+            std::fs::write(files.path(), text).expect("written");
+            followed.look();
+            assert!(followed.call(Some(key.reveal()), Scope::Chat).is_ok(), "{text}");
+        }
+        std::fs::remove_file(files.path()).expect("removed");
+        followed.look();
+        assert!(followed.call(Some(key.reveal()), Scope::Chat).is_ok(), "a file that is gone");
+        std::fs::write(files.path(), "").expect("written");
+        followed.look();
+        assert!(followed.call(Some(key.reveal()), Scope::Chat).is_err(), "there are no keys any more");
+        assert!(followed.call(None, Scope::Chat).is_err(), "one is needed all the same");
+        std::fs::write(files.path(), good).expect("written");
+        followed.look();
+        assert!(followed.call(Some(key.reveal()), Scope::Chat).is_ok());
+
+        std::fs::write(files.path(), "broken\n").expect("written");
+        assert!(Gateway::open(files, tenant("anybody")).is_err(), "no server starts with it");
+    }
+
+    #[tokio::test]
+    async fn a_caller_ends_with_its_key() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let files = files(dir.path());
+        let mut followed = Followed::start(&files);
+        let anybody = followed.call(None, Scope::Chat).expect("no key is needed");
+        let soon = Timestamp::now() + Duration::from_millis(300);
+        let ((short, _), (long, id)) = (create(&files, Scope::Chat, Some(soon)), create(&files, Scope::Chat, None));
+        followed.look();
+        anybody.ended().await;
+        let [short, long] = [short, long].map(|key| followed.call(Some(key.reveal()), Scope::Chat).expect("a key"));
+        let looking = async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                followed.look();
+            }
+        };
+        tokio::select! {
+            () = looking => {}
+            () = long.ended() => panic!("it has no end"),
+            () = short.ended() => assert!(Timestamp::now() >= soon),
+        }
+        files.revoke(&id, Timestamp::now()).expect("revoked");
+        followed.look();
+        long.ended().await;
+    }
+}

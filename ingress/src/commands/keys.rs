@@ -88,7 +88,7 @@ fn list(context: &Context, args: &StoreArgs) -> Result<(), Failure> {
         let KeyRecord { id, tenant, name, created, expires, .. } = record;
         let expires = expires.map_or_else(|| "-".to_owned(), day);
         let name = name.as_deref().unwrap_or_default();
-        let (state, scopes) = (record.state(now), scopes(record));
+        let (state, tenant, scopes) = (record.state(now), tenant.as_str(), scopes(record));
         let line = format!("{id}  {state:<7}  {tenant:<16}  {scopes:<13}  {}  {expires:<10}  {name}", day(*created));
         text += line.trim_end();
         text.push('\n');

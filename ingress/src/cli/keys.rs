@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Span, Timestamp, civil};
 use turnflow_state::TenantId;
 
 use super::{StoreArgs, tenant};
-use crate::keys::{KeyId, Scope};
+use crate::keys::Scope;
 
 /// What to do with keys.
 #[derive(Debug, Subcommand)]
@@ -38,7 +38,7 @@ pub struct KeysCreateArgs {
     #[arg(long, value_name = "TEXT")]
     pub name: Option<String>,
 
-    /// When it expires: in a while (90d), or at a time (2027-01-31, 2027-01-31T12:00:00Z) [default: never]
+    /// When it expires: in a while (90d), or at a time (2027-01-31T12:00:00Z, or 2027-01-31, which is its 00:00 UTC) [default: never]
     #[arg(long, value_name = "WHEN")]
     pub expires: Option<When>,
 
@@ -50,8 +50,8 @@ pub struct KeysCreateArgs {
 /// Arguments of `keys revoke`.
 #[derive(Debug, Args)]
 pub struct KeysRevokeArgs {
-    /// The name of the key
-    pub id: KeyId,
+    /// The name of the key, or the key itself
+    pub id: KeyText,
 
     /// Where the store is.
     #[command(flatten)]
@@ -61,8 +61,8 @@ pub struct KeysRevokeArgs {
 /// Arguments of `keys rotate`.
 #[derive(Debug, Args)]
 pub struct KeysRotateArgs {
-    /// The name of the key
-    pub id: KeyId,
+    /// The name of the key, or the key itself
+    pub id: KeyText,
 
     /// How long it counts beside the new one
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = overlap)]
@@ -108,7 +108,10 @@ impl std::str::FromStr for When {
         if let Ok(then) = text.parse() {
             return Ok(Self::At(then));
         }
-        if let Ok(Ok(midnight)) = text.parse().map(|day: civil::Date| day.to_zoned(TimeZone::UTC)) {
+        // A date alone: a time without its zone would be read as one too, and lose the time.
+        if text.len() == "2027-01-31".len()
+            && let Ok(Ok(midnight)) = text.parse().map(|day: civil::Date| day.to_zoned(TimeZone::UTC))
+        {
             return Ok(Self::At(midnight.timestamp()));
         }
         text.parse().map(Self::In).map_err(|_| "expected a while such as 90d, or a time such as 2027-01-31".to_owned())
@@ -170,6 +173,9 @@ mod tests {
         check("2027-01-31T12:00:00+02:00", Ok("2027-01-31T10:00:00Z"));
         check("2026-03-01", Err("2026-03-01T00:00:00Z is no time to come"));
         check("-1d", Err("2026-02-28T12:00:00Z is no time to come"));
+        for text in ["2027-01-31T12:00:00", "2027-01-31T23:00[America/New_York]"] {
+            check(text, Err("expected a while such as 90d, or a time such as 2027-01-31"));
+        }
         check("soon", Err("expected a while such as 90d, or a time such as 2027-01-31"));
         assert_eq!(format!("{:?}", KeyText::from("tf_secret".to_owned())), "KeyText(..)");
     }

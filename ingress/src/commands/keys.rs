@@ -6,13 +6,19 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::Context;
-use crate::cli::{KeysCommand, KeysCreateArgs, KeysRevokeArgs, KeysRotateArgs, StoreArgs};
+use crate::cli::{KeyText, KeysCommand, KeysCreateArgs, KeysRevokeArgs, KeysRotateArgs, StoreArgs};
 use crate::failure::Failure;
-use crate::keys::{Key, KeyFiles, KeyRecord, KeysError, NewKey, PEPPER_ENV, Scope};
+use crate::keys::{Key, KeyFiles, KeyId, KeyRecord, KeysError, NewKey, PEPPER_ENV, Scope, key_id};
 
 /// Where the keys are of a server with this store.
 pub(super) fn files(context: &Context, data: Option<&PathBuf>) -> Result<KeyFiles, Failure> {
     KeyFiles::new(&context.config.gateway, &context.data_dir(data)?).map_err(Failure::usage)
+}
+
+/// The name of a key, from itself or from the whole key.
+fn named(text: &KeyText) -> Result<KeyId, Failure> {
+    let id = key_id(text.reveal()).map_or_else(|| text.reveal().parse(), Ok);
+    id.map_err(|message: String| Failure::usage(anyhow::anyhow!(message)))
 }
 
 /// What can be done about an error.
@@ -49,7 +55,7 @@ fn create(context: &Context, args: KeysCreateArgs) -> Result<(), Failure> {
 
 fn rotate(context: &Context, args: &KeysRotateArgs) -> Result<(), Failure> {
     let files = files(context, args.store.data.as_ref())?;
-    let (key, record) = files.rotate(&args.id, args.overlap, Timestamp::now()).map_err(failed)?;
+    let (key, record) = files.rotate(&named(&args.id)?, args.overlap, Timestamp::now()).map_err(failed)?;
     show(context, &key, &record)
 }
 
@@ -66,7 +72,7 @@ fn show(context: &Context, key: &Key, record: &KeyRecord) -> Result<(), Failure>
 
 fn revoke(context: &Context, args: &KeysRevokeArgs) -> Result<(), Failure> {
     let now = Timestamp::now();
-    let record = files(context, args.store.data.as_ref())?.revoke(&args.id, now).map_err(failed)?;
+    let record = files(context, args.store.data.as_ref())?.revoke(&named(&args.id)?, now).map_err(failed)?;
     let text = match record.revoked {
         Some(revoked) if revoked < now => format!("key {} was revoked at {revoked} already\n", record.id),
         _ => format!(

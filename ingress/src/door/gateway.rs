@@ -74,7 +74,12 @@ impl Gateway {
     pub fn open(files: KeyFiles, keyless: TenantId) -> Result<Self, KeysError> {
         // Before it is read, so that a change meanwhile is seen.
         let stamp = files.stamp();
-        let (sender, ring) = watch::channel(Ring::load(&files)?);
+        let loaded = Ring::load(&files, None)?;
+        if !loaded.is_needed {
+            // A server that comes back must not let in whom it kept out before.
+            files.check_gone()?;
+        }
+        let (sender, ring) = watch::channel(loaded);
         let mut follower = Follower { files, loaded: stamp, complained: None, looked: Timestamp::now() };
         let follow = move || {
             while !sender.is_closed() {
@@ -143,10 +148,11 @@ struct Ring {
 }
 
 impl Ring {
-    fn load(files: &KeyFiles) -> Result<Self, KeysError> {
+    /// The keys of the file; a pepper that is `known` already serves where it cannot be read any more, so that a revocation is not missed.
+    fn load(files: &KeyFiles, known: Option<Pepper>) -> Result<Self, KeysError> {
         let records = files.load()?;
         let is_needed = !records.is_empty();
-        let pepper = is_needed.then(|| files.pepper()).transpose()?;
+        let pepper = is_needed.then(|| files.pepper().or_else(|error| known.ok_or(error))).transpose()?;
         let keys = records.into_iter().map(|record| (record.id.clone(), record)).collect();
         Ok(Self { keys, pepper, is_needed })
     }
@@ -203,7 +209,8 @@ impl Follower {
     /// Takes the keys from the file as it is now. One that cannot be used leaves those that were, and from then on one is needed.
     fn load(&mut self, stamp: Option<Stamp>, ring: &watch::Sender<Ring>) {
         let was_needed = ring.borrow().is_needed;
-        match Ring::load(&self.files) {
+        let pepper = ring.borrow().pepper.clone();
+        match Ring::load(&self.files, pepper) {
             // A file that is gone, as one that cannot be read.
             Ok(_) if stamp.is_none() && was_needed => self.complain(stamp, "it is not there"),
             Ok(next) => {
@@ -260,7 +267,7 @@ mod tests {
     impl Followed {
         fn start(files: &KeyFiles) -> Self {
             let loaded = files.stamp();
-            let (sender, ring) = watch::channel(Ring::load(files).expect("usable"));
+            let (sender, ring) = watch::channel(Ring::load(files, None).expect("usable"));
             let follower = Follower { files: files.clone(), loaded, complained: None, looked: Timestamp::now() };
             Self { gateway: Gateway { ring, keyless: tenant("anybody") }, sender, follower }
         }
@@ -341,7 +348,23 @@ mod tests {
         assert!(followed.call(Some(key.reveal()), Scope::Chat).is_ok());
 
         std::fs::write(files.path(), "broken\n").expect("written");
-        assert!(Gateway::open(files, tenant("anybody")).is_err(), "no server starts with it");
+        assert!(Gateway::open(files.clone(), tenant("anybody")).is_err(), "no server starts with it");
+        std::fs::remove_file(files.path()).expect("removed");
+        let error =
+            Gateway::open(files, tenant("anybody")).expect_err("nor without the keys that there were").to_string();
+        assert!(error.starts_with("there were keys, as "), "{error}");
+    }
+
+    #[test]
+    fn a_revocation_is_seen_without_the_pepper() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let files = files(dir.path());
+        let (key, id) = create(&files, Scope::Chat, None);
+        let mut followed = Followed::start(&files);
+        std::fs::remove_file(dir.path().join("keys.pepper")).expect("removed");
+        files.revoke(&id, Timestamp::now()).expect("revoked");
+        followed.look();
+        assert!(followed.call(Some(key.reveal()), Scope::Chat).is_err());
     }
 
     #[tokio::test]
@@ -350,7 +373,7 @@ mod tests {
         let files = files(dir.path());
         let mut followed = Followed::start(&files);
         let anybody = followed.call(None, Scope::Chat).expect("no key is needed");
-        let soon = Timestamp::now() + Duration::from_millis(300);
+        let soon = Timestamp::now() + Duration::from_secs(3);
         let ((short, _), (long, id)) = (create(&files, Scope::Chat, Some(soon)), create(&files, Scope::Chat, None));
         followed.look();
         anybody.ended().await;

@@ -128,6 +128,13 @@ impl KeyFiles {
         }
     }
 
+    /// Whether there were keys once, as their log tells, though there is none now.
+    pub(crate) fn check_gone(&self) -> Result<(), KeysError> {
+        let log = self.log();
+        let has_entries = fs::metadata(&log).is_ok_and(|about| about.len() > 0);
+        if has_entries { Err(KeysError::Gone { path: self.keys.clone(), log }) } else { Ok(()) }
+    }
+
     pub(crate) fn stamp(&self) -> Option<Stamp> {
         let about = fs::metadata(&self.keys).ok()?;
         Some((about.modified().ok()?, about.len()))
@@ -205,7 +212,7 @@ impl KeyFiles {
         let written = writeln!(aside, "{text}").and_then(|()| aside.as_file().sync_all());
         // Not over one that somebody else has made meanwhile.
         let placed = written.and_then(|()| aside.persist_noclobber(path).map_err(|error| error.error));
-        placed.map_err(|source| KeysError::Write { path: path.clone(), source })?;
+        placed.and_then(|_| sync_folder(path)).map_err(|source| KeysError::Write { path: path.clone(), source })?;
         self.pepper()
     }
 
@@ -220,6 +227,12 @@ impl KeyFiles {
         let (done, action, KeyRecord { id: key, tenant, .. }, successor) = edit(&mut records)?;
         let failed = |source: io::Error| KeysError::Write { path: self.keys.clone(), source };
         let mut aside = aside(&self.keys)?;
+        let owner_before = File::open(&self.keys).ok().and_then(|file| owner(&file));
+        if let (Some(owner), Some(writer)) = (owner_before, owner(aside.as_file()))
+            && owner != writer
+        {
+            return Err(KeysError::Foreign { path: self.keys.clone(), owner, writer });
+        }
         for record in &records {
             writeln!(aside, "{}", line(record).map_err(failed)?).map_err(failed)?;
         }
@@ -263,17 +276,18 @@ fn line(value: &impl Serialize) -> io::Result<String> {
 
 /// A file that takes another one's place once it is complete. Only its owner may read it.
 fn aside(path: &Path) -> Result<NamedTempFile, KeysError> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     let made = fs::create_dir_all(folder).and_then(|()| NamedTempFile::new_in(folder));
     made.map_err(|source| KeysError::Write { path: path.to_owned(), source })
 }
 
 /// A file that was put in its place is there for good once its folder is written.
 fn sync_folder(path: &Path) -> io::Result<()> {
-    match path.parent().filter(|folder| cfg!(unix) && !folder.as_os_str().is_empty()) {
-        Some(folder) => File::open(folder)?.sync_all(),
-        None => Ok(()),
-    }
+    if cfg!(unix) { File::open(folder_of(path))?.sync_all() } else { Ok(()) }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn user() -> String {

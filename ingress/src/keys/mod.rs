@@ -74,6 +74,28 @@ pub enum KeysError {
         /// What became of it.
         state: KeyState,
     },
+    /// Whoever reads the file could not read what took its place.
+    #[error(
+        "{path} belongs to user {owner}, and would belong to user {writer}; run this as the user that the server runs as"
+    )]
+    Foreign {
+        /// Which file.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who would write it.
+        writer: u32,
+    },
+    /// There were keys once, and to go on without any would let everybody in.
+    #[error(
+        "there were keys, as {log} tells, but {path} has none; bring it back, or remove both to go on without keys"
+    )]
+    Gone {
+        /// Where the keys should be.
+        path: PathBuf,
+        /// What tells of them.
+        log: PathBuf,
+    },
     /// There are as many as there may be.
     #[error("there are {0} keys, and no more are allowed")]
     TooMany(usize),

@@ -82,17 +82,18 @@ fn guard(gateway: &Gateway, addresses: &Addresses, open: bool) -> Result<(), Fai
         return Ok(());
     }
     let outside = [Some(addresses.grpc), addresses.http].into_iter().flatten().find(|at| !at.ip().is_loopback());
-    let whom = match outside {
+    match outside {
         Some(address) if !open => {
             let error =
                 anyhow::anyhow!("there are no keys, so {address}, which other machines can reach, is not opened");
             let hint = "turnflow keys create makes one; or set gateway.open where something else decides who calls";
             return Err(Failure::usage(error).with_hint(hint));
         }
-        Some(address) => format!("who reaches {address}"),
-        None => "on this machine".to_owned(),
-    };
-    tracing::warn!("there are no keys: everybody {whom} may call");
+        Some(address) => {
+            tracing::warn!("there are no keys: everybody who reaches {address} may call");
+        }
+        None => tracing::info!("there are no keys: everybody on this machine may call"),
+    }
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Clients: who still waits for the answer of a turn, and who has left.
 //!
 //! A turn that others wait for is not given up before they have left as well: whoever has a turn wait for another one says so to
-//! [`Clients::join`].
+//! `Clients::join`.
 
 use std::fmt;
 use std::rc::Rc;

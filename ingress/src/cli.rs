@@ -1,5 +1,6 @@
 //! The command line as clap reads it. What a command does is in [`crate::commands`].
 
+mod backup;
 mod bench;
 mod keys;
 mod router;
@@ -8,8 +9,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use turnflow_state::TenantId;
 
+pub use self::backup::{BackupArgs, RestoreArgs};
 pub use self::bench::{BenchCommand, BenchGenerateArgs, BenchLoadArgs, CacheArg, OrderArg};
 pub use self::keys::{KeyArg, KeyText, KeysCommand, KeysCreateArgs, KeysRevokeArgs, KeysRotateArgs, When};
 pub use self::router::{JudgedTurnArgs, RouterCommand, RouterEvalArgs, RouterTrainArgs};
@@ -73,6 +76,22 @@ pub enum Command {
     Chat(ChatArgs),
     /// Tell a running server whether the answer to a turn was right
     Feedback(FeedbackArgs),
+    /// Copy everything that is kept, of a running server or of its store, to where it can be restored from
+    Backup(BackupArgs),
+    /// Put a backup in the place of a store
+    Restore(RestoreArgs),
+    /// Print what a shell needs to complete turnflow's commands
+    Completions {
+        /// Which shell
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// Write the manual pages, one for each command
+    Man {
+        /// Folder to write them to
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
     /// Print the effective settings and whether folder, weights and port are usable
     Check(StoreArgs),
 }

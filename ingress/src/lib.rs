@@ -3,6 +3,7 @@
 //! The only crate that knows gRPC and HTTP. It holds no state of its own: a turn is checked, handed to the pipeline, and its
 //! events are passed on.
 
+pub mod backup;
 pub mod chat;
 pub mod cli;
 pub mod commands;

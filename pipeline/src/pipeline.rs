@@ -18,7 +18,7 @@ use turnflow_operators::pool::Pool;
 use turnflow_operators::refresh::RefreshStats;
 use turnflow_operators::tally::{Tallies, Tally, TenantTally};
 use turnflow_operators::validity::KnowledgeUpdate;
-use turnflow_state::{CacheControl, Committer, Exchange, StoreBatch, TenantId, Tier, TierSize, Turn};
+use turnflow_state::{CacheControl, Committer, Exchange, Store, StoreBatch, TenantId, Tier, TierSize, Turn};
 
 use crate::admission::{Streams, TenantPlace, TenantPlaces};
 use crate::bridge::Port;
@@ -210,6 +210,12 @@ impl Pipeline {
     #[must_use]
     pub fn knowledge(&self) -> Knowledge {
         Knowledge(self.0.clone())
+    }
+
+    /// What it keeps.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.0.parts.store
     }
 
     /// Checks a turn against the limits, waits at most `limits.admission-wait-ms` for a place, and admits it.

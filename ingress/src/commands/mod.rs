@@ -1,22 +1,25 @@
 //! What each command does. A command gets checked arguments and settings, and prints its result to stdout.
 
+mod backup;
 mod bench;
 mod check;
 mod demo;
 mod feedback;
 mod kb;
 mod keys;
+mod manual;
 mod models;
 mod open;
 mod policy;
 mod prepare;
+mod reach;
 mod replay;
 mod router;
 mod serve;
 mod signal;
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use turnflow_models::{ModelHome, default_home};
@@ -63,6 +66,13 @@ impl Context {
         }
     }
 
+    /// Where backups of the store in a folder go.
+    #[must_use]
+    pub fn backup_folder(&self, data: &Path) -> PathBuf {
+        let named = &self.config.storage.backup_folder;
+        if named.as_os_str().is_empty() { data.with_file_name("backups") } else { named.clone() }
+    }
+
     /// Prints a result: as text, or as one line of JSON.
     ///
     /// # Errors
@@ -106,6 +116,10 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
             Ok(open::runtime()?.block_on(chat::chat(endpoint, &args.key.key.into(), args.conversation))?)
         }
         Command::Feedback(args) => open::runtime()?.block_on(feedback::run(&context, args)),
+        Command::Backup(args) => open::runtime()?.block_on(backup::run(&context, args)),
+        Command::Restore(args) => backup::run_restore(&context, &args),
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Man { folder } => manual::man(&folder),
         Command::Check(args) => check::run(&context, &args),
     }
 }

@@ -12,9 +12,10 @@ use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder};
 use tonic_prost::ProstEncoder;
 
 use super::proto::{
-    AskRequest, AskResponse, ConverseRequest, ConverseResponse, DeleteRequest, DeleteResponse, FeedbackRequest,
-    FeedbackResponse, GetRequest, GetResponse, ImportRequest, ImportResponse, ListRequest, ListResponse, SearchRequest,
-    SearchResponse, UpsertRequest, UpsertResponse, WatchRequest, WatchResponse,
+    AskRequest, AskResponse, BackupRequest, BackupResponse, ConverseRequest, ConverseResponse, DeleteRequest,
+    DeleteResponse, FeedbackRequest, FeedbackResponse, GetRequest, GetResponse, ImportRequest, ImportResponse,
+    ListRequest, ListResponse, SearchRequest, SearchResponse, UpsertRequest, UpsertResponse, WatchRequest,
+    WatchResponse,
 };
 use crate::door::Refusal;
 
@@ -36,6 +37,7 @@ macro_rules! inbound {
 
 inbound! {
     AskRequest => blame_client,
+    BackupRequest => blame_client,
     ConverseRequest => blame_client,
     DeleteRequest => blame_client,
     FeedbackRequest => blame_client,
@@ -46,6 +48,7 @@ inbound! {
     UpsertRequest => blame_client,
     WatchRequest => blame_client,
     AskResponse => blame_server,
+    BackupResponse => blame_server,
     ConverseResponse => blame_server,
     DeleteResponse => blame_server,
     FeedbackResponse => blame_server,

@@ -121,6 +121,7 @@ fn answer(waiting: Vec<Done>, written: Result<(), StateError>) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -160,6 +161,9 @@ mod tests {
                 return Err(StateError::Io { action: "write to", source: "disk full".into() });
             }
             self.memory.write(batch, durability)
+        }
+        fn checkpoint(&self, path: &Path) -> Result<(), StateError> {
+            self.memory.checkpoint(path)
         }
     }
 

@@ -5,9 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
+use std::path::Path;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-use super::{Batch, Column, Durability, KeyValue, Operation, Visit};
+use super::{Batch, Column, Durability, KeyValue, Operation, RocksStore, StoreOptions, Visit};
 use crate::StateError;
 
 type Columns = BTreeMap<Column, BTreeMap<Vec<u8>, Vec<u8>>>;
@@ -86,6 +87,14 @@ impl KeyValue for MemoryStore {
             }
         }
         Ok(())
+    }
+
+    fn checkpoint(&self, path: &Path) -> Result<(), StateError> {
+        let mut batch = Batch::new();
+        for (&column, values) in &*self.read() {
+            values.iter().for_each(|(key, value)| batch.put(column, key.clone(), value.clone()));
+        }
+        RocksStore::open(path, &StoreOptions::default())?.write(batch, Durability::Synced)
     }
 }
 

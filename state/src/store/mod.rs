@@ -21,6 +21,7 @@ mod tests;
 mod typed;
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::OnceLock;
 
 pub use batch::StoreBatch;
@@ -65,6 +66,13 @@ pub trait KeyValue: Send + Sync {
     /// # Errors
     /// [`StateError::Io`] when the write failed, and [`StateError::Poisoned`] ever after.
     fn write(&self, batch: Batch, durability: Durability) -> Result<(), StateError>;
+
+    /// Copies everything, as it is at one moment, into a database of its own at `path`, where nothing may be yet. Reads and
+    /// writes go on meanwhile.
+    ///
+    /// # Errors
+    /// When the copy cannot be made.
+    fn checkpoint(&self, path: &Path) -> Result<(), StateError>;
 }
 
 /// What looks at key and value in a scan.

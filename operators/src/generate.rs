@@ -320,7 +320,7 @@ impl<G: Generator> Stage for Generate<G> {
 
 fn piece_of(ask: &Ask, event: TurnEvent) -> ToCommit {
     let beginning = Some(Beginning { level: level_of(ask), size: ask.size });
-    let notice = Notice { request: ask.request, admitted_us: ask.admitted_us, event, beginning };
+    let notice = Notice { request: ask.request, admitted_us: ask.admitted_us, event, beginning, repeated: false };
     ToCommit::Piece(notice, ask.conversation_owner())
 }
 

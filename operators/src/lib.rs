@@ -17,7 +17,6 @@
 //!
 //! What a turn carries is in [`message`]. What a worker remembers of answered questions is a [`shard::Shard`].
 
-pub mod account;
 pub mod acknowledge;
 pub mod audience;
 pub mod audit;
@@ -31,6 +30,7 @@ mod error;
 pub mod flights;
 pub mod generate;
 pub mod guard;
+pub mod histogram;
 pub mod jobs;
 pub mod load;
 pub mod lookup;
@@ -46,6 +46,7 @@ pub mod route;
 pub mod shard;
 pub mod shell;
 pub mod smalltalk;
+pub mod tally;
 pub mod validity;
 
 pub use error::OperatorError;

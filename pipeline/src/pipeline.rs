@@ -10,13 +10,13 @@ use timely::WorkerConfig;
 use timely::communication::WorkerGuards;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedSemaphorePermit, RwLock, Semaphore};
 use turnflow_operators::Clock;
-use turnflow_operators::account::{Account, Accounts};
 use turnflow_operators::audit::AuditStats;
 use turnflow_operators::bound::BoundStats;
 use turnflow_operators::load::{Load, LoadStats};
 use turnflow_operators::message::{Ask, QuestionKey, RequestId, Wishes, conversation_owner};
 use turnflow_operators::pool::Pool;
 use turnflow_operators::refresh::RefreshStats;
+use turnflow_operators::tally::{Tallies, Tally, TenantTally};
 use turnflow_operators::validity::KnowledgeUpdate;
 use turnflow_state::{CacheControl, Committer, Exchange, Store, StoreBatch, TenantId, Tier, TierSize, Turn};
 
@@ -53,7 +53,7 @@ pub(crate) struct Running {
     following: Arc<AtomicUsize>,
     places: Arc<Semaphore>,
     tenants: Arc<TenantPlaces>,
-    accounts: Accounts,
+    tallies: Tallies,
     load: Load,
     /// Keeps memory watched, where there is a limit to it.
     _memory: Option<Mutex<mpsc::Sender<()>>>,
@@ -138,7 +138,7 @@ impl Pipeline {
         let (clock, streams, following) = (Clock::start(), Arc::new(Streams::new()), Arc::new(AtomicUsize::new(0)));
         let knowledge_epoch = parts.knowledge.epoch();
         let validity = Arc::new(Shared::new(threads, knowledge_epoch, &config.knowledge, config.audit.bound_limits()));
-        let accounts = Accounts::default();
+        let tallies = Tallies::default();
         let load = Load::new(config.load, threads * QUEUES);
         let has_limit = config.load.enabled && config.load.memory_bytes_max > 0;
         let memory = has_limit.then(|| resident::watch(load.clone(), clock)).transpose()?;
@@ -153,7 +153,7 @@ impl Pipeline {
             streams: streams.clone(),
             following: following.clone(),
             committer: committer.clone(),
-            accounts: accounts.clone(),
+            tallies: tallies.clone(),
             load: load.clone(),
             searchers: Pool::start("turnflow-search", config.workers.search_threads, room)?,
             validity: validity.clone(),
@@ -198,7 +198,7 @@ impl Pipeline {
             following,
             places: Arc::new(Semaphore::new(room)),
             tenants: Arc::new(TenantPlaces::new(config.limits.tenant_turns_in_flight_max)),
-            accounts,
+            tallies,
             load,
             _memory: memory.map(Mutex::new),
             draining: AtomicBool::new(false),
@@ -243,6 +243,11 @@ impl Pipeline {
     /// # Errors
     /// As [`submit`](Self::submit).
     pub async fn submit_with(&self, submission: Submission) -> Result<TurnStream, SubmitError> {
+        let tally = self.0.tallies.of(&submission.turn.tenant);
+        self.admitted(submission, &tally).await.inspect_err(|error| tally.failed(error.kind()))
+    }
+
+    async fn admitted(&self, submission: Submission, tally: &TenantTally) -> Result<TurnStream, SubmitError> {
         let (turn, time_max) = (&submission.turn, submission.time_max);
         self.check(turn)?;
         let began = Instant::now();
@@ -253,7 +258,7 @@ impl Pipeline {
         let patience = Duration::from_millis(wait_ms).min(time_max.unwrap_or(Duration::MAX));
         let place = tokio::time::timeout(patience, self.place()).await.unwrap_or_else(|_| Err(overloaded()))?;
         let time_max = time_max.map(|time_max| time_max.saturating_sub(began.elapsed()));
-        self.admit(Submission { time_max, ..submission }, place, Some(tenant))
+        self.admit(Submission { time_max, ..submission }, (place, Some(tenant)), tally)
     }
 
     /// As [`submit`](Self::submit), but waits for a place and for the answer as long as it takes, and whatever its tenant has in flight.
@@ -261,9 +266,13 @@ impl Pipeline {
     /// # Errors
     /// [`SubmitError`] when the turn is invalid or the pipeline is shutting down.
     pub async fn submit_patiently(&self, turn: Turn) -> Result<TurnStream, SubmitError> {
-        self.check(&turn)?;
-        let place = self.place().await?;
-        self.admit(turn.into(), place, None)
+        let tally = self.0.tallies.of(&turn.tenant);
+        let admitted = async {
+            self.check(&turn)?;
+            let place = self.place().await?;
+            self.admit(turn.into(), (place, None), &tally)
+        };
+        admitted.await.inspect_err(|error| tally.failed(error.kind()))
     }
 
     /// Takes no new turns and no changes of the knowledge base, waits until those inside have ended and are written, and
@@ -297,10 +306,11 @@ impl Pipeline {
         self.0.parts.tiers.of(size).tier()
     }
 
-    /// What each tenant's turns consumed and cost since this was started; None stands for the tenants beyond [`ACCOUNTS_MAX`](crate::ACCOUNTS_MAX).
+    /// What became of each tenant's turns since this was started, in the order of their tenants; None stands for the tenants beyond
+    /// [`TALLIES_MAX`](crate::TALLIES_MAX).
     #[must_use]
-    pub fn accounts(&self) -> Vec<(Option<TenantId>, Account)> {
-        self.0.accounts.read()
+    pub fn tally(&self) -> Vec<(Option<TenantId>, Tally)> {
+        self.0.tallies.read()
     }
 
     /// Waits until what fell by changes that were acknowledged before is answered anew, or let go. Cancel-safe.
@@ -329,13 +339,13 @@ impl Pipeline {
     fn admit(
         &self,
         submission: Submission,
-        place: OwnedSemaphorePermit,
-        tenant: Option<TenantPlace>,
+        places: (OwnedSemaphorePermit, Option<TenantPlace>),
+        tally: &TenantTally,
     ) -> Result<TurnStream, SubmitError> {
         let Submission { mut turn, time_max, told: history, wishes } = submission;
         turn.cache_control = allowed(turn.cache_control, wishes);
         let acknowledged = self.0.validity.acknowledged();
-        let (number, stream) = self.0.streams.open((place, tenant), acknowledged);
+        let (number, stream) = self.0.streams.open(places, acknowledged, tally.clone());
         let scope = self.0.config.scope_of(&turn.tenant, &self.0.tiers);
         let worker = conversation_owner(&turn) % self.0.ports.len() as u64;
         #[expect(clippy::cast_possible_truncation, reason = "a count of threads")]

@@ -11,7 +11,7 @@ use turnflow_pipeline::{Histogram, PipelineStats, Tally};
 use turnflow_state::CacheLevel;
 
 use super::layout::{Page, Place, page as laid_out};
-use super::live::{SECONDS_MAX, Second, add};
+use super::live::{SECONDS_MAX, Second};
 use super::session::Visitor;
 use super::verdict::level_name;
 use crate::http::error::ApiError;
@@ -134,7 +134,7 @@ fn second(second: &Second, line: &[Second]) -> Value {
 /// How long half of all took at most, and 95 and 99 of 100, in microseconds.
 fn times<'a>(histograms: impl Iterator<Item = &'a Histogram>) -> Value {
     let mut sum = Histogram::default();
-    histograms.for_each(|histogram| add(&mut sum, histogram));
+    histograms.for_each(|histogram| sum.merge(histogram));
     json!({ "count": sum.count(), "p50": sum.quantile_us(0.5), "p95": sum.quantile_us(0.95), "p99": sum.quantile_us(0.99) })
 }
 

@@ -249,7 +249,7 @@ fn chat(page: &mut Page, base: &str) {
     let again = ask(page, DELIVERY);
     assert_eq!(again, ("same words".to_owned(), answer));
     let verdict = page.text(".turn:last-child .verdict");
-    for told in [DELIVERY, "delivery-times", "Sources", "recall", "its entry"] {
+    for told in [DELIVERY, "delivery-times", "Sources", "commit", "its entry"] {
         assert!(verdict.contains(told), "{told}: {verdict}");
     }
     ask(page, MARKUP);

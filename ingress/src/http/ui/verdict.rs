@@ -27,7 +27,7 @@ pub(super) fn verdict(TurnRecord { turn, completion }: &TurnRecord) -> Markup {
     let Verdict { level, entry, similarity, question, origin, refreshed, reason, evidence, route, .. } = verdict;
     html! {
         details class="verdict" open {
-            summary { (badge(*level)) " " span class="why" { (reason) } " " span class="time" { (span_us(*total_us)) } }
+            summary { (badge(*level)) " " span class="why" { (reason) } " " span class="time" { @if *total_us > 0 { (span_us(*total_us)) } } }
             dl {
                 @if let Some(question) = question {
                     dt { "Answered before" }
@@ -139,9 +139,7 @@ fn stages(completion: &Completion) -> Markup {
             @for (stage, elapsed_us) in passed {
                 li {
                     span { (stage) }
-                    svg viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true" {
-                        rect x="0" y="1" height="6" width=((f64::from(elapsed_us) * 100.0 / f64::from(longest)).max(0.6)) {}
-                    }
+                    meter min="0" max=(longest) value=(elapsed_us) aria-hidden="true" {}
                     span class="number" { (span_us(elapsed_us.into())) }
                 }
             }

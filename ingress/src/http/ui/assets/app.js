@@ -44,6 +44,14 @@ export function ask(title, text, yes) {
   return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
 }
 
+/** A time, from microseconds. */
+export function span(us) {
+  if (us == null) return "–";
+  if (us < 1e3) return `${us} µs`;
+  if (us < 1e4) return `${(us / 1e3).toFixed(1)} ms`;
+  return us < 1e6 ? `${Math.round(us / 1e3)} ms` : `${(us / 1e6).toFixed(1)} s`;
+}
+
 /** A count with its noun. */
 export const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 

@@ -1,6 +1,6 @@
 // Keeps the overview up to date: asks once a second, for what is new, and not while nobody sees it.
 
-import { $, count, get } from "./app.js";
+import { $, count, get, span } from "./app.js";
 import { logarithmic, stacked } from "./chart.js";
 
 const CLASSES = ["exact", "semantic", "joined", "miss", "bypass", "failed"];
@@ -13,13 +13,6 @@ const STATES = {
 };
 
 let seconds = [];
-
-function span(us) {
-  if (us == null) return "–";
-  if (us < 1e3) return `${us} µs`;
-  if (us < 1e4) return `${(us / 1e3).toFixed(1)} ms`;
-  return us < 1e6 ? `${Math.round(us / 1e3)} ms` : `${(us / 1e6).toFixed(1)} s`;
-}
 
 function size(bytes) {
   return bytes < 1e6 ? `${(bytes / 1e3).toFixed(0)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;

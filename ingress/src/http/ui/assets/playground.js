@@ -1,6 +1,6 @@
 // A conversation as a customer has it, with the verdict of every answer below it.
 
-import { $, get, post } from "./app.js";
+import { $, get, post, span } from "./app.js";
 
 const turns = $("turns"), question = $("question"), asking = $("asking");
 
@@ -27,6 +27,22 @@ async function* events(response) {
   }
 }
 
+/** Times as they were measured to the end of the turn; what is kept with it ends where it is written. */
+function times(part, { total_us, latency_us }) {
+  part.querySelector(".time").textContent = span(total_us);
+  const passed = Object.entries(latency_us).filter(([, us]) => us > 0);
+  const longest = Math.max(...passed.map(([, us]) => us), 1);
+  part.querySelector(".stages").replaceChildren(...passed.map(([stage, us]) => {
+    const row = document.createElement("li");
+    const bar = made("meter", "");
+    bar.max = longest;
+    bar.value = us;
+    bar.ariaHidden = "true";
+    row.append(made("span", "", stage), bar, made("span", "number", span(us)));
+    return row;
+  }));
+}
+
 async function ask(text) {
   $("nothing")?.remove();
   const turn = made("li", "turn");
@@ -51,6 +67,7 @@ async function ask(text) {
     const part = document.createElement("template");
     // Made and escaped by the server.
     part.innerHTML = await verdict.text();
+    times(part.content, about);
     turn.append(part.content);
   } catch (error) {
     answer.classList.add("wrong");

@@ -174,7 +174,9 @@ impl TenantTally {
         book(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn read(&self) -> Tally {
+    /// The tally now.
+    #[must_use]
+    pub fn read(&self) -> Tally {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -349,6 +349,12 @@ impl Pipeline {
         self.0.tallies.read()
     }
 
+    /// What became of one tenant's turns since this was started.
+    #[must_use]
+    pub fn tally_of(&self, tenant: &TenantId) -> Tally {
+        self.0.tallies.of(tenant).read()
+    }
+
     /// Waits until what fell by changes that were acknowledged before is answered anew, or let go. Cancel-safe.
     pub async fn refreshed(&self) {
         self.0.validity.refreshed().await;

@@ -15,6 +15,8 @@
 //!
 //! What of the answers that fell is asked again in the background is decided by [`refresh`].
 //!
+//! Which cached answers an operator looks at or flushes is said by a [`selection`].
+//!
 //! What a turn carries is in [`message`]. What a worker remembers of answered questions is a [`shard::Shard`].
 
 pub mod acknowledge;
@@ -43,6 +45,7 @@ pub mod refresh;
 pub mod reply;
 pub mod retrieve;
 pub mod route;
+pub mod selection;
 pub mod shard;
 pub mod shell;
 pub mod smalltalk;

@@ -174,7 +174,9 @@ impl TenantTally {
         book(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn read(&self) -> Tally {
+    /// The tally now.
+    #[must_use]
+    pub fn read(&self) -> Tally {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -218,18 +220,7 @@ mod tests {
 
     /// A turn that was answered at this level in 1 ms, half of which it was embedded.
     fn completion(level: CacheLevel) -> Completion {
-        let verdict = Verdict {
-            level,
-            entry: None,
-            similarity: None,
-            question: None,
-            origin: None,
-            refreshed: false,
-            age_ms: None,
-            reason: String::new(),
-            evidence: None,
-            route: None,
-        };
+        let verdict = Verdict::new(level, "");
         let mut latency = StageLatencies::default();
         latency.add(Stage::Embed, 500);
         Completion {

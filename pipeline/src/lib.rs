@@ -11,7 +11,9 @@
 mod admission;
 mod auditing;
 mod bridge;
+mod caches;
 mod config;
+mod conversations;
 mod dataflow;
 mod error;
 #[cfg(test)]
@@ -27,11 +29,13 @@ mod validity;
 
 pub use admission::{SubmitError, TurnStream};
 pub use auditing::Feedback;
+pub use caches::{CachedAnswer, Caches, Flushed, LISTED_MAX, Listing};
 pub use config::{
     AuditConfig, CacheConfig, Config, ConfigError, GatewayConfig, HttpConfig, KnowledgeConfig, OtherModels,
     RefreshConfig, RoutingConfig, ScopeConfig, ServerConfig, StorageConfig, SystemMessages, TierConfig, TierKind,
     Validity, WorkersConfig,
 };
+pub use conversations::{Conversations, PAGE_CONVERSATIONS_MAX, Summary};
 pub use error::PipelineError;
 pub use knowledge::{
     ArticleChanged, ArticleDraft, ChangeEvent, DraftContent, DraftError, Embedded, Knowledge, Prepared, Receipt,
@@ -51,5 +55,6 @@ pub use turnflow_operators::message::{Beginning, Wishes};
 pub use turnflow_operators::prioritise::{Order, QueueLimits};
 pub use turnflow_operators::refresh::RefreshStats;
 pub use turnflow_operators::route::Chooser;
+pub use turnflow_operators::selection::Selection;
 pub use turnflow_operators::tally::{Account, TALLIES_MAX, Tally};
 pub use turnflow_operators::validity::{Fall, Invalidated};

@@ -3,12 +3,12 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use timely::WorkerConfig;
 use timely::communication::WorkerGuards;
-use tokio::sync::{OwnedRwLockReadGuard, OwnedSemaphorePermit, RwLock, Semaphore};
+use tokio::sync::{OwnedRwLockReadGuard, OwnedSemaphorePermit, RwLock, Semaphore, watch};
 use turnflow_operators::Clock;
 use turnflow_operators::load::Load;
 use turnflow_operators::message::{Ask, QuestionKey, RequestId, Wishes, conversation_owner};
@@ -19,7 +19,9 @@ use turnflow_state::{CacheControl, Committer, Exchange, Store, StoreBatch, Tier,
 
 use crate::admission::{Streams, TenantPlace, TenantPlaces};
 use crate::bridge::Port;
+use crate::caches::Caches;
 use crate::config::Validity;
+use crate::conversations::{Conversations, Recent};
 use crate::dataflow::{Blueprint, QUEUES};
 use crate::knowledge::Knowledge;
 use crate::resident;
@@ -41,6 +43,10 @@ pub(crate) struct Running {
     /// What the tiers say of themselves.
     tiers: String,
     pub(crate) validity: Arc<Shared>,
+    /// Which conversations had turns of late.
+    pub(crate) recent: Recent,
+    /// Lives as long as the workers.
+    pub(crate) committer: Weak<Committer>,
     /// Held for reading by every write of the knowledge base; shutting down waits for it.
     pub(crate) writes: Arc<RwLock<()>>,
     pub(crate) clock: Clock,
@@ -55,6 +61,8 @@ pub(crate) struct Running {
     /// Keeps memory watched, where there is a limit to it.
     _memory: Option<Mutex<mpsc::Sender<()>>>,
     draining: AtomicBool,
+    /// Whether somebody asked for the end.
+    drain: watch::Sender<bool>,
     workers: Mutex<Option<WorkerGuards<()>>>,
 }
 
@@ -142,6 +150,7 @@ impl Pipeline {
             fault: crate::validity::Fault::None,
         };
         adjust(&mut blueprint);
+        let committer_of_workers = Arc::downgrade(&committer);
         let timely = timely::Config {
             communication: if threads == 1 {
                 timely::CommunicationConfig::Thread
@@ -168,6 +177,8 @@ impl Pipeline {
             parts: parts.clone(),
             tiers: parts.tiers_identity()?,
             validity,
+            recent: Recent::default(),
+            committer: committer_of_workers,
             writes: Arc::default(),
             clock,
             ports,
@@ -180,6 +191,7 @@ impl Pipeline {
             load,
             _memory: memory.map(Mutex::new),
             draining: AtomicBool::new(false),
+            drain: watch::Sender::new(false),
             workers: Mutex::new(Some(workers)),
         })))
     }
@@ -194,6 +206,30 @@ impl Pipeline {
     #[must_use]
     pub fn store(&self) -> &Store {
         &self.0.parts.store
+    }
+
+    /// What is cached, to be looked at and flushed.
+    #[must_use]
+    pub fn caches(&self) -> Caches {
+        Caches(self.0.clone())
+    }
+
+    /// The conversations that are kept, to be looked at.
+    #[must_use]
+    pub fn conversations(&self) -> Conversations {
+        Conversations(self.0.clone())
+    }
+
+    /// Asks for the end: no turn is admitted from now on, and [`drained`](Self::drained) resolves. Those who serve shut down then.
+    pub fn drain(&self) {
+        self.0.draining.store(true, Ordering::Release);
+        self.0.drain.send_replace(true);
+    }
+
+    /// Resolves when [`drain`](Self::drain) was called. Cancel-safe.
+    pub async fn drained(&self) {
+        // The sender lives as long as this handle.
+        drop(self.0.drain.subscribe().wait_for(|&asked| asked).await);
     }
 
     /// Checks a turn against the limits, waits at most `limits.admission-wait-ms` for a place, and admits it.
@@ -305,6 +341,7 @@ impl Pipeline {
     ) -> Result<TurnStream, SubmitError> {
         let Submission { mut turn, time_max, told: history, wishes } = submission;
         turn.cache_control = allowed(turn.cache_control, wishes);
+        self.0.recent.note(&turn.tenant, &turn.conversation);
         let acknowledged = self.0.validity.acknowledged();
         let (number, stream) = self.0.streams.open(places, acknowledged, (tally.clone(), span::of(&turn)));
         let scope = self.0.config.scope_of(&turn.tenant, &self.0.tiers);

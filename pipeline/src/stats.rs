@@ -96,6 +96,12 @@ impl Pipeline {
         self.0.tallies.read()
     }
 
+    /// What became of one tenant's turns since this was started.
+    #[must_use]
+    pub fn tally_of(&self, tenant: &TenantId) -> Tally {
+        self.0.tallies.of(tenant).read()
+    }
+
     /// The queues in front of the engines that there are.
     #[must_use]
     pub fn queues(&self) -> Vec<EngineQueue> {

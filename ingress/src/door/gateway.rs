@@ -123,6 +123,11 @@ impl Gateway {
 }
 
 impl Caller {
+    /// Whether the caller may still call.
+    pub(crate) fn may_call(&self) -> bool {
+        self.ring.borrow().denies(self.key.as_ref(), Timestamp::now()).is_none()
+    }
+
     /// Resolves when the caller may call no more, and never as long as it may. Cancel-safe.
     pub(crate) async fn ended(&self) {
         let mut ring = self.ring.clone();

@@ -17,6 +17,7 @@ mod models;
 mod receive;
 mod reply;
 mod router;
+mod ui;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +55,8 @@ pub async fn serve(
     let (stop, stopping) = watch::channel(false);
     let traffic = gateway.traffic().clone();
     let is_local = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
-    let app = Arc::new(App::new(pipeline, gateway, config, is_local, stopping.clone()));
+    let app = Arc::new(App::new(pipeline.clone(), gateway, config, is_local, stopping.clone()));
+    let live = tokio::spawn(app.live.clone().run(pipeline, stopping.clone()));
     let service = TowerToHyperService::new(router::router(app));
     let places = Arc::new(Semaphore::new(config.http.connections_max));
     let mut connections = JoinSet::new();
@@ -80,6 +82,8 @@ pub async fn serve(
     }
     drop(listener);
     stop.send_replace(true);
+    // It ends at once, and with nothing that anybody waits for.
+    drop(live.await);
     let grace = Duration::from_secs(config.server.shutdown_grace_s);
     let ended = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(grace, ended).await.is_err() {

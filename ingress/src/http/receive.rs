@@ -81,7 +81,7 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// Reads a body within its bounds of size and time.
-async fn read(body: Body, config: &HttpConfig) -> Result<Bytes, ApiError> {
+pub(super) async fn read(body: Body, config: &HttpConfig) -> Result<Bytes, ApiError> {
     let wait = Duration::from_millis(config.body_wait_ms);
     let collected = Limited::new(body, config.body_bytes_max).collect();
     match tokio::time::timeout(wait, collected).await {

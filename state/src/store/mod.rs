@@ -13,6 +13,7 @@ mod codec;
 mod committer;
 #[cfg(test)]
 mod conformance;
+mod conversations;
 mod memory;
 mod rocks;
 mod schema;

@@ -126,7 +126,7 @@ pub(super) fn cited(sources: &[Source]) -> Markup {
             a href={ "/ui/article?id=" (encoded(article_id.as_str())) } { (article_id) }
             " " span class="quiet" { "v" (version) }
         }
-        @if sources.is_empty() { span class="quiet" { "none" } }
+        @if sources.is_empty() { span class="quiet" { "no source" } }
     }
 }
 

@@ -22,6 +22,9 @@ use self::support::http::{HttpClient, Reply};
 use self::support::{TestServer, bounded};
 
 const DELIVERY: &str = "How long does standard delivery take?";
+/// Two questions that share an answer.
+const CANCEL: &str = "Can I still cancel an order I made this morning?";
+const CANCEL_TOO: &str = "please cancel, ordered by mistake";
 const PAGES: [&str; 5] = ["/ui/", "/ui/playground", "/ui/articles", "/ui/caches", "/ui/conversations"];
 
 /// Keys in a folder.
@@ -46,7 +49,12 @@ impl Keys {
 
     async fn server(&self) -> TestServer {
         let keys = self.dir.path().join("keys.jsonl");
-        TestServer::start(|config| config.gateway.keys = keys).await
+        TestServer::start(|config| {
+            config.gateway.keys = keys;
+            // Enough for the two questions that share an answer.
+            config.policy.delta = 0.05;
+        })
+        .await
     }
 }
 
@@ -223,6 +231,7 @@ async fn a_days_work_in_a_browser() {
 fn log_in(page: &mut Page, base: &str, key: &str) {
     page.go(base);
     assert_eq!(page.value("location.pathname"), json!("/ui/login"));
+    picture(page, "login.png");
     page.write("#key", "tf_wrong");
     page.leading(Page::enter);
     assert!(page.text("[role=alert]").contains("no key of this server"));
@@ -255,6 +264,17 @@ fn chat(page: &mut Page, base: &str) {
     ask(page, MARKUP);
     assert_eq!(page.text(".turn:last-child .asked"), MARKUP);
     assert_eq!(page.value("document.querySelectorAll('main img, main script').length"), json!(0));
+
+    // Others ask the same in other words.
+    let (level, answer) = ask(page, CANCEL);
+    assert_eq!(level, "from the articles");
+    page.go(&format!("{base}/ui/playground"));
+    assert_eq!(ask(page, CANCEL_TOO), ("other words".to_owned(), answer));
+    let verdict = page.text(".turn:last-child .verdict");
+    for told in [CANCEL, "Similarity", "One answer serves both", "likely", "What decided"] {
+        assert!(verdict.contains(told), "{told}: {verdict}");
+    }
+    picture(page, "chat.png");
 }
 
 fn edit(page: &mut Page, base: &str) {
@@ -264,11 +284,13 @@ fn edit(page: &mut Page, base: &str) {
     page.until("document.querySelector('#effect').dataset.kind === 'falls'");
     assert!(page.text("#effect").contains(DELIVERY));
     assert_eq!(page.value("document.querySelectorAll('#answers .falls').length > 0"), json!(true));
+    picture(page, "falls.png");
     page.press("#save");
     page.until("document.querySelector('#effect').dataset.kind === 'done'");
     let said = page.text("#effect");
     assert!(said.starts_with("Saved as version 2; ") && said.contains(DELIVERY), "{said}");
     page.until("document.querySelector('#answers .gone') !== null");
+    picture(page, "saved.png");
 
     page.go(&format!("{base}/ui/playground"));
     let (level, answer) = ask(page, DELIVERY);
@@ -283,6 +305,7 @@ fn flush(page: &mut Page, base: &str) {
     page.press(".between [data-flush]");
     page.until("document.querySelector('#ask').open");
     assert!(page.text("#ask").contains("1 cached answer will be gone"));
+    picture(page, "flush.png");
     page.leading(|page| page.press("#ask-yes"));
     assert!(page.text("main").contains("No cached answer is like that"));
     page.go(&format!("{base}/ui/playground"));
@@ -293,13 +316,19 @@ fn watch(page: &mut Page, base: &str) {
     page.go(&format!("{base}/ui/"));
     page.until("document.querySelectorAll('#levels rect.exact').length > 0 && document.querySelectorAll('#times path').length > 0");
     let turns = page.text("[data-about=rate]");
-    assert_eq!(turns, "5 turns so far");
+    assert_eq!(turns, "7 turns so far");
     assert_eq!(page.text("#state-text"), "All as it should be");
+}
+
+/// Keeps a picture for people to look at, where somebody wants them.
+fn picture(page: &mut Page, name: &str) {
+    if let Some(folder) = std::env::var_os("TURNFLOW_PICTURES") {
+        page.picture(&Path::new(&folder).join(name));
+    }
 }
 
 /// Every page at both widths, light and dark: nothing is cut off at the side, and every field has a name.
 fn look_around(page: &mut Page, base: &str) {
-    let pictures = std::env::var_os("TURNFLOW_PICTURES");
     let entry = {
         page.go(&format!("{base}/ui/caches"));
         page.value("document.querySelector('.rows .whole').getAttribute('href')").as_str().expect("a link").to_owned()
@@ -323,10 +352,7 @@ fn look_around(page: &mut Page, base: &str) {
                     .filter((one) => !one.labels?.length && !one.ariaLabel && !one.textContent.trim()).map((one) => one.outerHTML)",
             );
             assert_eq!(unnamed, json!([]), "{path}");
-            if let Some(folder) = &pictures {
-                let name = format!("{number}-{width}-{}.png", if is_dark { "dark" } else { "light" });
-                page.picture(&Path::new(folder).join(name));
-            }
+            picture(page, &format!("{number}-{width}-{}.png", if is_dark { "dark" } else { "light" }));
         }
     }
 }

@@ -75,11 +75,11 @@ pub(super) async fn page(State(app): State<Arc<App>>, visitor: Visitor) -> Page 
             (tile("rate", "Turns a second", ""))
             (tile("cached", "From the caches", ""))
             (tile("saved", "Saved", ""))
-            (tile("hits", "A cached answer takes", ""))
-            (tile("rest", "Another answer takes", ""))
+            (tile("hits", "Cached answer in", ""))
+            (tile("rest", "Other answer in", ""))
             (tile("inside", "Turns inside", ""))
         }
-        (chart("levels", "Where answers came from", "Answers in each five seconds of the last ten minutes.", &levels))
+        (chart("levels", "Where answers came from", "Answers in each five seconds, of the last ten minutes at most.", &levels))
         (chart("times", "How long answers take", "Half of them at most, and 95 of 100, over the quarter of a minute before. A logarithmic scale.",
             &[("p50", "half"), ("p95", "95 of 100")]))
         section class="columns" aria-label="Inside" {

@@ -73,6 +73,9 @@ async function flush(button) {
   }
 }
 
+// On a narrow page the way to the others is wider than the page.
+document.querySelector('nav [aria-current="page"]')?.scrollIntoView({ block: "nearest", inline: "center" });
+
 document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-flush]");
   if (button) flush(button);

@@ -9,10 +9,10 @@ function shape(name, attributes) {
   return made;
 }
 
-/** A round number that is not below. */
-export function ceiling(value) {
+/** A round number that is not below, and whose half is whole. */
+function ceiling(value) {
   const unit = 10 ** Math.floor(Math.log10(Math.max(value, 1)));
-  return [1, 2, 5, 10].map((step) => step * unit).find((round) => round >= value);
+  return [2, 4, 6, 8, 10].map((step) => step * unit).find((round) => round >= value);
 }
 
 function scale(plot, marks) {
@@ -60,7 +60,8 @@ export function logarithmic(plot, lines, room, named) {
     let path = "", drawing = false;
     points.forEach((value, at) => {
       const x = WIDTH - ((points.length - 1 - at) / (room - 1)) * WIDTH;
-      if (value > 0) path += `${drawing ? "L" : "M"}${x.toFixed(1)} ${y(value).toFixed(1)}`;
+      // A point alone is a line without length, whose ends are round.
+      if (value > 0) path += drawing ? `L${x.toFixed(1)} ${y(value).toFixed(1)}` : `M${x.toFixed(1)} ${y(value).toFixed(1)}h0`;
       drawing = value > 0;
     });
     plot.append(shape("path", { class: `line ${name}`, d: path }));

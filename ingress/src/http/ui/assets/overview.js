@@ -4,8 +4,8 @@ import { $, count, get, span } from "./app.js";
 import { logarithmic, stacked } from "./chart.js";
 
 const CLASSES = ["exact", "semantic", "joined", "miss", "bypass", "failed"];
-/** Seconds of one bar. */
-const BAR_S = 5;
+/** Seconds of one bar, and seconds that charts have room for at least. */
+const BAR_S = 5, ROOM_S = 120;
 const STATES = {
   normal: "All as it should be",
   degraded: "Much to do: new conversations get the small tier",
@@ -54,8 +54,8 @@ function figures({ hits, rest, since_start: all, inside }) {
     rate: `${count(all.turns, "turn")} so far`,
     cached: `${all.hits.toLocaleString("en")} of ${all.turns.toLocaleString("en")}`,
     saved: costs ? `of ${money(all.saved_micros + all.cost_micros)}` : "tokens",
-    hits: hits.count === 0 ? "in the last minute: none" : `95 of 100 at most ${span(hits.p95)}`,
-    rest: rest.count === 0 ? "in the last minute: none" : `95 of 100 at most ${span(rest.p95)}`,
+    hits: hits.count === 0 ? "in the last minute: none" : `95 of 100 within ${span(hits.p95)}`,
+    rest: rest.count === 0 ? "in the last minute: none" : `95 of 100 within ${span(rest.p95)}`,
     inside: inside.waiting === 0 ? "none waits in a queue" : `${inside.waiting} wait in a queue`,
   });
   state(inside.load, STATES[inside.load]);
@@ -78,19 +78,21 @@ function charts(seconds_max) {
   CLASSES.forEach((name, place) => (document.querySelector(`[data-sum="${name}"]`).textContent = sums[place].toLocaleString("en")));
   const has_turns = sums.some((sum) => sum > 0);
   document.querySelectorAll("[data-waits]").forEach((waiting) => (waiting.hidden = has_turns));
-  document.querySelectorAll("[data-from]").forEach((from) => (from.textContent = "10 minutes ago"));
+  // Charts begin with two minutes, and grow.
+  const room = Math.min(Math.max(ROOM_S, Math.ceil(seconds.length / 60) * 60), seconds_max);
+  document.querySelectorAll("[data-from]").forEach((from) => (from.textContent = `${room / 60} minutes ago`));
   if (!has_turns) return;
   const last = Math.max(...bars.keys());
   const first = Math.min(...bars.keys());
   const list = Array.from({ length: last - first + 1 }, (_, at) => bars.get(first + at) ?? CLASSES.map(() => 0));
-  stacked($("levels"), list, CLASSES, seconds_max / BAR_S);
+  stacked($("levels"), list.slice(-room / BAR_S), CLASSES, room / BAR_S);
   $("levels").setAttribute("aria-label", `Where answers came from in the last ten minutes: ${CLASSES.map((name, place) => `${name} ${sums[place]}`).join(", ")}`);
   const line = (name) => seconds.map((second) => second.times[name]);
-  logarithmic($("times"), { p50: line("p50"), p95: line("p95") }, seconds_max, span);
+  logarithmic($("times"), { p50: line("p50"), p95: line("p95") }, room, span);
   const now = seconds.at(-1).times;
   document.querySelector('[data-sum="p50"]').textContent = span(now.p50);
   document.querySelector('[data-sum="p95"]').textContent = span(now.p95);
-  $("times").setAttribute("aria-label", `Half of the answers take at most ${span(now.p50)}, 95 of 100 at most ${span(now.p95)}`);
+  $("times").setAttribute("aria-label", `Half of the answers take at most ${span(now.p50)}, 95 of 100 within ${span(now.p95)}`);
 }
 
 async function update() {

@@ -153,6 +153,7 @@ fn check_prints_settings_and_what_is_not_usable() {
     );
     assert!(found["config"]["limits"]["text-bytes-max"].as_u64() > Some(0), "{found}");
     assert_eq!(found["config"]["cache"]["validity"], "exact");
+    assert_eq!(found["origins"], serde_json::json!({ "server.listen": format!("{config}:2") }));
     for setting in ["ttl-s", "bytes-max", "tenant-bytes-max"] {
         assert!(found["config"]["cache"][setting].is_u64(), "{setting} is missing: {found}");
     }
@@ -162,7 +163,13 @@ fn check_prints_settings_and_what_is_not_usable() {
     let (code, stdout, _) =
         finish(turnflow().args(["check", "--config", &config, "--data", &data]).env("TURNFLOW_HOME", dir.path()));
     assert_eq!(code, 64, "no weights");
-    assert!(stdout.contains("[limits]") && stdout.contains("ok  port") && stdout.contains("BAD weights"), "{stdout}");
+    let listen = format!("server.listen = \"{address}\"");
+    let written = stdout.lines().find(|line| line.starts_with(&listen)).expect("the setting");
+    assert!(written.ends_with("turnflow.toml:2"), "{written}");
+    let is_toml = |settings: &str| settings.parse::<toml::Table>().is_ok();
+    assert!(is_toml(stdout.split("\n\n").next().expect("the settings")), "{stdout}");
+    assert!(stdout.contains("\nlimits.text-bytes-max = 8192\n"), "{stdout}");
+    assert!(stdout.contains("ok  port") && stdout.contains("BAD weights"), "{stdout}");
     assert!(!Path::new(&data).exists(), "check changes nothing");
 }
 

@@ -7,7 +7,7 @@
 //! is no turn of a conversation: nothing is written, and the end goes to the question's shard alone.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 use turnflow_state::{
@@ -101,6 +101,29 @@ impl Prices {
     }
 }
 
+/// The prices that hold, which may change while turns are booked; clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct PriceList(Arc<RwLock<Prices>>);
+
+impl PriceList {
+    /// The prices now.
+    #[must_use]
+    pub fn now(&self) -> Prices {
+        *self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on these hold.
+    pub fn set(&self, prices: Prices) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = prices;
+    }
+}
+
+impl From<Prices> for PriceList {
+    fn from(prices: Prices) -> Self {
+        Self(Arc::new(RwLock::new(prices)))
+    }
+}
+
 /// Numbers the entries of one worker: no two workers give the same number.
 #[derive(Clone, Copy, Debug)]
 pub struct EntryNumbers {
@@ -139,7 +162,7 @@ struct Writing {
 /// The core.
 pub struct Commit<J> {
     journal: J,
-    prices: Prices,
+    prices: PriceList,
     tallies: Tallies,
     numbers: EntryNumbers,
     jobs: Jobs<Writing, (), Written>,
@@ -167,7 +190,7 @@ pub enum Committed {
 impl<J: Journal> Commit<J> {
     /// A stage in front of a journal.
     #[must_use]
-    pub fn new(journal: J, prices: Prices, numbers: EntryNumbers, wake: &Wake) -> Self {
+    pub fn new(journal: J, prices: PriceList, numbers: EntryNumbers, wake: &Wake) -> Self {
         let (tallies, jobs, queue) = (Tallies::default(), Jobs::new(wake), VecDeque::new());
         Self { journal, prices, tallies, numbers, jobs, queue }
     }
@@ -227,7 +250,7 @@ impl<J: Journal> Commit<J> {
             usage: ask.spent + usage,
             cost_micros,
             // It alone would not have asked the small one first.
-            large_cost_micros: self.prices.large.cost_micros(usage),
+            large_cost_micros: self.prices.now().large.cost_micros(usage),
             verdict,
             latency: ask.latency,
             total_us: ask.latency.iter().map(|(_, elapsed_us)| u64::from(elapsed_us)).sum(),
@@ -243,7 +266,7 @@ impl<J: Journal> Commit<J> {
     }
 
     fn cost_micros(&self, ask: &Ask, usage: Usage) -> u64 {
-        self.prices.small.cost_micros(ask.spent) + self.prices.of(ask.size).cost_micros(usage)
+        self.prices.now().small.cost_micros(ask.spent) + self.prices.now().of(ask.size).cost_micros(usage)
     }
 
     /// What the question's shard hears of an answer.
@@ -278,7 +301,7 @@ impl<J: Journal> Commit<J> {
                     cost_micros: completion.cost_micros,
                     large_cost_micros: completion.large_cost_micros,
                     saved,
-                    saved_cost_micros: self.prices.large.cost_micros(saved),
+                    saved_cost_micros: self.prices.now().large.cost_micros(saved),
                 });
                 // An answer that was not streamed travels whole: whoever hands out the events makes a piece of it.
                 let restart = (!streamed && ask.void).then_some(TurnEvent::Restart);

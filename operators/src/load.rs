@@ -159,6 +159,12 @@ impl Controller {
         }
     }
 
+    /// From now on these limits hold. Memory is watched only where it was from the start.
+    pub fn set_limits(&mut self, limits: LoadLimits) {
+        self.calm_needed_us = limits.calm_ms.saturating_mul(1_000);
+        self.limits = limits;
+    }
+
     /// What a queue holds now; the level may change by it.
     pub fn observe(&mut self, queue: usize, backlog: Backlog, now_us: u64) {
         self.queues[queue].now = backlog;

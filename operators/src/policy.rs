@@ -6,7 +6,7 @@
 //! questions. The same pair is judged the same, unless audits asked for [more](crate::bound). Without a verifier a plain
 //! rule stands in for it, a cosine of at least a configured value, which promises nothing.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 use turnflow_models::{Evidence, Level, Profile, Verifier, probability};
@@ -56,22 +56,45 @@ impl Prepared {
 }
 
 /// Decides about pairs of questions.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Policy {
     clarity: Clarity,
     similarity_min: f32,
     verifier: Option<Arc<Verifier>>,
+    demand: RwLock<Demand>,
+}
+
+/// What is demanded of hits. It may change while turns are judged, each by what holds then.
+#[derive(Clone, Copy, Debug)]
+struct Demand {
     /// What is needed, by [`Evidence`].
     levels: [Option<Level>; 2],
     delta: f64,
+}
+
+impl Demand {
+    fn new(verifier: Option<&Arc<Verifier>>, delta: f64) -> Self {
+        let level = |evidence| verifier.and_then(|verifier| verifier.level(evidence, delta));
+        Self { levels: Evidence::ALL.map(level), delta }
+    }
 }
 
 impl Policy {
     /// A policy that keeps the error of hits below `delta` by a verifier; by a cosine of `similarity_min` alone without one.
     #[must_use]
     pub fn new(clarity: Clarity, similarity_min: f32, verifier: Option<Arc<Verifier>>, delta: f64) -> Self {
-        let level = |evidence| verifier.as_ref().and_then(|verifier| verifier.level(evidence, delta));
-        Self { clarity, similarity_min, levels: Evidence::ALL.map(level), verifier, delta }
+        let demand = RwLock::new(Demand::new(verifier.as_ref(), delta));
+        Self { clarity, similarity_min, verifier, demand }
+    }
+
+    /// From now on keeps the error of hits below this.
+    pub fn set_delta(&self, delta: f64) {
+        let demand = Demand::new(self.verifier.as_ref(), delta);
+        *self.demand.write().unwrap_or_else(PoisonError::into_inner) = demand;
+    }
+
+    fn demand(&self) -> Demand {
+        *self.demand.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A question ready to be judged; `vector` is the encoder's, `about` from [`Clarity::article`].
@@ -118,7 +141,7 @@ impl Policy {
             return Err(Refusal::Unfamiliar);
         }
         let evidence = Evidence::between(asked.about.as_ref(), cached.about.as_ref());
-        let Some(level) = &self.levels[evidence.index()] else {
+        let Some(level) = self.demand().levels[evidence.index()] else {
             return Err(Refusal::NoLevel(evidence));
         };
         let extra = extra[evidence.index()];
@@ -178,7 +201,7 @@ impl Policy {
                 format!("{which} one is of a kind that the verifier was not fitted to")
             }
             Refusal::NoLevel(evidence) => {
-                format!("{evidence}, and without that no score keeps the error below {}", percent(self.delta))
+                format!("{evidence}, and without that no score keeps the error below {}", percent(self.demand().delta))
             }
             Refusal::Unlikely { evidence, required } => {
                 let compared = self.verified(asked, cached).map(|(verifier, a, b)| verifier.compare(a, b, similarity));

@@ -15,7 +15,7 @@ use turnflow_models::{Lane, TierRequest};
 use turnflow_operators::Stage;
 use turnflow_operators::audience::Audiences;
 use turnflow_operators::bound::{BoundLimits, SharedBound};
-use turnflow_operators::commit::{Commit, Committed, EntryNumbers, Journal, Prices, Written};
+use turnflow_operators::commit::{Commit, Committed, EntryNumbers, Journal, PriceList, Written};
 use turnflow_operators::flights::{Flights, Landed, ToFlights};
 use turnflow_operators::generate::{Generated, Generator};
 use turnflow_operators::jobs::Report;
@@ -318,7 +318,7 @@ fn an_answer_that_comes_whole_takes_back_what_was_heard_before() {
             comes(&mut flights, asks(1, "tea", 0.0));
             assert!(comes(&mut flights, Box::new(Ask { void, ..*asks(2, "tea", 0.0) })).is_empty());
             let answered = lands(&mut flights, 1, Some(settled(1, answer("yes"), 0))).remove(0).expect_err("it ends");
-            let mut commit = Commit::new(Nowhere, Prices::default(), EntryNumbers::new(EntryId(0), 0, 1), &wake);
+            let mut commit = Commit::new(Nowhere, PriceList::default(), EntryNumbers::new(EntryId(0), 0, 1), &wake);
             let mut out = Vec::new();
             commit.push(ToCommit::End(answered), 0, &mut out);
             (0..2).for_each(|_| commit.poll(0, &mut out));

@@ -3,6 +3,7 @@
 
 mod check;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -113,6 +114,9 @@ pub struct Config {
     pub extractive: ExtractiveConfig,
     /// Replays of logs.
     pub replay: ReplayConfig,
+    /// The file that it comes from; None for the defaults.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
 }
 
 macro_rules! section {
@@ -456,7 +460,47 @@ impl Config {
         let Some(path) = path else { return Ok(Self::defaults()) };
         let text =
             std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::from_text(&text, &path.display().to_string())
+        let config = Self::from_text(&text, &path.display().to_string())?;
+        Ok(Self { file: Some(path.to_owned()), ..config })
+    }
+
+    /// Every setting with its value as TOML, by its dotted key.
+    #[must_use]
+    pub fn settings(&self) -> BTreeMap<String, String> {
+        let mut settings = BTreeMap::new();
+        // It was read from TOML, so it can be written as such.
+        if let Ok(table) = toml::Table::try_from(self) {
+            flatten("", &table, &mut settings);
+        }
+        settings
+    }
+
+    /// Where each setting that is no default was written, as file and line, by its dotted key.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when the file cannot be read.
+    pub fn origins(&self) -> Result<BTreeMap<String, String>, ConfigError> {
+        let Some(path) = &self.file else { return Ok(BTreeMap::new()) };
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+        let name = path.display().to_string();
+        let mut written = BTreeMap::new();
+        flatten("", &parse(&text, &name)?, &mut written);
+        let placed = written.into_keys().map(|key| {
+            let place = place(&text, &name, &key);
+            (key, place)
+        });
+        Ok(placed.collect())
+    }
+
+    /// Takes over places that were found out at the start, where none are written.
+    pub(crate) fn keep_places(&mut self, before: &Self) {
+        let keep = |own: &mut PathBuf, before: &PathBuf| {
+            if own.as_os_str().is_empty() {
+                own.clone_from(before);
+            }
+        };
+        keep(&mut self.gateway.keys, &before.gateway.keys);
+        keep(&mut self.storage.backup_folder, &before.storage.backup_folder);
     }
 
     /// The defaults, overridden by a text; `name` is what errors call it.
@@ -501,6 +545,18 @@ fn merge(into: &mut toml::Table, from: toml::Table) {
             (Some(toml::Value::Table(into)), toml::Value::Table(from)) if key != "target" => merge(into, from),
             (_, value) => {
                 into.insert(key, value);
+            }
+        }
+    }
+}
+
+fn flatten(section: &str, table: &toml::Table, settings: &mut BTreeMap<String, String>) {
+    for (key, value) in table {
+        let key = if section.is_empty() { key.clone() } else { format!("{section}.{key}") };
+        match value {
+            toml::Value::Table(table) => flatten(&key, table, settings),
+            value => {
+                settings.insert(key, value.to_string());
             }
         }
     }

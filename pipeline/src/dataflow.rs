@@ -16,7 +16,7 @@ use turnflow_operators::acknowledge::Acknowledge;
 use turnflow_operators::audience::Audiences;
 use turnflow_operators::audit::{AuditLimits, Sampler};
 use turnflow_operators::clients::Clients;
-use turnflow_operators::commit::{Commit, Committed, EntryNumbers, GroupedJournal, Prices};
+use turnflow_operators::commit::{Commit, Committed, EntryNumbers, GroupedJournal, PriceList};
 use turnflow_operators::dedupe::{Boxes, Dedupe, Settle};
 use turnflow_operators::embed::Embed;
 use turnflow_operators::flights::{Announce, Flights, Landed, ToFlights};
@@ -57,6 +57,7 @@ pub(crate) struct Blueprint {
     pub(crate) following: Arc<AtomicUsize>,
     pub(crate) committer: Arc<Committer>,
     pub(crate) tallies: Tallies,
+    pub(crate) prices: PriceList,
     /// How loaded the process is; each worker has [`QUEUES`] queues.
     pub(crate) load: Load,
     pub(crate) searchers: Pool,
@@ -121,11 +122,6 @@ impl Blueprint {
             };
         }
         driver.finish(worker);
-    }
-
-    /// What the tiers' tokens cost.
-    const fn prices(&self) -> Prices {
-        Prices { small: self.config.small_tier.price, large: self.config.tier.price }
     }
 
     fn shard_limits(&self, workers: usize) -> ShardLimits {
@@ -275,7 +271,7 @@ impl Blueprint {
             let (pieces, closing): (Turns<'_, Notice>, Turns<'_, Closing>) =
                 stage(ending, by_owner, "commit", clock, |wake| {
                     let numbers = EntryNumbers::new(self.last_entry, index, peers);
-                    Commit::new(journal.clone(), self.prices(), numbers, wake).booking(self.tallies.clone())
+                    Commit::new(journal.clone(), self.prices.clone(), numbers, wake).booking(self.tallies.clone())
                 })
                 .ok_err(|committed| match committed {
                     Committed::Piece(notice) => Ok(notice),

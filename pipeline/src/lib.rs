@@ -21,6 +21,7 @@ mod history_tests;
 mod knowledge;
 mod parts;
 mod pipeline;
+mod reload;
 mod resident;
 mod shared;
 mod span;
@@ -42,6 +43,7 @@ pub use knowledge::{
 };
 pub use parts::{Parts, chooser, fitted_with, policy, tier, tiers, verifier};
 pub use pipeline::{Pipeline, Submission};
+pub use reload::{Change, LIVE, ReloadError};
 pub use resident::resident_bytes;
 pub use shared::{Forecast, ValidityStats};
 pub use stats::{EngineQueue, EngineStats, PipelineStats, TierState};

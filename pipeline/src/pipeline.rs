@@ -3,13 +3,14 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
+use std::sync::{self, Arc, Mutex, PoisonError, Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use timely::WorkerConfig;
 use timely::communication::WorkerGuards;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedSemaphorePermit, RwLock, Semaphore, watch};
 use turnflow_operators::Clock;
+use turnflow_operators::commit::{PriceList, Prices};
 use turnflow_operators::load::Load;
 use turnflow_operators::message::{Ask, QuestionKey, RequestId, Wishes, conversation_owner};
 use turnflow_operators::pool::Pool;
@@ -38,7 +39,11 @@ const ENTRY_IDS_PER_RUN: u64 = 1 << 24;
 pub struct Pipeline(pub(crate) Arc<Running>);
 
 pub(crate) struct Running {
+    /// As it was at the start.
     pub(crate) config: Config,
+    /// As it holds now, where that may differ.
+    pub(crate) current: sync::RwLock<Arc<Config>>,
+    pub(crate) prices: PriceList,
     pub(crate) parts: Parts,
     /// What the tiers say of themselves.
     tiers: String,
@@ -126,6 +131,7 @@ impl Pipeline {
         let validity = Arc::new(Shared::new(threads, knowledge_epoch, &config.knowledge, config.audit.bound_limits()));
         let tallies = Tallies::default();
         let load = Load::new(config.load, threads * QUEUES);
+        let prices = PriceList::from(Prices { small: config.small_tier.price, large: config.tier.price });
         let has_limit = config.load.enabled && config.load.memory_bytes_max > 0;
         let memory = has_limit.then(|| resident::watch(load.clone(), clock)).transpose()?;
         let committer = Arc::new(Committer::start(parts.store.clone(), config.storage.commit_queue_max)?);
@@ -140,6 +146,7 @@ impl Pipeline {
             following: following.clone(),
             committer: committer.clone(),
             tallies: tallies.clone(),
+            prices: prices.clone(),
             load: load.clone(),
             searchers: Pool::start("turnflow-search", config.workers.search_threads, room)?,
             validity: validity.clone(),
@@ -174,6 +181,8 @@ impl Pipeline {
         }
         Ok(Self(Arc::new(Running {
             config: config.clone(),
+            current: sync::RwLock::new(Arc::new(config.clone())),
+            prices,
             parts: parts.clone(),
             tiers: parts.tiers_identity()?,
             validity,
@@ -265,7 +274,8 @@ impl Pipeline {
         let (turn, time_max) = (&submission.turn, submission.time_max);
         self.check(turn)?;
         let began = Instant::now();
-        let (wait_ms, default_ms) = (self.0.config.limits.admission_wait_ms, self.0.config.limits.default_deadline_ms);
+        let config = self.config();
+        let (wait_ms, default_ms) = (config.limits.admission_wait_ms, config.limits.default_deadline_ms);
         let time_max = time_max.or((default_ms > 0).then_some(Duration::from_millis(default_ms)));
         let overloaded = || SubmitError::Overloaded { retry_after_ms: self.0.load.lock().retry_after_ms() };
         let tenant = self.0.tenants.enter(&submission.turn.tenant).ok_or_else(overloaded)?;

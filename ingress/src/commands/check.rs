@@ -1,5 +1,7 @@
-//! `check`: the effective settings, and whether what they name can be used. Changes nothing.
+//! `check`: the effective settings, where those are written that are no defaults, and whether what they name can be used.
+//! Changes nothing.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -28,6 +30,8 @@ struct Findings<'a> {
     usable: bool,
     findings: &'a [Finding],
     config: &'a Config,
+    /// Where those settings are written that are no defaults, as file and line.
+    origins: BTreeMap<String, String>,
 }
 
 pub(super) fn run(context: &Context, args: &StoreArgs) -> Result<(), Failure> {
@@ -58,13 +62,22 @@ pub(super) fn run(context: &Context, args: &StoreArgs) -> Result<(), Failure> {
         }
     }
     let usable = findings.iter().all(|finding| finding.usable);
-    let mut text = toml::to_string(config).context("cannot print the settings as TOML")?;
+    let origins = config.origins().map_err(Failure::usage)?;
+    let mut text = String::new();
+    for (key, value) in config.settings() {
+        let setting = format!("{key} = {value}");
+        text += &match origins.get(&key) {
+            // Beside the shorter values, one below the other.
+            Some(place) => format!("{setting:<60}  # {place}\n"),
+            None => format!("{setting}\n"),
+        };
+    }
     text += "\n";
     for finding in &findings {
         let mark = if finding.usable { "ok " } else { "BAD" };
         text += &format!("{mark} {:<12} {}: {}\n", finding.what, finding.subject, finding.detail);
     }
-    context.print(&Findings { usable, findings: &findings, config }, text)?;
+    context.print(&Findings { usable, findings: &findings, config, origins }, text)?;
     if usable {
         return Ok(());
     }

@@ -10,10 +10,10 @@ use tokio::sync::watch;
 use turnflow_pipeline::{Config, Knowledge, Pipeline};
 use turnflow_state::TenantId;
 
-use super::signal::shutdown_signal;
+use super::signal::{on_hangup, shutdown_signal};
 use super::{Context, keys, open};
 use crate::cli::{HttpArg, ServeArgs};
-use crate::door::Gateway;
+use crate::door::{Gateway, reload};
 use crate::failure::Failure;
 use crate::grpc::{self, TENANT_DEFAULT};
 use crate::http;
@@ -111,6 +111,9 @@ async fn serve(
     let config: &Config = &context.config;
     // Before a port opens, so that a signal that comes right after the announcement ends the server in order.
     let signal = shutdown_signal()?;
+    let reloaded = pipeline.clone();
+    // What comes of it is in the log.
+    let reloading = on_hangup(move || drop(reload(&reloaded)))?;
     let (listener, address) = bind(addresses.grpc, "--listen").await?;
     let http = match addresses.http {
         Some(listen) => Some(bind(listen, "--http").await?),
@@ -134,6 +137,7 @@ async fn serve(
             () = signal => eprintln!("stopping: no new turns, finishing those that were admitted"),
             () = pipeline.drained() => eprintln!("stopping, as an operator asked: finishing the turns that were admitted"),
             () = told_to_stop() => {}
+            () = reloading => {}
         }
         stop.send_replace(true);
     };

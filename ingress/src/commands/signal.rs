@@ -22,6 +22,29 @@ pub(super) fn shutdown_signal() -> Result<impl Future<Output = ()>, Failure> {
     })
 }
 
+/// Does something each time that the process gets SIGHUP.
+///
+/// # Errors
+/// When no handler can be installed.
+#[cfg(unix)]
+pub(super) fn on_hangup(mut act: impl FnMut() + 'static) -> Result<impl Future<Output = ()>, Failure> {
+    use anyhow::Context as _;
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut hangup = signal(SignalKind::hangup()).context("cannot handle signals")?;
+    Ok(async move {
+        while hangup.recv().await.is_some() {
+            act();
+        }
+    })
+}
+
+/// Does nothing, where there is no such signal.
+#[cfg(not(unix))]
+pub(super) fn on_hangup(act: impl FnMut() + 'static) -> Result<impl Future<Output = ()>, Failure> {
+    drop(act);
+    Ok(std::future::pending())
+}
+
 /// Resolves when the process is asked to end.
 #[cfg(not(unix))]
 pub(super) fn shutdown_signal() -> Result<impl Future<Output = ()>, Failure> {

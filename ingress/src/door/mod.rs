@@ -8,6 +8,7 @@ mod check;
 mod gateway;
 mod outlet;
 mod refusal;
+mod reload;
 mod trace;
 mod traffic;
 
@@ -22,6 +23,7 @@ pub(crate) use self::refusal::{
     Conflict, INTERNAL_MESSAGE, Refusal, UNAUTHENTICATED_MESSAGE, UNAVAILABLE_MESSAGE, describe, forbidden, overloaded,
     slow_reader,
 };
+pub(crate) use self::reload::reload;
 pub(crate) use self::trace::request as request_span;
 pub(crate) use self::traffic::{Open, Traffic};
 

@@ -15,6 +15,7 @@ mod error;
 mod metrics;
 mod models;
 mod receive;
+mod reload;
 mod reply;
 mod router;
 mod ui;

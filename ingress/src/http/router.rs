@@ -23,7 +23,7 @@ use turnflow_pipeline::{Config, Knowledge, Pipeline};
 use super::error::{ApiError, Kind};
 use super::reply::JsonReply;
 use super::ui::{self, Live, Sessions};
-use super::{answer, articles, embeddings, metrics, models};
+use super::{answer, articles, embeddings, metrics, models, reload};
 use crate::door::{Gateway, Refusal, now_ms};
 use crate::metrics::Metrics;
 
@@ -130,6 +130,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/ready", get(ready))
         .route("/openapi.json", get(openapi))
         .route("/metrics", get(metrics::get))
+        .route("/admin/reload", post(reload::post))
         .merge(ui::routes())
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_route)

@@ -2,6 +2,7 @@
 
 mod backup;
 mod bench;
+mod cache;
 mod keys;
 mod router;
 
@@ -14,6 +15,7 @@ use turnflow_state::TenantId;
 
 pub use self::backup::{BackupArgs, RestoreArgs};
 pub use self::bench::{BenchCommand, BenchGenerateArgs, BenchLoadArgs, CacheArg, OrderArg};
+pub use self::cache::{CacheCommand, CacheFlushArgs, CacheListArgs, CacheShowArgs, CacheTarget, ExplainArgs};
 pub use self::keys::{KeyArg, KeyText, KeysCommand, KeysCreateArgs, KeysRevokeArgs, KeysRotateArgs, When};
 pub use self::router::{JudgedTurnArgs, RouterCommand, RouterEvalArgs, RouterTrainArgs};
 use crate::grpc::TENANT_DEFAULT;
@@ -70,7 +72,7 @@ pub enum Command {
     /// Make and revoke the keys that callers need
     #[command(subcommand)]
     Keys(KeysCommand),
-    /// Ask the caches
+    /// Look at the caches and flush them
     #[command(subcommand)]
     Cache(CacheCommand),
     /// Fit and judge what decides whether one answer serves two questions
@@ -496,29 +498,6 @@ pub struct PullArgs {
     /// Take the encoder's weights from this folder or zip file instead of the network
     #[arg(long, value_name = "PATH", conflicts_with = "model")]
     pub from: Option<PathBuf>,
-}
-
-/// What to ask the caches.
-#[derive(Debug, Subcommand)]
-pub enum CacheCommand {
-    /// Tell why two texts would or would not share an answer
-    Explain(ExplainArgs),
-}
-
-/// Arguments of `cache explain`.
-#[derive(Debug, Args)]
-pub struct ExplainArgs {
-    /// One question
-    #[arg(value_name = "TEXT")]
-    pub a: String,
-
-    /// The other
-    #[arg(value_name = "TEXT")]
-    pub b: String,
-
-    /// The knowledge base that the questions are about
-    #[arg(long, value_name = "KB.jsonl")]
-    pub kb: Option<PathBuf>,
 }
 
 /// What to do with the hit policy.

@@ -42,6 +42,12 @@ impl Histogram {
         self.sum_us = self.sum_us.saturating_add(elapsed_us);
     }
 
+    /// Takes in another one.
+    pub fn merge(&mut self, other: &Self) {
+        self.counts.iter_mut().zip(&other.counts).for_each(|(own, other)| *own = own.saturating_add(*other));
+        self.sum_us = self.sum_us.saturating_add(other.sum_us);
+    }
+
     /// How often it happened.
     #[must_use]
     pub fn count(&self) -> u64 {

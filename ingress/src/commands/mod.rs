@@ -2,6 +2,7 @@
 
 mod backup;
 mod bench;
+mod cache;
 mod check;
 mod demo;
 mod feedback;
@@ -103,6 +104,9 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Kb(command) => open::runtime()?.block_on(kb::run(&context, command)),
         Command::Keys(command) => keys::run(&context, command),
         Command::Cache(CacheCommand::Explain(args)) => policy::run_explain(&context, &args),
+        Command::Cache(CacheCommand::List(args)) => open::runtime()?.block_on(cache::list(&context, args)),
+        Command::Cache(CacheCommand::Show(args)) => open::runtime()?.block_on(cache::show(&context, args)),
+        Command::Cache(CacheCommand::Flush(args)) => open::runtime()?.block_on(cache::flush(&context, args)),
         Command::Policy(PolicyCommand::Fit(args)) => policy::run_fit(&context, &args),
         Command::Policy(PolicyCommand::Eval(args)) => policy::run_eval(&context, &args),
         Command::Router(RouterCommand::Train(args)) => router::run_train(&context, &args),

@@ -132,6 +132,7 @@ async fn serve(
     let wait = async {
         tokio::select! {
             () = signal => eprintln!("stopping: no new turns, finishing those that were admitted"),
+            () = pipeline.drained() => eprintln!("stopping, as an operator asked: finishing the turns that were admitted"),
             () = told_to_stop() => {}
         }
         stop.send_replace(true);

@@ -12,6 +12,7 @@ pub mod codec;
 mod conflict;
 mod converse;
 mod convert;
+mod entries;
 mod import;
 mod in_process;
 mod incoming;
@@ -20,6 +21,7 @@ mod observed;
 pub mod proto;
 mod refusal;
 mod service;
+mod stats;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -137,7 +139,8 @@ fn admin_service(
     config: &Config,
     stopping: watch::Receiver<bool>,
 ) -> AdminServer<admin::Service> {
-    AdminServer::new(admin::Service { gateway, backups: Backups::configured(config, pipeline.store()), stopping })
+    let (pipeline, backups) = (pipeline.clone(), Backups::configured(config, pipeline.store()));
+    AdminServer::new(admin::Service { pipeline, gateway, backups, stopping })
 }
 
 fn knowledge_service(

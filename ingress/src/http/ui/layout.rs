@@ -60,11 +60,11 @@ pub(super) fn page(visitor: &Visitor, place: Place, title: &str, script: &str, c
         main id="main" tabindex="-1" { (content) }
         dialog id="ask" aria-labelledby="ask-title" {
             form method="dialog" {
-                h2 id="ask-title" {}
+                h2 id="ask-title" { "Are you sure?" }
                 p id="ask-text" {}
                 div class="row end" {
                     button value="no" { "Cancel" }
-                    button value="yes" class="danger" id="ask-yes" {}
+                    button value="yes" class="danger" id="ask-yes" { "Go on" }
                 }
             }
         }

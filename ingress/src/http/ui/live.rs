@@ -104,7 +104,7 @@ impl Live {
             *before = now;
             let (mut hits, mut rest) = (Histogram::default(), Histogram::default());
             for (level, took) in CacheLevel::ALL.iter().zip(&since.whole) {
-                add(if level.is_hit() { &mut hits } else { &mut rest }, took);
+                if level.is_hit() { hits.merge(took) } else { rest.merge(took) }
             }
             let answered = std::array::from_fn(|level| since.answered_at(CacheLevel::ALL[level]));
             let (in_flight, waiting, load) = (stats.turns_in_flight, stats.load.waiting, stats.load.level);
@@ -119,10 +119,4 @@ impl Live {
     fn lock(&self) -> MutexGuard<'_, HashMap<TenantId, Watched>> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Takes another histogram in.
-pub(super) fn add(sum: &mut Histogram, other: &Histogram) {
-    sum.counts.iter_mut().zip(&other.counts).for_each(|(sum, count)| *sum += count);
-    sum.sum_us = sum.sum_us.saturating_add(other.sum_us);
 }

@@ -11,7 +11,7 @@ use turnflow_pipeline::{Histogram, PipelineStats, Tally};
 use turnflow_state::CacheLevel;
 
 use super::layout::{Page, Place, page as laid_out};
-use super::live::{SECONDS_MAX, Second, add};
+use super::live::{SECONDS_MAX, Second};
 use super::session::Visitor;
 use super::verdict::level_name;
 use crate::http::error::ApiError;
@@ -75,11 +75,11 @@ pub(super) async fn page(State(app): State<Arc<App>>, visitor: Visitor) -> Page 
             (tile("rate", "Turns a second", ""))
             (tile("cached", "From the caches", ""))
             (tile("saved", "Saved", ""))
-            (tile("hits", "A cached answer takes", ""))
-            (tile("rest", "Another answer takes", ""))
+            (tile("hits", "Cached answer in", ""))
+            (tile("rest", "Other answer in", ""))
             (tile("inside", "Turns inside", ""))
         }
-        (chart("levels", "Where answers came from", "Answers in each five seconds of the last ten minutes.", &levels))
+        (chart("levels", "Where answers came from", "Answers in each five seconds, of the last ten minutes at most.", &levels))
         (chart("times", "How long answers take", "Half of them at most, and 95 of 100, over the quarter of a minute before. A logarithmic scale.",
             &[("p50", "half"), ("p95", "95 of 100")]))
         section class="columns" aria-label="Inside" {
@@ -134,7 +134,7 @@ fn second(second: &Second, line: &[Second]) -> Value {
 /// How long half of all took at most, and 95 and 99 of 100, in microseconds.
 fn times<'a>(histograms: impl Iterator<Item = &'a Histogram>) -> Value {
     let mut sum = Histogram::default();
-    histograms.for_each(|histogram| add(&mut sum, histogram));
+    histograms.for_each(|histogram| sum.merge(histogram));
     json!({ "count": sum.count(), "p50": sum.quantile_us(0.5), "p95": sum.quantile_us(0.95), "p99": sum.quantile_us(0.99) })
 }
 

@@ -259,7 +259,7 @@ fn login_page(failed: Option<(StatusCode, &str)>) -> Response {
                 }
                 button class="primary" { "Log in" }
             }
-            p class="quiet small" { code { "turnflow keys create --scopes admin" } " makes one." }
+            p class="quiet small" { code { "turnflow keys create --tenant … --scopes admin" } " makes one." }
         }
     };
     let status = failed.map_or(StatusCode::OK, |(status, _)| status);

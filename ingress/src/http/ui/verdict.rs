@@ -27,8 +27,10 @@ pub(super) fn verdict(TurnRecord { turn, completion }: &TurnRecord) -> Markup {
     let Verdict { level, entry, similarity, question, origin, refreshed, reason, evidence, route, .. } = verdict;
     html! {
         details class="verdict" open {
-            summary { (badge(*level)) " " span class="why" { (reason) } " " span class="time" { (span_us(*total_us)) } }
+            summary { (badge(*level)) " " span class="time" { @if *total_us > 0 { (span_us(*total_us)) } } }
             dl {
+                // What decided tells it better, where it is known.
+                @if evidence.is_none() { dt { "Why" } dd { (reason) } }
                 @if let Some(question) = question {
                     dt { "Answered before" }
                     dd {
@@ -126,7 +128,7 @@ pub(super) fn cited(sources: &[Source]) -> Markup {
             a href={ "/ui/article?id=" (encoded(article_id.as_str())) } { (article_id) }
             " " span class="quiet" { "v" (version) }
         }
-        @if sources.is_empty() { span class="quiet" { "none" } }
+        @if sources.is_empty() { span class="quiet" { "no source" } }
     }
 }
 
@@ -139,9 +141,7 @@ fn stages(completion: &Completion) -> Markup {
             @for (stage, elapsed_us) in passed {
                 li {
                     span { (stage) }
-                    svg viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true" {
-                        rect x="0" y="1" height="6" width=((f64::from(elapsed_us) * 100.0 / f64::from(longest)).max(0.6)) {}
-                    }
+                    meter min="0" max=(longest) value=(elapsed_us) aria-hidden="true" {}
                     span class="number" { (span_us(elapsed_us.into())) }
                 }
             }

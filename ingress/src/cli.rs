@@ -39,9 +39,22 @@ pub struct Cli {
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
 
+    /// How the log is written
+    #[arg(long, global = true, value_name = "FORMAT", env = "TURNFLOW_LOG_FORMAT", default_value = "pretty")]
+    pub log_format: LogFormat,
+
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// As text, for people.
+    Pretty,
+    /// As an object for each line, for programs.
+    Json,
 }
 
 /// What to do.

@@ -10,7 +10,9 @@
 
 use std::collections::BTreeMap;
 
-use turnflow_models::{ContrastOptions, Encoder, ModelHome, WeightSource, default_home, dot, ensure, train_map};
+use turnflow_models::{
+    ContrastOptions, Encoder, EncoderOptions, ModelHome, WeightSource, default_home, dot, ensure, train_map,
+};
 
 /// Share of the trained similarity; the rest is the encoder's own.
 const SHARE: f64 = 0.8;
@@ -31,7 +33,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         rows.push(serde_json::from_str::<Row>(line).map_err(|error| format!("{texts}:{}: {error}", number + 1))?);
     }
     rows.sort_by_key(|row| row.text.len());
-    let encoder = Encoder::load(&ensure(&ModelHome::new(default_home()?), &WeightSource::defaults(None), &|_| {})?)?;
+    let encoder = Encoder::load(
+        &ensure(&ModelHome::new(default_home()?), &WeightSource::defaults(None), &|_| {})?,
+        EncoderOptions::default(),
+    )?;
     let mut labels = BTreeMap::<&str, Vec<std::sync::Arc<[f32]>>>::new();
     for (done, batch) in rows.chunks(BATCH).enumerate() {
         let batch_texts: Vec<&str> = batch.iter().map(|row| row.text.as_str()).collect();

@@ -11,7 +11,7 @@
 
 use std::path::Path;
 
-use turnflow_models::{AXES, AdapterChoice, Encoder, ModelHome, WeightSource, default_home, ensure};
+use turnflow_models::{AXES, AdapterChoice, Encoder, EncoderOptions, ModelHome, WeightSource, default_home, ensure};
 
 /// Sweeps over the moments; the subspace has settled long before.
 const SWEEPS: usize = 60;
@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = files.pop().filter(|_| !files.is_empty()).ok_or("usage: axes TEXTS… OUT")?;
     let weights = ensure(&ModelHome::new(default_home()?), &WeightSource::defaults(None), &|_| {})?;
     // As it stands in front of everything: with the adapter that ships.
-    let encoder = Encoder::load(&weights)?.adapted(AdapterChoice::Shop)?;
+    let encoder = Encoder::load(&weights, EncoderOptions::default())?.adapted(AdapterChoice::Shop)?;
     let mut moments: Vec<Vec<f64>> = Vec::new();
     for file in files {
         let texts = std::fs::read_to_string(file)?;

@@ -1,10 +1,14 @@
-//! The BERT encoder of sentence-transformers models, as a Burn module on the `flex` CPU device.
+//! The BERT encoder of sentence-transformers models, as a Burn module.
+//!
+//! It is the definition, the loader, and what the CPU's own executor in `bert/fused.rs` is compared with, and it runs on any device.
 //!
 //! Contract: with the same weights, the vectors agree with the PyTorch model's (cosine of 0.99999 or more), however
 //! texts are batched and padded. Loading demands every tensor in its right shape and names those that are not.
 //!
 //! Devlin et al. 2019, <https://arxiv.org/abs/1810.04805>; pooling: Reimers and Gurevych 2019,
 //! <https://arxiv.org/abs/1908.10084>. Inference only: no dropout, no pooler, no segment ids but 0.
+
+mod fused;
 
 use std::fs::File;
 use std::io::Read;
@@ -16,6 +20,8 @@ use burn::store::{ModuleSnapshot, PyTorchToBurnAdapter, SafetensorsStore};
 use burn::tensor::activation::{gelu, softmax};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::fused::FusedBert;
+pub use self::fused::{ENCODER_THREADS_MAX, EncoderOptions, EncoderPrecision};
 use crate::error::ModelError;
 use crate::weights::CONFIG_BYTES_MAX;
 

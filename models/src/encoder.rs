@@ -1,16 +1,16 @@
 //! The sentence encoder: texts in, vectors of unit length out.
 //!
 //! Contract: one vector for each text, in the order of the texts, whatever the batching; any text has a vector, the
-//! empty one too. Texts beyond the encoder's 256 word pieces are cut. Runs on the caller's thread (and the tensor
-//! library's pool); it neither queues nor catches panics: [`EncoderEngine`](crate::EncoderEngine) does.
+//! empty one too. Texts beyond the encoder's 256 word pieces are cut. Runs on the caller's thread and on those of its own
+//! pool, or of the tensor library's; it neither queues nor catches panics: [`EncoderEngine`](crate::EncoderEngine) does.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 use crate::adapter::{Adapter, AdapterChoice};
 use crate::batch::{BatchBudget, plan_batches};
-use crate::bert::{Bert, BertConfig};
+use crate::bert::{Bert, BertConfig, EncoderOptions, FusedBert};
 use crate::error::ModelError;
 use crate::tokenizer::{TOKENS_MAX, TextTokenizer};
 use crate::weights::ModelFiles;
@@ -21,20 +21,47 @@ const UNIT_TOLERANCE: f32 = 1e-3;
 /// A loaded sentence encoder.
 #[derive(Debug)]
 pub struct Encoder {
-    model: Bert,
+    executor: Executor,
     tokenizer: TextTokenizer,
     dimension: usize,
-    device: Device,
     adapter: Option<Adapter>,
 }
 
+/// What computes vectors.
+#[derive(Debug)]
+enum Executor {
+    /// The CPU's own. One pass at a time, because they share its memory and threads; an engine has no more anyway.
+    Fused(Mutex<FusedBert>),
+    /// The Burn module.
+    Plain(Bert, Device),
+}
+
 impl Encoder {
-    /// Loads weights and vocabulary and encodes one word, so that the first real text finds everything warm.
+    /// Loads weights and vocabulary onto the CPU and encodes one word, so that the first real text finds everything warm.
     ///
     /// # Errors
     /// When a file cannot be read, or tensors, vocabulary and configuration do not fit together; what does not fit
-    /// is named.
-    pub fn load(files: &ModelFiles) -> Result<Self, ModelError> {
+    /// is named. When the processor has not the instructions that are asked for, or there are no threads.
+    pub fn load(files: &ModelFiles, options: EncoderOptions) -> Result<Self, ModelError> {
+        Self::with(files, |config| {
+            let module = Bert::load(config, &files.weights, &Device::flex())?;
+            Ok(Executor::Fused(Mutex::new(FusedBert::new(&module, config, options)?)))
+        })
+    }
+
+    /// The same as a module of the tensor library, on any of its devices: slower on the CPU, and what [`Encoder::load`] is compared
+    /// with.
+    ///
+    /// # Errors
+    /// As [`Encoder::load`].
+    pub fn load_plain(files: &ModelFiles, device: &Device) -> Result<Self, ModelError> {
+        Self::with(files, |config| Ok(Executor::Plain(Bert::load(config, &files.weights, device)?, device.clone())))
+    }
+
+    fn with(
+        files: &ModelFiles,
+        executor: impl FnOnce(&BertConfig) -> Result<Executor, ModelError>,
+    ) -> Result<Self, ModelError> {
         let config = BertConfig::read(&files.config)?;
         let tokenizer = TextTokenizer::load(&files.tokenizer)?;
         let too_small = |field, found: usize, needed: usize| ModelError::Architecture {
@@ -49,9 +76,7 @@ impl Encoder {
         if config.max_position_embeddings < TOKENS_MAX {
             return Err(too_small("max_position_embeddings", config.max_position_embeddings, TOKENS_MAX));
         }
-        let device = Device::flex();
-        let model = Bert::load(&config, &files.weights, &device)?;
-        let encoder = Self { model, tokenizer, dimension: config.hidden_size, device, adapter: None };
+        let encoder = Self { executor: executor(&config)?, tokenizer, dimension: config.hidden_size, adapter: None };
         encoder.encode(&["warm"])?;
         Ok(encoder)
     }
@@ -112,28 +137,24 @@ impl Encoder {
     /// # Shapes
     /// `rows`: `batch` rows of any length from 1 to [`TOKENS_MAX`]; output: `batch` vectors of
     /// [`dimension`](Self::dimension) numbers.
-    pub(crate) fn forward(&self, rows: &[&[u32]]) -> Result<Vec<Arc<[f32]>>, ModelError> {
-        let (batch, longest) = (rows.len(), rows.iter().map(|row| row.len()).max().unwrap_or(0));
-        if batch == 0 || longest == 0 {
-            return Ok(Vec::new());
-        }
-        let mut ids = vec![0_i64; batch * longest];
-        let mut padding = vec![true; batch * longest];
-        for (row, start) in rows.iter().zip((0..).step_by(longest)) {
-            for (offset, &id) in row.iter().enumerate() {
-                ids[start + offset] = i64::from(id);
-                padding[start + offset] = false;
+    ///
+    /// # Errors
+    /// When the model's output is no unit vector.
+    ///
+    /// # Panics
+    /// When a row is longer than that, or has an id that is not in the vocabulary.
+    pub fn forward(&self, rows: &[&[u32]]) -> Result<Vec<Arc<[f32]>>, ModelError> {
+        let unusable = |reason: String| ModelError::Output { texts: rows.len(), reason };
+        let numbers = match &self.executor {
+            Executor::Fused(bert) => {
+                let mut numbers = vec![0.0; rows.len() * self.dimension];
+                bert.lock().unwrap_or_else(PoisonError::into_inner).embed(rows, &mut numbers);
+                numbers
             }
-        }
-        let padded = padding.contains(&true);
-        let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [batch, longest]), &self.device);
-        let padding =
-            padded.then(|| Tensor::<2, Bool>::from_data(TensorData::new(padding, [batch, longest]), &self.device));
-        let unusable = |reason: String| ModelError::Output { texts: batch, reason };
-        let numbers: Vec<f32> =
-            self.model.embed(ids, padding).into_data().try_to_vec().map_err(|error| unusable(format!("{error:?}")))?;
-        if numbers.len() != batch * self.dimension {
-            return Err(unusable(format!("{} numbers, expected {}", numbers.len(), batch * self.dimension)));
+            Executor::Plain(bert, device) => padded(bert, device, rows).map_err(unusable)?,
+        };
+        if numbers.len() != rows.len() * self.dimension {
+            return Err(unusable(format!("{} numbers, expected {}", numbers.len(), rows.len() * self.dimension)));
         }
         let vectors = numbers.chunks_exact(self.dimension);
         let is_unit = |length: &f32| (length - 1.0).abs() < UNIT_TOLERANCE;
@@ -146,6 +167,26 @@ impl Encoder {
             None => vectors.map(Arc::from).collect(),
         })
     }
+}
+
+/// One pass through the module, with rows filled up to the longest.
+fn padded(model: &Bert, device: &Device, rows: &[&[u32]]) -> Result<Vec<f32>, String> {
+    let (batch, longest) = (rows.len(), rows.iter().map(|row| row.len()).max().unwrap_or(0));
+    if batch == 0 || longest == 0 {
+        return Ok(Vec::new());
+    }
+    let mut ids = vec![0_i64; batch * longest];
+    let mut padding = vec![true; batch * longest];
+    for (row, start) in rows.iter().zip((0..).step_by(longest)) {
+        for (offset, &id) in row.iter().enumerate() {
+            ids[start + offset] = i64::from(id);
+            padding[start + offset] = false;
+        }
+    }
+    let is_padded = padding.contains(&true);
+    let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [batch, longest]), device);
+    let padding = is_padded.then(|| Tensor::<2, Bool>::from_data(TensorData::new(padding, [batch, longest]), device));
+    model.embed(ids, padding).into_data().try_to_vec().map_err(|error| format!("{error:?}"))
 }
 
 fn length(vector: &[f32]) -> f32 {

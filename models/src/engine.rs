@@ -17,8 +17,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapter::AdapterChoice;
 use crate::batch::{BatchBudget, plan_batches};
+use crate::bert::{EncoderOptions, EncoderPrecision};
 use crate::encoder::Encoder;
 use crate::error::ModelError;
+use crate::kernels::InstructionChoice;
 use crate::memo::Memo;
 use crate::queue::{JobQueue, Lane, Lanes, Rejected, caught, notify};
 use crate::tokenizer::TextTokenizer;
@@ -36,6 +38,12 @@ pub(crate) const SIZE_CLASSES: usize = 9;
 pub struct EncoderEngineConfig {
     /// What stands behind the encoder.
     pub adapter: AdapterChoice,
+    /// How exact its products are.
+    pub precision: EncoderPrecision,
+    /// Threads that compute, the engine's among them.
+    pub threads: usize,
+    /// The processor's instructions.
+    pub instructions: InstructionChoice,
     /// Jobs that may wait.
     pub queue_max: usize,
     /// Word pieces of one forward pass, padding included.
@@ -49,7 +57,16 @@ impl Default for EncoderEngineConfig {
         // Larger batches answer somewhat more texts a second, but who comes waits for the one under way.
         let (queue_max, batch_texts_max) = (16, 16);
         let batch_tokens_max = BatchBudget::DEFAULT.tokens_max;
-        Self { adapter: AdapterChoice::default(), queue_max, batch_tokens_max, batch_texts_max }
+        let (adapter, EncoderOptions { precision, threads, instructions }) = Default::default();
+        Self { adapter, precision, threads, instructions, queue_max, batch_tokens_max, batch_texts_max }
+    }
+}
+
+impl EncoderEngineConfig {
+    /// How the encoder shall compute.
+    #[must_use]
+    pub const fn options(&self) -> EncoderOptions {
+        EncoderOptions { precision: self.precision, threads: self.threads, instructions: self.instructions }
     }
 }
 

@@ -211,6 +211,12 @@ pub enum ModelError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The numbers of the encoder's module cannot be read.
+    #[error("cannot read the numbers of the encoder's module: {reason}")]
+    Module {
+        /// Why.
+        reason: String,
+    },
     /// A decoder could not advance its sequences.
     #[error("cannot take a step: {reason}")]
     Step {
@@ -233,6 +239,14 @@ pub enum ModelError {
         device: String,
         /// Why not.
         reason: String,
+    },
+    /// The processor has not the instructions that were asked for.
+    #[error("this processor has no instructions {wanted}, but {available}")]
+    Instructions {
+        /// The set that was asked for.
+        wanted: String,
+        /// The sets that it has, the best first.
+        available: String,
     },
     /// A vector that another encoder made.
     #[error("a vector of {found} numbers where {expected} are expected")]

@@ -47,6 +47,7 @@ pub use adapter::{Adapter, AdapterChoice};
 pub use axes::{AXES, principal_axes};
 pub use batch::{BatchBudget, plan_batches};
 pub use bert::BertConfig;
+pub use bert::{ENCODER_THREADS_MAX, EncoderOptions, EncoderPrecision};
 pub use cancel::Cancel;
 pub use checkpoint::{
     ChatMessage, ChatTemplate, Checkpoint, DecoderConfig, EMBEDDING, FINAL_NORM, Family, GenerationConfig, HEAD,
@@ -67,7 +68,7 @@ pub use generation::{
     KeptPrecision, PromptConfig, Sampling, SamplingFrom,
 };
 pub use hub::{Hub, Installed, InstalledFile, install, installed};
-pub use kernels::Instructions;
+pub use kernels::{InstructionChoice, Instructions};
 pub use pull::{Progress, WeightSource};
 pub use queue::{Lane, Rejected};
 pub use remote::{

@@ -5,10 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tracing::Span;
 use turnflow_models::Cancel;
 use turnflow_operators::message::{Beginning, Notice};
 use turnflow_operators::tally::TenantTally;
 use turnflow_state::{Completion, TenantId, TurnErrorKind, TurnEvent};
+
+use crate::span;
 
 /// Why a turn was not admitted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -160,6 +163,8 @@ struct Waiting {
     first_piece_us: Option<u64>,
     /// Where its end is booked.
     tally: TenantTally,
+    /// Ends with it.
+    span: Span,
     _places: (OwnedSemaphorePermit, Option<TenantPlace>),
 }
 
@@ -197,22 +202,22 @@ impl Streams {
         Self { shards: Default::default(), next: AtomicU64::new(1) }
     }
 
-    /// Opens a stream that holds a place until its terminal event, and books that one in the tally.
+    /// Opens a stream that holds a place until its terminal event, which is told to the tally and to the span.
     pub(crate) fn open(
         &self,
         places: (OwnedSemaphorePermit, Option<TenantPlace>),
         epoch: u64,
-        tally: TenantTally,
+        (tally, span): (TenantTally, Span),
     ) -> (u64, TurnStream) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, events) = mpsc::unbounded_channel();
         // The receiver is right here.
         let _ = sender.send((TurnEvent::Accepted, None));
         let cancel = Cancel::new();
-        let waiting =
-            Waiting { events: sender, epoch, cancel: cancel.clone(), first_piece_us: None, tally, _places: places };
+        let stream = TurnStream { events, told: false, end: None, beginning: None, cancel: cancel.clone() };
+        let waiting = Waiting { events: sender, epoch, cancel, first_piece_us: None, tally, span, _places: places };
         self.shard(number).insert(number, waiting);
-        (number, TurnStream { events, told: false, end: None, beginning: None, cancel })
+        (number, stream)
     }
 
     /// Delivers an event, so many microseconds after its turn was admitted; the terminal one closes the stream and frees the place.
@@ -226,6 +231,7 @@ impl Streams {
             debug_assert!(waiting.is_some(), "a second terminal event for turn {number}");
             if let Some(mut waiting) = waiting {
                 waiting.hears(&event, elapsed_us, repeated);
+                span::end(&waiting.span, &event);
                 // The client may have left: that is its right.
                 let _ = waiting.events.send((event, beginning));
             }

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use turnflow_models::{
-    BurnConfig, EncoderEngineConfig, ExtractiveConfig, PlainRule, PromptConfig, RemoteConfig, Sampling, Target,
-    TierEngineConfig,
+    BurnConfig, EncoderEngineConfig, EncoderPrecision, ExtractiveConfig, PlainRule, PromptConfig, RemoteConfig,
+    Sampling, Target, TierEngineConfig,
 };
 use turnflow_operators::bound::BoundLimits;
 use turnflow_operators::commit::Price;
@@ -431,10 +431,15 @@ impl Config {
             TierKind::Burn | TierKind::Openai if !self.routing.enabled => ("tier", tier.to_owned()),
             _ => ("tiers", format!("{tier}, {:?}, {:?}", self.extractive, self.routing)),
         };
+        // Other precisions make slightly other vectors, which retrieve other chunks now and then.
+        let encoder = match self.encoder.precision {
+            EncoderPrecision::F32 => turnflow_models::MODEL_NAME.to_owned(),
+            precision => format!("{} in {precision}", turnflow_models::MODEL_NAME),
+        };
         let settings = [
             ("language", self.scope.language.as_str()),
             ("system-prompt", &self.scope.system_prompt),
-            ("encoder", turnflow_models::MODEL_NAME),
+            ("encoder", &encoder),
             ("adapter", &self.encoder.adapter.to_string()),
             ("retrieval", &retrieval),
             (answers.0, &answers.1),

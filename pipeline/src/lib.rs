@@ -23,6 +23,8 @@ mod parts;
 mod pipeline;
 mod resident;
 mod shared;
+mod span;
+mod stats;
 mod validity;
 
 pub use admission::{SubmitError, TurnStream};
@@ -39,15 +41,16 @@ pub use knowledge::{
     ArticleChanged, ArticleDraft, ChangeEvent, DraftContent, DraftError, Embedded, Knowledge, Prepared, Receipt,
 };
 pub use parts::{Parts, chooser, fitted_with, policy, tier, tiers, verifier};
-pub use pipeline::{Pipeline, PipelineStats, Submission};
+pub use pipeline::{Pipeline, Submission};
 pub use resident::resident_bytes;
 pub use shared::{Forecast, ValidityStats};
+pub use stats::{EngineQueue, EngineStats, PipelineStats, TierState};
 pub use turnflow_operators::audit::AuditStats;
 pub use turnflow_operators::bound::BoundStats;
 pub use turnflow_operators::generate::Tiers;
 pub use turnflow_operators::guard::Mentions;
 pub use turnflow_operators::histogram::{BOUNDS_US, Histogram};
-pub use turnflow_operators::load::{LoadLimits, LoadStats};
+pub use turnflow_operators::load::{LoadLimits, LoadStats, QueueStats};
 pub use turnflow_operators::message::{Beginning, Wishes};
 pub use turnflow_operators::prioritise::{Order, QueueLimits};
 pub use turnflow_operators::refresh::RefreshStats;

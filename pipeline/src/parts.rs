@@ -41,7 +41,11 @@ impl Parts {
     /// # Errors
     /// [`PipelineError`] when the store cannot be read, the weights cannot be loaded, or a thread cannot be started.
     pub fn open(config: &Config, store: Store, files: &ModelFiles) -> Result<Self, PipelineError> {
-        Self::with_encoder(config, store, EncoderEngine::start(Encoder::load(files)?, config.encoder)?)
+        Self::with_encoder(
+            config,
+            store,
+            EncoderEngine::start(Encoder::load(files, config.encoder.options())?, config.encoder)?,
+        )
     }
 
     /// The same with an encoder that runs already, so that several pipelines can share it.

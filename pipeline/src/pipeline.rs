@@ -10,15 +10,12 @@ use timely::WorkerConfig;
 use timely::communication::WorkerGuards;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedSemaphorePermit, RwLock, Semaphore, watch};
 use turnflow_operators::Clock;
-use turnflow_operators::audit::AuditStats;
-use turnflow_operators::bound::BoundStats;
-use turnflow_operators::load::{Load, LoadStats};
+use turnflow_operators::load::Load;
 use turnflow_operators::message::{Ask, QuestionKey, RequestId, Wishes, conversation_owner};
 use turnflow_operators::pool::Pool;
-use turnflow_operators::refresh::RefreshStats;
-use turnflow_operators::tally::{Tallies, Tally, TenantTally};
+use turnflow_operators::tally::{Tallies, TenantTally};
 use turnflow_operators::validity::KnowledgeUpdate;
-use turnflow_state::{CacheControl, Committer, Exchange, Store, StoreBatch, TenantId, Tier, TierSize, Turn};
+use turnflow_state::{CacheControl, Committer, Exchange, Store, StoreBatch, Tier, TierSize, Turn};
 
 use crate::admission::{Streams, TenantPlace, TenantPlaces};
 use crate::bridge::Port;
@@ -28,9 +25,9 @@ use crate::conversations::{Conversations, Recent};
 use crate::dataflow::{Blueprint, QUEUES};
 use crate::knowledge::Knowledge;
 use crate::resident;
-use crate::shared::{Shared, ValidityStats};
+use crate::shared::Shared;
 use crate::validity::Left;
-use crate::{Config, Parts, PipelineError, SubmitError, TurnStream};
+use crate::{Config, Parts, PipelineError, SubmitError, TurnStream, span};
 
 /// Entry ids that one run may use before they could meet those of the next.
 const ENTRY_IDS_PER_RUN: u64 = 1 << 24;
@@ -52,15 +49,15 @@ pub(crate) struct Running {
     pub(crate) committer: Weak<Committer>,
     /// Held for reading by every write of the knowledge base; shutting down waits for it.
     pub(crate) writes: Arc<RwLock<()>>,
-    clock: Clock,
+    pub(crate) clock: Clock,
     ports: Vec<Port>,
     background: Vec<Port>,
-    streams: Arc<Streams>,
-    following: Arc<AtomicUsize>,
+    pub(crate) streams: Arc<Streams>,
+    pub(crate) following: Arc<AtomicUsize>,
     places: Arc<Semaphore>,
     tenants: Arc<TenantPlaces>,
-    tallies: Tallies,
-    load: Load,
+    pub(crate) tallies: Tallies,
+    pub(crate) load: Load,
     /// Keeps memory watched, where there is a limit to it.
     _memory: Option<Mutex<mpsc::Sender<()>>>,
     draining: AtomicBool,
@@ -87,25 +84,6 @@ impl From<Turn> for Submission {
     fn from(turn: Turn) -> Self {
         Self { turn, time_max: None, told: Vec::new(), wishes: Wishes::default() }
     }
-}
-
-/// What a pipeline is doing.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct PipelineStats {
-    /// Turns admitted and not yet ended.
-    pub turns_in_flight: usize,
-    /// Of them, those that wait for the answer to a similar question.
-    pub turns_following: usize,
-    /// The caches, and what became of what was in them.
-    pub validity: ValidityStats,
-    /// What is answered anew in the background.
-    pub refresh: RefreshStats,
-    /// Hits that are answered in full as well, in the background.
-    pub audit: AuditStats,
-    /// What that means for the policy.
-    pub bound: BoundStats,
-    /// How loaded it is.
-    pub load: LoadStats,
 }
 
 /// Ends the process when a worker panics: the other workers would wait for it for ever, and everything that was
@@ -326,33 +304,10 @@ impl Pipeline {
         debug_assert!(joined.is_ok(), "a worker that panics ends the process");
     }
 
-    /// What the pipeline is doing.
-    #[must_use]
-    pub fn stats(&self) -> PipelineStats {
-        let (validity, refresh) = self.0.validity.stats();
-        let (audit, bound) = self.0.validity.audits.stats();
-        let turns_following = self.0.following.load(Ordering::Relaxed);
-        let load = self.0.load.lock().stats(self.0.clock.now_us());
-        PipelineStats { turns_in_flight: self.0.streams.len(), turns_following, validity, refresh, audit, bound, load }
-    }
-
     /// The kind of the tier of a size: of the only one, where there is one.
     #[must_use]
     pub fn tier_of(&self, size: TierSize) -> Tier {
         self.0.parts.tiers.of(size).tier()
-    }
-
-    /// What became of each tenant's turns since this was started, in the order of their tenants; None stands for the tenants beyond
-    /// [`TALLIES_MAX`](crate::TALLIES_MAX).
-    #[must_use]
-    pub fn tally(&self) -> Vec<(Option<TenantId>, Tally)> {
-        self.0.tallies.read()
-    }
-
-    /// What became of one tenant's turns since this was started.
-    #[must_use]
-    pub fn tally_of(&self, tenant: &TenantId) -> Tally {
-        self.0.tallies.of(tenant).read()
     }
 
     /// Waits until what fell by changes that were acknowledged before is answered anew, or let go. Cancel-safe.
@@ -388,7 +343,7 @@ impl Pipeline {
         turn.cache_control = allowed(turn.cache_control, wishes);
         self.0.recent.note(&turn.tenant, &turn.conversation);
         let acknowledged = self.0.validity.acknowledged();
-        let (number, stream) = self.0.streams.open(places, acknowledged, tally.clone());
+        let (number, stream) = self.0.streams.open(places, acknowledged, (tally.clone(), span::of(&turn)));
         let scope = self.0.config.scope_of(&turn.tenant, &self.0.tiers);
         let worker = conversation_owner(&turn) % self.0.ports.len() as u64;
         #[expect(clippy::cast_possible_truncation, reason = "a count of threads")]

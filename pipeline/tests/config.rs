@@ -119,6 +119,7 @@ fn every_setting_that_changes_answers_changes_the_scope() {
         "[scope]\nsystem-prompt = \"be kind\"",
         "[extractive]\npassages-max = 1",
         "[extractive]\nconfidence-min = 0.5",
+        "[encoder]\nprecision = \"bf16\"",
         "[knowledge]\nchunks-retrieved = 8",
         "[knowledge]\nchunk-tokens-max = 100",
     ] {

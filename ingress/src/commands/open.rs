@@ -81,7 +81,11 @@ pub(super) fn parts(context: &Context, store: Store) -> Result<Parts, Failure> {
 /// An encoder that several pipelines can share, with a memo of so many bytes.
 pub(super) fn encoder(context: &Context, memo_bytes_max: usize) -> Result<EncoderHandle, Failure> {
     let files = weights(context, &WeightSource::defaults(None))?;
-    Ok(EncoderEngine::start_remembering(Encoder::load(&files)?, context.config.encoder, memo_bytes_max)?)
+    Ok(EncoderEngine::start_remembering(
+        Encoder::load(&files, context.config.encoder.options())?,
+        context.config.encoder,
+        memo_bytes_max,
+    )?)
 }
 
 /// What an import did.

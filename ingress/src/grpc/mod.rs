@@ -17,6 +17,7 @@ mod import;
 mod in_process;
 mod incoming;
 mod knowledge;
+mod observed;
 pub mod proto;
 mod refusal;
 mod service;
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
@@ -99,6 +101,7 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let limits = &config.limits;
     let (stop, stopping) = watch::channel(false);
+    let traffic = gateway.traffic().clone();
     let (health, health_service) = health_reporter();
     set_health(&health, ServingStatus::Serving).await;
 
@@ -109,13 +112,13 @@ pub async fn serve(
     let conversations = ConversationsServer::new(service)
         .max_decoding_message_size(limits.message_bytes_max)
         .max_encoding_message_size(response_bytes_max);
-    let router = settings(&config.server, limits)
-        .add_service(health_service.max_decoding_message_size(limits.message_bytes_max))
+    let routes = Routes::new(health_service.max_decoding_message_size(limits.message_bytes_max))
         .add_service(reflection().build_v1()?.max_decoding_message_size(limits.message_bytes_max))
         .add_service(reflection().build_v1alpha()?.max_decoding_message_size(limits.message_bytes_max))
         .add_service(conversations)
         .add_service(knowledge_base)
         .add_service(admin.max_decoding_message_size(limits.message_bytes_max));
+    let router = settings(&config.server, limits).add_routes(observed::observed(routes, traffic.clone()));
 
     let told_to_stop = async {
         shutdown.await;
@@ -124,7 +127,7 @@ pub async fn serve(
     };
     let grace = Duration::from_secs(config.server.shutdown_grace_s);
     tokio::select! {
-        served = router.serve_with_incoming_shutdown(incoming::accept(listener), told_to_stop) => served?,
+        served = router.serve_with_incoming_shutdown(incoming::accept(listener, traffic), told_to_stop) => served?,
         () = overdue(stopping, grace) => tracing::warn!("streams were still open {grace:?} after shutdown began"),
     }
     Ok(())

@@ -12,6 +12,7 @@ mod chat;
 mod connection;
 mod embeddings;
 mod error;
+mod metrics;
 mod models;
 mod receive;
 mod reply;
@@ -52,6 +53,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) {
     let (stop, stopping) = watch::channel(false);
+    let traffic = gateway.traffic().clone();
     let is_local = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
     let app = Arc::new(App::new(pipeline.clone(), gateway, config, is_local, stopping.clone()));
     let live = tokio::spawn(app.live.clone().run(pipeline, stopping.clone()));
@@ -71,10 +73,11 @@ pub async fn serve(
         };
         let (builder, service, stopping) = (builder(config), service.clone(), stopping.clone());
         let reader_wait = Duration::from_millis(config.limits.reader_wait_ms);
+        let open = traffic.opened("http");
         connections.spawn(async move {
             let io = TokioIo::new(Connection::new(socket, reader_wait));
             serve_connection(builder.serve_connection(io, service), stopping).await;
-            drop(place);
+            drop((place, open));
         });
     }
     drop(listener);

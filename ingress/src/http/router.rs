@@ -23,8 +23,9 @@ use turnflow_pipeline::{Config, Knowledge, Pipeline};
 use super::error::{ApiError, Kind};
 use super::reply::JsonReply;
 use super::ui::{self, Live, Sessions};
-use super::{answer, articles, embeddings, models};
+use super::{answer, articles, embeddings, metrics, models};
 use crate::door::{Gateway, Refusal, now_ms};
+use crate::metrics::Metrics;
 
 /// What the routes are, for programs.
 const OPENAPI: &str = include_str!("openapi.json");
@@ -37,6 +38,7 @@ pub(super) struct App {
     pub(super) knowledge: Knowledge,
     pub(super) gateway: Gateway,
     pub(super) config: Config,
+    pub(super) metrics: Metrics,
     /// When the server started, in seconds since 1970.
     pub(super) started_s: u64,
     /// Turns true once, when the server is told to stop.
@@ -62,12 +64,15 @@ impl App {
     ) -> Self {
         let (knowledge, config) = (pipeline.knowledge(), config.clone());
         let work = Arc::new(Semaphore::new(config.http.work_in_flight_max));
+        let started_s = now_ms() / 1_000;
+        let metrics = Metrics::new(pipeline.clone(), gateway.traffic().clone(), started_s);
         Self {
             pipeline,
             knowledge,
             gateway,
             config,
-            started_s: now_ms() / 1_000,
+            metrics,
+            started_s,
             stopping,
             sessions: Sessions::new(),
             live: Arc::default(),
@@ -124,11 +129,13 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/openapi.json", get(openapi))
+        .route("/metrics", get(metrics::get))
         .merge(ui::routes())
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_route)
         .layer(from_fn_with_state(app.clone(), for_this_host))
         .layer(from_fn(caught))
+        .layer(from_fn_with_state(app.clone(), metrics::observed))
         .with_state(app)
 }
 

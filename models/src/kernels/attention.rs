@@ -18,16 +18,14 @@ use super::matrix::Aligned;
 use super::pool::Pool;
 use super::rows::exponentials;
 use super::shared::Shared;
-use super::simd::{Element, Instructions, Kernel, LANES, Simd};
+use super::simd::{Float, Instructions, Kernel, LANES, Simd};
 use super::tile::{Ahead, Line, groups, tile};
 use crate::checkpoint::Precision;
 use crate::decoder::Slice;
 use crate::error::ModelError;
 
-/// Vectors of a line of keys or values.
-const VECTORS: usize = 2;
 /// Keys that are scored at a time, and numbers of a value that are summed at a time.
-const WIDTH: usize = VECTORS * LANES;
+const WIDTH: usize = LANES;
 /// Most rows whose sums fit the registers.
 const ROWS: usize = 6;
 /// Tokens of one piece of work.
@@ -156,7 +154,7 @@ impl Memory {
         Ok(memory)
     }
 
-    fn empty<E: Element>(&self, layers: usize) -> Vec<Layer<E>> {
+    fn empty<E: Float>(&self, layers: usize) -> Vec<Layer<E>> {
         let planes = self.shape.kv_heads * self.blocks;
         let (keys, values) = (planes * self.key_block(), planes * self.value_block());
         (0..layers).map(|_| Layer { keys: Aligned::zeros(keys), values: Aligned::zeros(values) }).collect()
@@ -264,7 +262,7 @@ struct Store<'a> {
 }
 
 impl Store<'_> {
-    fn all<E: Element>(&self, pool: &mut Pool, layer: &mut Layer<E>, key_plane: usize, value_plane: usize) {
+    fn all<E: Float>(&self, pool: &mut Pool, layer: &mut Layer<E>, key_plane: usize, value_plane: usize) {
         let (keys, values) = (layer.keys.all_mut(), layer.values.all_mut());
         if self.rows.len() < SHARED_ROWS_MIN * self.shape.all() {
             for head in 0..self.shape.kv_heads {
@@ -283,7 +281,7 @@ impl Store<'_> {
         });
     }
 
-    fn head<E: Element>(&self, head: usize, keys: &mut [E], values: &mut [E]) {
+    fn head<E: Float>(&self, head: usize, keys: &mut [E], values: &mut [E]) {
         let (size, tokens) = (self.shape.head_size, self.block_tokens);
         let (key_block, value_block) = (self.shape.key_block(tokens), self.shape.value_block(tokens));
         let positions = self.slices.iter().flat_map(|slice| {
@@ -322,7 +320,7 @@ struct Typed<'a, E> {
     scores: &'a mut Vec<f32>,
 }
 
-impl<E: Element> Kernel for Typed<'_, E> {
+impl<E: Float> Kernel for Typed<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -345,7 +343,7 @@ impl<E: Element> Kernel for Typed<'_, E> {
 impl Attend<'_> {
     /// `M` rows of one head of keys: a row is a token and one of the query heads that share the head.
     #[inline(always)]
-    fn group<S: Simd, E: Element, const M: usize, const U: usize>(
+    fn group<S: Simd, E: Float, const M: usize, const U: usize>(
         &self,
         simd: S,
         layer: &Layer<E>,
@@ -385,9 +383,7 @@ impl Attend<'_> {
                 // SAFETY: this row and head belong to this task alone.
                 let to = unsafe { self.to.slice_mut(at, columns.len()) };
                 let mut numbers = [0.0; WIDTH];
-                for (vector, numbers) in sums[m].into_iter().zip(numbers.as_chunks_mut::<LANES>().0) {
-                    simd.store(simd.mul(vector, simd.splat(1.0 / wholes[m])), numbers);
-                }
+                simd.store(simd.mul(sums[m], simd.splat(1.0 / wholes[m])), &mut numbers);
                 to.copy_from_slice(&numbers[..columns.len()]);
             }
         }
@@ -395,7 +391,7 @@ impl Attend<'_> {
 
     /// The products of the queries with the keys.
     #[inline(always)]
-    fn score<S: Simd, E: Element, const M: usize, const U: usize>(
+    fn score<S: Simd, E: Float, const M: usize, const U: usize>(
         &self,
         simd: S,
         layer: &Layer<E>,
@@ -410,11 +406,11 @@ impl Attend<'_> {
                 if number * tokens + panel * WIDTH >= longest {
                     break;
                 }
-                let sums = tile::<S, E, M, VECTORS, U>(simd, queries, lines, Ahead::NONE, [[simd.zero(); VECTORS]; M]);
+                let sums = tile::<S, E, M, 1, U>(simd, queries, [lines], Ahead::NONE, [[simd.zero(); 1]; M]);
                 for m in 0..M {
-                    let to = &mut scores[m * stride + number * tokens + panel * WIDTH..][..WIDTH];
-                    for (vector, to) in sums[m].into_iter().zip(to.as_chunks_mut::<LANES>().0) {
-                        simd.store(vector, to);
+                    let to = &mut scores[m * stride + number * tokens + panel * WIDTH..];
+                    if let Some(to) = to.first_chunk_mut() {
+                        simd.store(sums[m][0], to);
                     }
                 }
             }
@@ -423,41 +419,41 @@ impl Attend<'_> {
 
     /// One panel of the values, weighted with the shares.
     #[inline(always)]
-    fn sum<S: Simd, E: Element, const M: usize, const U: usize>(
+    fn sum<S: Simd, E: Float, const M: usize, const U: usize>(
         &self,
         simd: S,
         layer: &Layer<E>,
         shares: [&[f32]; M],
         panel: usize,
         longest: usize,
-    ) -> [[S::V; VECTORS]; M] {
+    ) -> [S::V; M] {
         let (memory, tokens) = (self.memory, self.memory.block_tokens);
-        let mut sums = [[simd.zero(); VECTORS]; M];
+        let mut sums = [[simd.zero(); 1]; M];
         for (number, lines) in self.blocks(layer.values.all(), memory.value_block(), longest).enumerate() {
             let places = tokens.min(longest - number * tokens);
             let mut rows: [&[f32]; M] = [&[]; M];
             for m in 0..M {
                 rows[m] = &shares[m][number * tokens..][..places];
             }
-            sums = tile::<S, E, M, VECTORS, U>(simd, rows, &lines[panel * tokens..][..places], Ahead::NONE, sums);
+            sums = tile::<S, E, M, 1, U>(simd, rows, [&lines[panel * tokens..][..places]], Ahead::NONE, sums);
         }
-        sums
+        sums.map(|[sum]| sum)
     }
 
     /// The sequence's blocks that hold its first `longest` places, of this task's head.
     #[inline(always)]
-    fn blocks<'b, E: Element>(
+    fn blocks<'b, E: Float>(
         &'b self,
         plane: &'b [E],
         block_numbers: usize,
         longest: usize,
-    ) -> impl Iterator<Item = &'b [Line<E, VECTORS>]> {
+    ) -> impl Iterator<Item = &'b [Line<E>]> {
         let memory = self.memory;
         let plane = &plane[self.task.head * memory.blocks * block_numbers..][..memory.blocks * block_numbers];
         let blocks: Range<usize> = 0..longest.div_ceil(memory.block_tokens);
-        self.slice.blocks[blocks].iter().map(move |&block| {
-            plane[block as usize * block_numbers..][..block_numbers].as_chunks::<LANES>().0.as_chunks::<VECTORS>().0
-        })
+        self.slice.blocks[blocks]
+            .iter()
+            .map(move |&block| plane[block as usize * block_numbers..][..block_numbers].as_chunks::<LANES>().0)
     }
 }
 

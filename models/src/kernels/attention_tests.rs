@@ -137,7 +137,7 @@ fn a_block_takes_what_it_is_filled_up_to() {
     }
 }
 
-fn allocated<E: Element>(layers: &[Layer<E>]) -> usize {
+fn allocated<E: Float>(layers: &[Layer<E>]) -> usize {
     layers.iter().map(|layer| size_of_val(layer.keys.all()) + size_of_val(layer.values.all())).sum()
 }
 

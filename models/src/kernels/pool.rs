@@ -135,20 +135,23 @@ impl Pool {
     /// # Shapes
     /// - `matrix`: `[rows, width]`
     pub(crate) fn rows(&mut self, matrix: &mut [f32], width: usize, work: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        let rows = matrix.len() / width;
+        let matrix = Shared::new(matrix);
+        // SAFETY: each row belongs to one call.
+        self.each_row(rows, width, &|row| work(row, unsafe { matrix.slice_mut(row * width, width) }));
+    }
+
+    /// Calls `work(row)` for as many rows, of `width` numbers each; with little to do, on the caller's thread alone.
+    pub(crate) fn each_row(&mut self, rows: usize, width: usize, work: &(dyn Fn(usize) + Sync)) {
         /// Below so many numbers, other threads are not worth their call.
         const SHARED_MIN: usize = 8192;
-        let rows = matrix.len() / width;
-        if matrix.len() < SHARED_MIN {
-            matrix.chunks_exact_mut(width).enumerate().for_each(|(row, numbers)| work(row, numbers));
+        if rows * width < SHARED_MIN {
+            (0..rows).for_each(work);
             return;
         }
         let of_task = rows.div_ceil(self.threads() * 4);
-        let matrix = Shared::new(matrix);
         self.run(rows.div_ceil(of_task), &|task, _| {
-            for row in task * of_task..rows.min((task + 1) * of_task) {
-                // SAFETY: each row belongs to one task.
-                work(row, unsafe { matrix.slice_mut(row * width, width) });
-            }
+            (task * of_task..rows.min((task + 1) * of_task)).for_each(work);
         });
     }
 }

@@ -1,4 +1,4 @@
-//! What is done to a row of numbers by itself: its norm, and its rotation.
+//! What is done to a row of numbers by itself: its norms, and its rotation.
 
 use super::simd::{Instructions, Kernel, LANES, Simd};
 
@@ -10,6 +10,25 @@ use super::simd::{Instructions, Kernel, LANES, Simd};
 pub(crate) fn normalise(set: Instructions, numbers: &mut [f32], weights: &[f32], epsilon: f32) {
     assert_eq!(numbers.len(), weights.len(), "a weight for each number");
     set.run(Normalise { numbers, weights, epsilon });
+}
+
+/// Shifts and scales the numbers to a mean of 0 and a variance of 1, multiplies them by the weights and adds the bias: LayerNorm
+/// (Ba et al. 2016, <https://arxiv.org/abs/1607.06450>).
+///
+/// # Shapes
+/// - `numbers`, `weights`, `bias`: `[width]`
+pub(crate) fn layer_norm(set: Instructions, numbers: &mut [f32], weights: &[f32], bias: &[f32], epsilon: f32) {
+    assert!(weights.len() == numbers.len() && bias.len() == numbers.len(), "a weight and a bias for each number");
+    set.run(LayerNorm { numbers, weights, bias, epsilon });
+}
+
+/// Adds to each number the one at its place.
+///
+/// # Shapes
+/// - `numbers`, `more`: `[width]`
+pub(crate) fn add(set: Instructions, numbers: &mut [f32], more: &[f32]) {
+    assert_eq!(numbers.len(), more.len(), "a number for each");
+    set.run(Add { numbers, more });
 }
 
 /// Turns each pair `(i, i + half)` of a head by an angle (Su et al. 2021, <https://arxiv.org/abs/2104.09864>).
@@ -50,6 +69,63 @@ impl Kernel for Normalise<'_> {
         }
         for (x, weight) in rest.iter_mut().zip(rest_weights) {
             *x *= scale * weight;
+        }
+    }
+}
+
+struct LayerNorm<'a> {
+    numbers: &'a mut [f32],
+    weights: &'a [f32],
+    bias: &'a [f32],
+    epsilon: f32,
+}
+
+impl Kernel for LayerNorm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { numbers, weights, bias, epsilon } = self;
+        let width = numbers.len() as f32;
+        let (vectors, rest) = numbers.as_chunks_mut::<LANES>();
+        let sum = vectors.iter().fold(simd.zero(), |sum, vector| simd.add(sum, simd.load(vector)));
+        let mean = rest.iter().fold(simd.sum(sum), |sum, x| sum + x) / width;
+        let centre = simd.splat(mean);
+        let squares = vectors.iter().fold(simd.zero(), |sum, vector| {
+            let apart = simd.sub(simd.load(vector), centre);
+            simd.mul_add(apart, apart, sum)
+        });
+        let squares = rest.iter().fold(simd.sum(squares), |sum, x| sum + (x - mean) * (x - mean));
+        let scale = 1.0 / (squares / width + epsilon).sqrt();
+        let (vector_weights, rest_weights) = weights.as_chunks::<LANES>();
+        let (vector_biases, rest_biases) = bias.as_chunks::<LANES>();
+        for ((vector, weight), bias) in vectors.iter_mut().zip(vector_weights).zip(vector_biases) {
+            let scaled = simd.mul(simd.sub(simd.load(vector), centre), simd.splat(scale));
+            simd.store(simd.mul_add(scaled, simd.load(weight), simd.load(bias)), vector);
+        }
+        for ((x, weight), bias) in rest.iter_mut().zip(rest_weights).zip(rest_biases) {
+            *x = (*x - mean) * scale * weight + bias;
+        }
+    }
+}
+
+struct Add<'a> {
+    numbers: &'a mut [f32],
+    more: &'a [f32],
+}
+
+impl Kernel for Add<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let (vectors, rest) = self.numbers.as_chunks_mut::<LANES>();
+        let (more_vectors, more_rest) = self.more.as_chunks::<LANES>();
+        for (vector, more) in vectors.iter_mut().zip(more_vectors) {
+            simd.store(simd.add(simd.load(vector), simd.load(more)), vector);
+        }
+        for (x, more) in rest.iter_mut().zip(more_rest) {
+            *x += more;
         }
     }
 }

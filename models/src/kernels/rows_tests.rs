@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::kernels::fixtures::{numbers, sets};
+use crate::kernels::fixtures::{gelu, numbers, sets};
 
 struct Exp<'a>(&'a mut [f32; LANES]);
 
@@ -13,6 +13,17 @@ impl Kernel for Exp<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         simd.store(simd.exp(simd.load(self.0)), self.0);
+    }
+}
+
+struct Gelu<'a>(&'a mut [f32; LANES]);
+
+impl Kernel for Gelu<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        simd.store(simd.gelu(simd.load(self.0)), self.0);
     }
 }
 
@@ -33,6 +44,8 @@ fn what_is_no_number_stays_so() {
         let mut found = [f32::NAN; LANES];
         set.run(Exp(&mut found));
         assert!(found.iter().all(|x| x.is_nan()), "{}: {found:?}", set.name());
+        set.run(Gelu(&mut found));
+        assert!(found.iter().all(|x| x.is_nan()), "{}: {found:?}", set.name());
     }
 }
 
@@ -44,6 +57,40 @@ proptest! {
             set.run(Exp(&mut found));
             let expected = x.exp();
             prop_assert!((found[3] - expected).abs() <= expected * 3e-7, "{}: e^{x} = {}, not {expected}", set.name(), found[3]);
+        }
+    }
+
+    #[test]
+    fn gelus_are_those_of_a_series(x in -12.0_f32..12.0) {
+        for set in sets() {
+            let mut found = [x; LANES];
+            set.run(Gelu(&mut found));
+            let expected = gelu(f64::from(x));
+            let error = (f64::from(found[7]) - expected).abs();
+            prop_assert!(error <= 5e-7 * f64::from(x.abs().max(1.0)), "{}: {} at {x}, not {expected}", set.name(), found[7]);
+        }
+    }
+
+    #[test]
+    fn layer_norms_are_those_of_a_plain_loop(width in 1_usize..100, shift in -9.0_f32..9.0, seed: u64) {
+        let x: Vec<f32> = numbers(width, seed).iter().map(|x| x + shift).collect();
+        let (weights, bias) = (numbers(width, seed ^ 1), numbers(width, seed ^ 2));
+        let mean = x.iter().map(|x| f64::from(*x)).sum::<f64>() / width as f64;
+        let variance = x.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / width as f64;
+        for set in sets() {
+            let mut found = x.clone();
+            layer_norm(set, &mut found, &weights, &bias, 1e-3);
+            for (at, found) in found.iter().enumerate() {
+                let scaled = (f64::from(x[at]) - mean) / (variance + 1e-3).sqrt();
+                let expected = scaled * f64::from(weights[at]) + f64::from(bias[at]);
+                prop_assert!((f64::from(*found) - expected).abs() <= 1e-4, "{}: {found}, not {expected}", set.name());
+            }
+            add(set, &mut found, &x);
+            let mut alone = x.clone();
+            layer_norm(set, &mut alone, &weights, &bias, 1e-3);
+            for ((found, alone), x) in found.iter().zip(&alone).zip(&x) {
+                prop_assert_eq!(*found, alone + x);
+            }
         }
     }
 

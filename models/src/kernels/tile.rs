@@ -1,9 +1,9 @@
-//! The inner loop of all matrix products: a few rows times a narrow panel of columns, summed in registers.
+//! The inner loop of all matrix products: a few rows times narrow panels of columns, summed in registers.
 
 use super::simd::{Element, LANES, Simd};
 
-/// `N` vectors of weights: what a panel has for one input.
-pub(crate) type Line<E, const N: usize> = [[E; LANES]; N];
+/// What a panel has for one input: a vector of weights.
+pub(crate) type Line<E> = [E; LANES];
 
 /// Lines between two looks ahead.
 const CHUNK: usize = 32;
@@ -12,65 +12,67 @@ const CACHE_LINE: usize = 64;
 
 /// Weights that will be needed soon, and are asked for little by little.
 #[derive(Clone, Copy)]
-pub(crate) struct Ahead<'a, E, const N: usize> {
-    pub(crate) lines: &'a [Line<E, N>],
+pub(crate) struct Ahead<'a, E> {
+    pub(crate) lines: &'a [Line<E>],
     /// How many, for each few lines that are multiplied.
     pub(crate) step: usize,
 }
 
-impl<'a, E, const N: usize> Ahead<'a, E, N> {
+impl<'a, E> Ahead<'a, E> {
     pub(crate) const NONE: Self = Self { lines: &[], step: 1 };
 
-    /// The part of these lines that the `group`-th of `groups` passes over as many should ask for.
+    /// The part of these lines that the `group`-th of `groups` passes should ask for, each over `panels` panels at once.
     #[inline(always)]
-    pub(crate) fn share(lines: &'a [Line<E, N>], group: usize, groups: usize) -> Self {
+    pub(crate) fn share(lines: &'a [Line<E>], panels: usize, group: usize, groups: usize) -> Self {
         let share = lines.len().div_ceil(groups);
         let lines = &lines[lines.len().min(group * share)..lines.len().min((group + 1) * share)];
-        Self { lines, step: CHUNK.div_ceil(groups) }
+        Self { lines, step: (panels * CHUNK).div_ceil(groups) }
     }
 }
 
-/// `start + rows · panel`: the first `panel.len()` numbers of each row, times the panel's lines.
+/// `start + rows · panels`: the first numbers of each row, as many as a panel has lines, times these lines.
 ///
 /// `U` sums, 1, 2 or 4, are kept for each output and added at the end, so that few rows do not wait for their own sums.
 ///
 /// # Panics
-/// When a row is shorter than the panel.
+/// When a row is shorter than the panels, or these differ in length.
 #[inline(always)]
 pub(crate) fn tile<S: Simd, E: Element, const M: usize, const N: usize, const U: usize>(
     simd: S,
-    rows: [&[f32]; M],
-    panel: &[Line<E, N>],
-    ahead: Ahead<'_, E, N>,
+    rows: [&[E::Input]; M],
+    panels: [&[Line<E>]; N],
+    ahead: Ahead<'_, E>,
     start: [[S::V; N]; M],
 ) -> [[S::V; N]; M] {
-    assert!(rows.iter().all(|row| row.len() >= panel.len()), "rows shorter than the panel");
+    let length = panels[0].len();
+    assert!(panels.iter().all(|panel| panel.len() == length), "panels of different lengths");
+    assert!(rows.iter().all(|row| row.len() >= length), "rows shorter than the panels");
     let mut sums = [[[simd.zero(); N]; M]; U];
     sums[0] = start;
-    let (chunks, rest) = panel.as_chunks::<CHUNK>();
     let mut ahead_lines = ahead.lines.chunks(ahead.step);
-    for (chunk, lines) in chunks.iter().enumerate() {
+    let whole = length - length % CHUNK;
+    for chunk in (0..whole).step_by(CHUNK) {
         if let Some(ahead) = ahead_lines.next() {
-            for line in ahead.iter().step_by((CACHE_LINE / size_of::<Line<E, N>>()).max(1)) {
+            for line in ahead.iter().step_by((CACHE_LINE / size_of::<Line<E>>()).max(1)) {
                 simd.prefetch(line);
             }
         }
-        for (few, lines) in lines.as_chunks::<U>().0.iter().enumerate() {
-            for u in 0..U {
-                // SAFETY: this line's number is below the panel's length, and no row is shorter.
-                unsafe { add_line(simd, &rows, chunk * CHUNK + few * U + u, &lines[u], &mut sums[u]) };
+        for few in (chunk..chunk + CHUNK).step_by(4) {
+            for at in 0..4 {
+                // SAFETY: this line's number is below `whole`, so below the length of panels and rows.
+                unsafe { add_line(simd, &rows, &panels, few + at, &mut sums[at % U]) };
             }
         }
     }
-    for (at, line) in rest.iter().enumerate() {
-        // SAFETY: as above.
-        unsafe { add_line(simd, &rows, chunks.len() * CHUNK + at, line, &mut sums[0]) };
+    for at in whole..length {
+        // SAFETY: `at` is below the length of panels and rows.
+        unsafe { add_line(simd, &rows, &panels, at, &mut sums[0]) };
     }
     let mut total = sums[0];
     for more in &sums[1..] {
         for m in 0..M {
             for n in 0..N {
-                total[m][n] = simd.add(total[m][n], more[m][n]);
+                total[m][n] = E::add(simd, total[m][n], more[m][n]);
             }
         }
     }
@@ -80,25 +82,26 @@ pub(crate) fn tile<S: Simd, E: Element, const M: usize, const N: usize, const U:
 /// Adds what one input gives to all sums.
 ///
 /// # Safety
-/// `at` must be below the length of every row.
+/// `at` must be below the length of every row and panel.
 #[inline(always)]
 unsafe fn add_line<S: Simd, E: Element, const M: usize, const N: usize>(
     simd: S,
-    rows: &[&[f32]; M],
+    rows: &[&[E::Input]; M],
+    panels: &[&[Line<E>]; N],
     at: usize,
-    line: &Line<E, N>,
     sums: &mut [[S::V; N]; M],
 ) {
+    debug_assert!(rows.iter().all(|row| at < row.len()) && panels.iter().all(|panel| at < panel.len()));
     let mut weights = [simd.zero(); N];
     for n in 0..N {
-        weights[n] = E::load(simd, &line[n]);
+        // SAFETY: promised by the caller; a check here would cost more than the product.
+        weights[n] = E::load(simd, unsafe { panels[n].get_unchecked(at) });
     }
     for m in 0..M {
-        debug_assert!(at < rows[m].len());
-        // SAFETY: promised by the caller; a check here would cost more than the product.
-        let x = simd.splat(unsafe { *rows[m].get_unchecked(at) });
+        // SAFETY: promised by the caller.
+        let x = E::splat(simd, unsafe { *rows[m].get_unchecked(at) });
         for n in 0..N {
-            sums[m][n] = simd.mul_add(x, weights[n], sums[m][n]);
+            sums[m][n] = E::mul_add(simd, x, weights[n], sums[m][n]);
         }
     }
 }
@@ -109,4 +112,57 @@ pub(crate) fn groups(rows: usize, most: usize) -> impl ExactSizeIterator<Item = 
     let count = rows.div_ceil(most);
     let (base, longer) = (rows / count.max(1), rows % count.max(1));
     (0..count).map(move |group| (group * base + group.min(longer), base + usize::from(group < longer)))
+}
+
+/// Rows that lie one after the other, and panels that they are multiplied with.
+pub(crate) struct Tiles<'a, E: Element, const N: usize> {
+    /// `[count, stride]`, of which the first numbers of each row are multiplied.
+    pub(crate) rows: &'a [E::Input],
+    pub(crate) stride: usize,
+    /// [`Simd::ROWS`] at most.
+    pub(crate) count: usize,
+    pub(crate) panels: [&'a [Line<E>]; N],
+    pub(crate) ahead: Ahead<'a, E>,
+}
+
+/// The sums of a group of rows.
+pub(crate) type Sums<const N: usize> = [[[f32; LANES]; N]; 12];
+
+impl<E: Element, const N: usize> Tiles<'_, E, N> {
+    /// `to = start + rows · panels`, compiled for each number of rows.
+    #[inline(always)]
+    pub(crate) fn run<S: Simd>(&self, simd: S, start: [S::V; N], to: &mut Sums<N>) {
+        match self.count {
+            1 => self.tile::<S, 1, 4>(simd, start, to),
+            2 => self.tile::<S, 2, 2>(simd, start, to),
+            3 => self.tile::<S, 3, 2>(simd, start, to),
+            4 => self.tile::<S, 4, 1>(simd, start, to),
+            5 => self.tile::<S, 5, 1>(simd, start, to),
+            6 => self.tile::<S, 6, 1>(simd, start, to),
+            // Nothing of this is compiled for sets with fewer registers.
+            _ if S::ROWS > 6 => match self.count {
+                7 => self.tile::<S, 7, 1>(simd, start, to),
+                8 => self.tile::<S, 8, 1>(simd, start, to),
+                9 => self.tile::<S, 9, 1>(simd, start, to),
+                10 => self.tile::<S, 10, 1>(simd, start, to),
+                11 => self.tile::<S, 11, 1>(simd, start, to),
+                _ => self.tile::<S, 12, 1>(simd, start, to),
+            },
+            _ => debug_assert!(false, "{} rows at once", self.count),
+        }
+    }
+
+    #[inline(always)]
+    fn tile<S: Simd, const M: usize, const U: usize>(&self, simd: S, start: [S::V; N], to: &mut Sums<N>) {
+        let mut rows: [&[E::Input]; M] = [&[]; M];
+        for (m, row) in rows.iter_mut().enumerate() {
+            *row = &self.rows[m * self.stride..];
+        }
+        let sums = tile::<S, E, M, N, U>(simd, rows, self.panels, self.ahead, [start; M]);
+        for m in 0..M {
+            for n in 0..N {
+                simd.store(sums[m][n], &mut to[m][n]);
+            }
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! The real encoder, pulled once into `TURNFLOW_HOME` or the platform's data folder.
 
-use turnflow_models::{Encoder, ModelFiles, ModelHome, Progress, WeightSource, default_home, ensure};
+use turnflow_models::{Encoder, EncoderOptions, ModelFiles, ModelHome, Progress, WeightSource, default_home, ensure};
 
 /// The encoder's files; pulls them where they are missing.
 pub(crate) fn files() -> ModelFiles {
@@ -15,5 +15,5 @@ pub(crate) fn files() -> ModelFiles {
 
 /// The encoder.
 pub(crate) fn encoder() -> Encoder {
-    Encoder::load(&files()).expect("the encoder")
+    Encoder::load(&files(), EncoderOptions::default()).expect("the encoder")
 }

@@ -22,6 +22,9 @@ const HEADER_BYTES_LEAST: usize = 8192;
 pub(super) fn check(config: &Config, text: &str, name: &str) -> Result<(), ConfigError> {
     let source = Source { text, name };
     source.counts(config)?;
+    if let Err(error) = config.encoder.instructions.resolve() {
+        return Err(source.wrong("encoder.instructions", &config.encoder.instructions, error.to_string()));
+    }
     source.cache(config)?;
     source.load(config)?;
     source.tier("tier", &config.tier)?;
@@ -241,6 +244,7 @@ fn counts(config: &Config) -> Vec<(String, usize)> {
         ("knowledge.chunks-retrieved", config.knowledge.chunks_retrieved),
         ("knowledge.chunk-tokens-max", config.knowledge.chunk_tokens_max),
         ("conversation.history-turns-max", config.conversation.history_turns_max),
+        ("encoder.threads", config.encoder.threads),
         ("encoder.queue-max", config.encoder.queue_max),
         ("encoder.batch-tokens-max", config.encoder.batch_tokens_max),
         ("encoder.batch-texts-max", config.encoder.batch_texts_max),

@@ -126,7 +126,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::store::{Batch, Column, KeyValue, MemoryStore, Visit};
+    use crate::store::{Batch, Column, ColumnSize, KeyValue, MemoryStore, Visit};
 
     /// Memory that counts its writes, waits for a permit before each, and fails from one of them on.
     struct Scripted {
@@ -164,6 +164,9 @@ mod tests {
         }
         fn checkpoint(&self, path: &Path) -> Result<(), StateError> {
             self.memory.checkpoint(path)
+        }
+        fn size(&self, column: Column) -> Result<ColumnSize, StateError> {
+            self.memory.size(column)
         }
     }
 

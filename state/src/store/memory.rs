@@ -8,7 +8,7 @@ use std::ops::{Bound, ControlFlow};
 use std::path::Path;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-use super::{Batch, Column, Durability, KeyValue, Operation, RocksStore, StoreOptions, Visit};
+use super::{Batch, Column, ColumnSize, Durability, KeyValue, Operation, RocksStore, StoreOptions, Visit};
 use crate::StateError;
 
 type Columns = BTreeMap<Column, BTreeMap<Vec<u8>, Vec<u8>>>;
@@ -65,6 +65,17 @@ impl KeyValue for MemoryStore {
 
     fn last_key(&self, column: Column) -> Result<Option<Vec<u8>>, StateError> {
         Ok(self.read().get(&column).and_then(|values| values.keys().next_back().cloned()))
+    }
+
+    fn size(&self, column: Column) -> Result<ColumnSize, StateError> {
+        let columns = self.read();
+        let bytes = |(key, value): (&Vec<u8>, &Vec<u8>)| (key.len() + value.len()) as u64;
+        let size = |values: &BTreeMap<_, _>| ColumnSize {
+            keys: values.len() as u64,
+            disk_bytes: 0,
+            memory_bytes: values.iter().map(bytes).sum(),
+        };
+        Ok(columns.get(&column).map(size).unwrap_or_default())
     }
 
     fn write(&self, batch: Batch, _durability: Durability) -> Result<(), StateError> {

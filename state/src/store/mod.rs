@@ -74,6 +74,23 @@ pub trait KeyValue: Send + Sync {
     /// # Errors
     /// When the copy cannot be made.
     fn checkpoint(&self, path: &Path) -> Result<(), StateError>;
+
+    /// How much a column holds, as far as that is known without looking at all of it.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] when the database cannot be read.
+    fn size(&self, column: Column) -> Result<ColumnSize, StateError>;
+}
+
+/// How much a column holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ColumnSize {
+    /// Keys, which may be an estimate.
+    pub keys: u64,
+    /// Bytes of it on disk.
+    pub disk_bytes: u64,
+    /// Bytes of it in memory that are not in a file on disk yet.
+    pub memory_bytes: u64,
 }
 
 /// What looks at key and value in a scan.

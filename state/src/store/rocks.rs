@@ -18,7 +18,7 @@ use rocksdb::{
 };
 
 use super::schema::{self, SCHEMA_KEY, Verdict};
-use super::{Batch, Column, Durability, KEY_BYTES_MAX, KeyValue, Operation, Poison, Visit, prefix_end};
+use super::{Batch, Column, ColumnSize, Durability, KEY_BYTES_MAX, KeyValue, Operation, Poison, Visit, prefix_end};
 use crate::StateError;
 
 /// Default size of the cache of uncompressed blocks, in bytes.
@@ -139,6 +139,18 @@ impl KeyValue for RocksStore {
         let mut items = self.db.iterator_cf(self.family(column)?, IteratorMode::End);
         let last = items.next().transpose().map_err(read_error)?;
         Ok(last.map(|(key, _)| key.into_vec()))
+    }
+
+    fn size(&self, column: Column) -> Result<ColumnSize, StateError> {
+        let family = self.family(column)?;
+        let property = |name: &rocksdb::properties::PropName| {
+            self.db.property_int_value_cf(family, name).map(Option::unwrap_or_default).map_err(read_error)
+        };
+        Ok(ColumnSize {
+            keys: property(rocksdb::properties::ESTIMATE_NUM_KEYS)?,
+            disk_bytes: property(rocksdb::properties::TOTAL_SST_FILES_SIZE)?,
+            memory_bytes: property(rocksdb::properties::CUR_SIZE_ALL_MEM_TABLES)?,
+        })
     }
 
     fn write(&self, batch: Batch, durability: Durability) -> Result<(), StateError> {

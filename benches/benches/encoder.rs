@@ -1,0 +1,251 @@
+//! What the sentence encoder costs on the CPU: milliseconds of a forward pass, texts a second, and memory.
+//!
+//! ```text
+//! cargo bench -p turnflow-benches --bench encoder [-- ROUNDS [QUESTIONS.jsonl [PYTHON]]]
+//! ```
+//!
+//! The CPU's own executor in each precision stands beside the Burn module that it is made from, what this machine's processor can at
+//! most (fused products and sums in registers, measured in the same run), and, with a Python that has it, onnxruntime, through
+//! `encoder_peers.py`. All take turns for some rounds, and the fastest time of each counts, so that other work on the
+//! machine hits all of them or none. Texts a second are of the `text`s of a log, tokenising included.
+
+#![expect(clippy::expect_used, reason = "a bench may fail loudly")]
+#![expect(clippy::print_stdout, reason = "its output is its result")]
+
+use std::hint::black_box;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Instant;
+
+use turnflow_models::{
+    DeviceChoice, Encoder, EncoderOptions, EncoderPrecision, Instructions, ModelFiles, ModelHome, WeightSource,
+    default_home, dot, ensure,
+};
+
+/// Texts and tokens of a pass.
+const SHAPES: [(usize, usize); 3] = [(1, 12), (32, 12), (32, 128)];
+/// Passes of each shape before the next contender has its turn.
+const TIMES: [usize; 3] = [30, 6, 1];
+const PEERS: [&str; 2] = ["onnxruntime-f32", "onnxruntime-int8"];
+const PRECISIONS: [EncoderPrecision; 3] = [EncoderPrecision::F32, EncoderPrecision::Bf16, EncoderPrecision::Int8];
+/// Questions of a log that are encoded in a round.
+const QUESTIONS: usize = 512;
+/// Products of a token with the weights of MiniLM's layers, each a multiplication and a sum.
+const TOKEN_FLOP: f64 = 2.0 * 6.0 * (4.0 * 384.0 * 384.0 + 2.0 * 384.0 * 1536.0);
+
+fn main() {
+    // Cargo passes `--bench`.
+    let mut args = std::env::args().skip(1).filter(|arg| !arg.starts_with("--"));
+    let rounds: usize = args.next().map_or(5, |rounds| rounds.parse().expect("a number of rounds"));
+    let home = ModelHome::new(default_home().expect("a home"));
+    let files = ensure(&home, &WeightSource::defaults(None), &|_| {}).expect("the encoder's files");
+    let questions = args.next().map(|path| questions(&path)).unwrap_or_default();
+    let python = args.next();
+    println!("instructions: {}", Instructions::detect().name());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    for threads in [1, 2].into_iter().filter(|threads| *threads <= cores) {
+        let mut contenders = contenders(&files, threads, threads == cores, python.as_deref());
+        let mut peak = 0.0_f64;
+        for _ in 0..rounds {
+            peak = peak.max(flop_of_a_second(threads));
+            contenders.iter_mut().for_each(|contender| contender.run(&questions));
+        }
+        print(threads, peak, &mut contenders);
+    }
+}
+
+/// Something that encodes, and its fastest times in milliseconds.
+struct Contender {
+    name: String,
+    encoder: Kind,
+    /// Bytes by which the process grew, where it had one for itself.
+    memory: usize,
+    forward: [f64; SHAPES.len()],
+    /// Of all questions.
+    questions: f64,
+}
+
+enum Kind {
+    Ours(Box<Encoder>),
+    Peer(Peer),
+}
+
+fn contenders(files: &ModelFiles, threads: usize, is_all: bool, python: Option<&str>) -> Vec<Contender> {
+    let contender = |name: String, encoder, memory| Contender {
+        name,
+        encoder,
+        memory,
+        forward: [f64::INFINITY; SHAPES.len()],
+        questions: f64::INFINITY,
+    };
+    let mut all = Vec::new();
+    for precision in PRECISIONS {
+        let before = resident_bytes();
+        let options = EncoderOptions { precision, threads, ..EncoderOptions::default() };
+        let encoder = Encoder::load(files, options).expect("an encoder");
+        let memory = resident_bytes().saturating_sub(before);
+        all.push(contender(precision.to_string(), Kind::Ours(Box::new(encoder)), memory));
+    }
+    // The tensor library's threads are those of its process.
+    if is_all {
+        let device = DeviceChoice::Cpu.resolve(&std::env::temp_dir()).expect("a CPU").device;
+        let encoder = Encoder::load_plain(files, &device).expect("an encoder");
+        all.push(contender("plain Burn f32".to_owned(), Kind::Ours(Box::new(encoder)), 0));
+    }
+    let folder = files.weights.parent().expect("a folder").display().to_string();
+    for name in PEERS {
+        if let Some(mut peer) = python.and_then(|python| Peer::start(python, name, threads, &folder)) {
+            let memory = peer.ask("memory").parse().expect("bytes");
+            all.push(contender(name.to_owned(), Kind::Peer(peer), memory));
+        }
+    }
+    all
+}
+
+impl Contender {
+    fn run(&mut self, questions: &[String]) {
+        for (((batch, tokens), times), best) in SHAPES.into_iter().zip(TIMES).zip(&mut self.forward) {
+            *best = best.min(match &mut self.encoder {
+                Kind::Ours(encoder) => forward(encoder, batch, tokens, times),
+                Kind::Peer(peer) => {
+                    let answer = peer.ask(&format!("forward {batch} {tokens} {times}"));
+                    answer.parse().expect("milliseconds")
+                }
+            });
+        }
+        if let (Kind::Ours(encoder), false) = (&self.encoder, questions.is_empty()) {
+            let texts: Vec<&str> = questions.iter().map(String::as_str).collect();
+            let start = Instant::now();
+            black_box(encoder.encode(&texts).expect("vectors"));
+            self.questions = self.questions.min(milliseconds(start));
+        }
+    }
+
+    /// The vector of one text of 12 tokens.
+    fn vector(&mut self) -> Vec<f32> {
+        match &mut self.encoder {
+            Kind::Ours(encoder) => encoder.forward(&[&tokens(12)]).expect("a vector")[0].to_vec(),
+            Kind::Peer(peer) => {
+                let answer = peer.ask("vector 12");
+                answer.split(' ').map(|number| number.parse().expect("a number")).collect()
+            }
+        }
+    }
+}
+
+/// As in `encoder_peers.py`.
+fn tokens(count: usize) -> Vec<u32> {
+    let word = |place: usize| u32::try_from(1000 + place * 7919 % (30522 - 1000)).expect("a word");
+    std::iter::once(101).chain((0..count - 2).map(word)).chain([102]).collect()
+}
+
+fn milliseconds(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1e3
+}
+
+/// Milliseconds of the fastest of some passes.
+fn forward(encoder: &Encoder, batch: usize, count: usize, times: usize) -> f64 {
+    let text = tokens(count);
+    let rows = vec![text.as_slice(); batch];
+    let pass = |_| {
+        let start = Instant::now();
+        black_box(encoder.forward(&rows).expect("vectors"));
+        milliseconds(start)
+    };
+    (0..times).map(pass).fold(f64::INFINITY, f64::min)
+}
+
+fn print(threads: usize, peak: f64, contenders: &mut [Contender]) {
+    let (base, expected) = (contenders[0].forward, contenders[0].vector());
+    println!(
+        "\n{threads} thread(s), {:.0} GFLOP/s of f32 at most; × is how many times f32 of ours is faster, % its share of that",
+        peak / 1e9
+    );
+    let heads = SHAPES.map(|(batch, tokens)| format!("{:>23}", format!("{batch} × {tokens}, ms")));
+    println!("{:<18}{} {:>9} {:>9} {:>10}", "", heads.join(""), "texts/s", "MiB", "cosine");
+    for contender in contenders {
+        let cells = (0..SHAPES.len()).map(|shape| {
+            let ms = contender.forward[shape];
+            let flop = TOKEN_FLOP * (SHAPES[shape].0 * SHAPES[shape].1) as f64;
+            format!("{ms:>9.2} {:>5.2} × {:>3.0} %", ms / base[shape], flop / ms * 1e3 / peak * 100.0)
+        });
+        let cells: String = cells.collect();
+        let texts = if contender.questions.is_finite() { QUESTIONS as f64 / contender.questions * 1e3 } else { 0.0 };
+        let cosine = dot(&contender.vector(), &expected);
+        println!("{:<18}{cells} {texts:>9.0} {:>9} {cosine:>10.6}", contender.name, contender.memory >> 20);
+    }
+}
+
+/// Texts of a log.
+fn questions(path: &str) -> Vec<String> {
+    let log = std::fs::read_to_string(path).expect("a log");
+    let text = |line: &str| {
+        let turn: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        turn["text"].as_str().expect("a text").to_owned()
+    };
+    log.lines().take(QUESTIONS).map(text).collect()
+}
+
+/// Fused products and sums a second, in single precision, that so many threads do in registers, together.
+fn flop_of_a_second(threads: usize) -> f64 {
+    let start = Instant::now();
+    let flop: f64 = std::thread::scope(|scope| {
+        let spawn = |_| scope.spawn(|| Instructions::detect().multiply_and_add());
+        let threads: Vec<_> = (0..threads).map(spawn).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a thread that ends") as f64).sum()
+    });
+    flop / start.elapsed().as_secs_f64()
+}
+
+/// Memory of this process, in bytes; 0 where that is not told.
+fn resident_bytes() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<usize>().ok()).unwrap_or(0) << 10
+}
+
+/// A process of `encoder_peers.py`.
+struct Peer {
+    process: Child,
+    questions: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Peer {
+    /// None where Python has no such peer.
+    fn start(python: &str, name: &str, threads: usize, folder: &str) -> Option<Self> {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/encoder_peers.py");
+        let mut process = Command::new(python)
+            .args([script, name, &threads.to_string(), folder])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a Python");
+        let (questions, answers) = (process.stdin.take().expect("piped"), process.stdout.take().expect("piped"));
+        let mut peer = Self { process, questions, answers: BufReader::new(answers) };
+        let greeting = peer.line();
+        if greeting != "ready" {
+            println!("{name}: {greeting}");
+            return None;
+        }
+        Some(peer)
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).expect("an answer");
+        line.trim().to_owned()
+    }
+
+    fn ask(&mut self, question: &str) -> String {
+        writeln!(self.questions, "{question}").and_then(|()| self.questions.flush()).expect("a peer that listens");
+        self.line()
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _gone_already = writeln!(self.questions).and_then(|()| self.questions.flush());
+        let _ended = self.process.wait();
+    }
+}

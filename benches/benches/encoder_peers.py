@@ -1,0 +1,163 @@
+"""The sentence encoder on another runtime, for `encoder.rs`, which starts this and asks for times.
+
+    python encoder_peers.py PEER THREADS FOLDER     with PEER one of onnxruntime-f32, onnxruntime-int8
+
+Needs `numpy`, `onnx` and `onnxruntime`; says `missing NAME` when they are not there. FOLDER holds the encoder's `model.safetensors`.
+The graph is written in the operators that onnxruntime's own optimizer makes of BERT (Attention, SkipLayerNormalization, BiasGelu), and
+its dynamic quantization makes the int8 of it. Prints `ready`, then answers each line on standard input with one line:
+
+    forward BATCH TOKENS TIMES    milliseconds of the fastest of so many passes of equally long texts
+    vector TOKENS                 the vector of one such text, to compare with
+    memory                        bytes by which the process has grown since before the model was loaded
+
+A line that is empty ends it.
+"""
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+
+LAYERS, HEADS, HIDDEN, VOCABULARY = 6, 12, 384, 30522
+
+
+def tokens(count):
+    return [101] + [1000 + place * 7919 % (VOCABULARY - 1000) for place in range(count - 2)] + [102]
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def read_weights(folder):
+    """Tensors of a safetensors file, by name."""
+    import numpy
+
+    with open(os.path.join(folder, "model.safetensors"), "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        data = file.read()
+    header.pop("__metadata__", None)
+    floats = {name: entry for name, entry in header.items() if entry["dtype"] == "F32"}
+    span = lambda entry: data[slice(*entry["data_offsets"])]
+    return {name: numpy.frombuffer(span(entry), "float32").reshape(entry["shape"]) for name, entry in floats.items()}
+
+
+def write_onnx(folder, path):
+    import numpy
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = read_weights(folder)
+    nodes, constants = [], []
+
+    def constant(name, numbers):
+        constants.append(numpy_helper.from_array(numpy.ascontiguousarray(numbers), name))
+        return name
+
+    def node(kind, inputs, domain="com.microsoft", **attributes):
+        output = f"{kind}-{len(nodes)}"
+        nodes.append(helper.make_node(kind, inputs, [output], name=output, domain=domain, **attributes))
+        return output
+
+    def norm(name):
+        return [constant(f"{name}.{part}", weights[f"{name}.LayerNorm.{part}"]) for part in ("weight", "bias")]
+
+    def dense(name, hidden):
+        return node("MatMul", [hidden, constant(f"{name}.weight", weights[f"{name}.weight"].T)], domain="")
+
+    table = lambda kind: weights[f"embeddings.{kind}_embeddings.weight"]
+    words = node("Gather", [constant("words", table("word")), "ids"], domain="")
+    places = node("Gather", [constant("positions", table("position") + table("token_type")[0]), "places"], domain="")
+    hidden = node("Add", [words, places], domain="")
+    hidden = node("LayerNormalization", [hidden, *norm("embeddings")], domain="", axis=-1, epsilon=1e-12)
+    for number in range(LAYERS):
+        layer = f"encoder.layer.{number}"
+        three = [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
+        qkv = constant(f"{layer}.qkv", numpy.concatenate([weights[f"{name}.weight"].T for name in three], 1))
+        bias = constant(f"{layer}.qkv.bias", numpy.concatenate([weights[f"{name}.bias"] for name in three]))
+        context = node("Attention", [hidden, qkv, bias], num_heads=HEADS)
+        for name, inner in ((f"{layer}.attention.output", None), (f"{layer}.output", f"{layer}.intermediate.dense")):
+            if inner:
+                inner_bias = constant(f"{inner}.bias", weights[f"{inner}.bias"])
+                context = node("BiasGelu", [dense(inner, hidden), inner_bias])
+            bias = constant(f"{name}.dense.bias", weights[f"{name}.dense.bias"])
+            inputs = [dense(f"{name}.dense", context), hidden, *norm(name), bias]
+            hidden = node("SkipLayerNormalization", inputs, epsilon=1e-12)
+    nodes.append(helper.make_node("ReduceMean", [hidden, constant("axis", numpy.array([1]))], ["mean"], keepdims=0))
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, shape)
+              for name, shape in (("ids", ["batch", "tokens"]), ("places", ["tokens"]))]
+    output = helper.make_tensor_value_info("mean", TensorProto.FLOAT, ["batch", HIDDEN])
+    graph = helper.make_graph(nodes, "bert", inputs, [output], constants)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+
+
+class Peer:
+    def __init__(self, kind, threads, folder):
+        import numpy
+        import onnx
+        import onnxruntime
+
+        self.numpy = numpy
+        with tempfile.TemporaryDirectory() as place:
+            path = os.path.join(place, "model.onnx")
+            # In a child, so that what writing takes is not counted as the model's memory.
+            if os.fork() == 0:
+                write_onnx(folder, path)
+                if kind == "int8":
+                    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+                    # The types of contributed operators' outputs are not inferred.
+                    kind = {"DefaultTensorType": onnx.TensorProto.FLOAT}
+                    quantize_dynamic(path, path + ".int8", None, per_channel=True, weight_type=QuantType.QInt8, extra_options=kind)
+                    os.replace(path + ".int8", path)
+                os._exit(0)
+            os.wait()
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+            self.before = resident()
+            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.forward(1, 12, 1)
+
+    def run(self, batch, count):
+        ids = self.numpy.array([tokens(count)] * batch, "int64")
+        return self.session.run(None, {"ids": ids, "places": self.numpy.arange(count, dtype="int64")})[0]
+
+    def forward(self, batch, count, times):
+        best = float("inf")
+        for _ in range(times):
+            start = time.perf_counter()
+            self.run(batch, count)
+            best = min(best, time.perf_counter() - start)
+        return best * 1e3
+
+    def vector(self, count):
+        mean = self.run(1, count)[0]
+        return " ".join(str(number) for number in mean / self.numpy.linalg.norm(mean))
+
+    def memory(self):
+        return resident() - self.before
+
+
+def main():
+    kind, threads, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    try:
+        import numpy  # noqa: F401
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        return print(f"missing {error.name}", flush=True)
+    peer = Peer(kind.removeprefix("onnxruntime-"), threads, folder)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        question, *numbers = line.split() or [None]
+        if question is None:
+            break
+        print(getattr(peer, question)(*map(int, numbers)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,8 @@
 //! The CPU's own executor in each precision stands beside the Burn module that it is made from, what this machine's processor can at
 //! most (fused products and sums in registers, measured in the same run), and, with a Python that has it, onnxruntime, through
 //! `encoder_peers.py`. All take turns for some rounds, and the fastest time of each counts, so that other work on the
-//! machine hits all of them or none. Texts a second are of the `text`s of a log, tokenising included.
+//! machine hits all of them or none. On one thread, times are those that the system gave it, where it tells them. Texts a
+//! second are of the `text`s of a log, tokenising included.
 
 #![expect(clippy::expect_used, reason = "a bench may fail loudly")]
 #![expect(clippy::print_stdout, reason = "its output is its result")]
@@ -15,7 +16,7 @@
 use std::hint::black_box;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use turnflow_models::{
     DeviceChoice, Encoder, EncoderOptions, EncoderPrecision, Instructions, ModelFiles, ModelHome, WeightSource,
@@ -27,7 +28,7 @@ const SHAPES: [(usize, usize); 3] = [(1, 12), (32, 12), (32, 128)];
 /// Passes of each shape before the next contender has its turn.
 const TIMES: [usize; 3] = [30, 6, 1];
 const PEERS: [&str; 2] = ["onnxruntime-f32", "onnxruntime-int8"];
-const PRECISIONS: [EncoderPrecision; 3] = [EncoderPrecision::F32, EncoderPrecision::Bf16, EncoderPrecision::Int8];
+const PRECISIONS: [EncoderPrecision; 2] = [EncoderPrecision::F32, EncoderPrecision::Bf16];
 /// Questions of a log that are encoded in a round.
 const QUESTIONS: usize = 512;
 /// Products of a token with the weights of MiniLM's layers, each a multiplication and a sum.
@@ -48,7 +49,7 @@ fn main() {
         let mut peak = 0.0_f64;
         for _ in 0..rounds {
             peak = peak.max(flop_of_a_second(threads));
-            contenders.iter_mut().for_each(|contender| contender.run(&questions));
+            contenders.iter_mut().for_each(|contender| contender.run(Clock { threads }, &questions));
         }
         print(threads, peak, &mut contenders);
     }
@@ -103,10 +104,10 @@ fn contenders(files: &ModelFiles, threads: usize, is_all: bool, python: Option<&
 }
 
 impl Contender {
-    fn run(&mut self, questions: &[String]) {
+    fn run(&mut self, clock: Clock, questions: &[String]) {
         for (((batch, tokens), times), best) in SHAPES.into_iter().zip(TIMES).zip(&mut self.forward) {
             *best = best.min(match &mut self.encoder {
-                Kind::Ours(encoder) => forward(encoder, batch, tokens, times),
+                Kind::Ours(encoder) => forward(clock, encoder, batch, tokens, times),
                 Kind::Peer(peer) => {
                     let answer = peer.ask(&format!("forward {batch} {tokens} {times}"));
                     answer.parse().expect("milliseconds")
@@ -115,9 +116,10 @@ impl Contender {
         }
         if let (Kind::Ours(encoder), false) = (&self.encoder, questions.is_empty()) {
             let texts: Vec<&str> = questions.iter().map(String::as_str).collect();
-            let start = Instant::now();
-            black_box(encoder.encode(&texts).expect("vectors"));
-            self.questions = self.questions.min(milliseconds(start));
+            let ms = clock.milliseconds(|| {
+                black_box(encoder.encode(&texts).expect("vectors"));
+            });
+            self.questions = self.questions.min(ms);
         }
     }
 
@@ -139,18 +141,34 @@ fn tokens(count: usize) -> Vec<u32> {
     std::iter::once(101).chain((0..count - 2).map(word)).chain([102]).collect()
 }
 
-fn milliseconds(start: Instant) -> f64 {
-    start.elapsed().as_secs_f64() * 1e3
+/// Of so many threads: with one, the time that the system gave it, so that other work on the machine does not count.
+#[derive(Clone, Copy)]
+struct Clock {
+    threads: usize,
+}
+
+impl Clock {
+    fn milliseconds(self, work: impl FnOnce()) -> f64 {
+        let given = || {
+            let times = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+            Some(Duration::from_nanos(times.split(' ').next()?.parse().ok()?))
+        };
+        let (given_before, start) = (given(), Instant::now());
+        work();
+        let passed = start.elapsed();
+        let given = given_before.and_then(|before| Some(given()? - before));
+        given.filter(|_| self.threads == 1).unwrap_or(passed).as_secs_f64() * 1e3
+    }
 }
 
 /// Milliseconds of the fastest of some passes.
-fn forward(encoder: &Encoder, batch: usize, count: usize, times: usize) -> f64 {
+fn forward(clock: Clock, encoder: &Encoder, batch: usize, count: usize, times: usize) -> f64 {
     let text = tokens(count);
     let rows = vec![text.as_slice(); batch];
     let pass = |_| {
-        let start = Instant::now();
-        black_box(encoder.forward(&rows).expect("vectors"));
-        milliseconds(start)
+        clock.milliseconds(|| {
+            black_box(encoder.forward(&rows).expect("vectors"));
+        })
     };
     (0..times).map(pass).fold(f64::INFINITY, f64::min)
 }

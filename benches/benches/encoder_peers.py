@@ -6,7 +6,8 @@ Needs `numpy`, `onnx` and `onnxruntime`; says `missing NAME` when they are not t
 The graph is written in the operators that onnxruntime's own optimizer makes of BERT (Attention, SkipLayerNormalization, BiasGelu), and
 its dynamic quantization makes the int8 of it. Prints `ready`, then answers each line on standard input with one line:
 
-    forward BATCH TOKENS TIMES    milliseconds of the fastest of so many passes of equally long texts
+    forward BATCH TOKENS TIMES    milliseconds of the fastest of so many passes of equally long texts; on one thread, those that the
+                                  system gave it
     vector TOKENS                 the vector of one such text, to compare with
     memory                        bytes by which the process has grown since before the model was loaded
 
@@ -120,6 +121,7 @@ class Peer:
             options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
             self.before = resident()
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.clock = time.thread_time if threads == 1 else time.perf_counter
         self.forward(1, 12, 1)
 
     def run(self, batch, count):
@@ -129,9 +131,9 @@ class Peer:
     def forward(self, batch, count, times):
         best = float("inf")
         for _ in range(times):
-            start = time.perf_counter()
+            start = self.clock()
             self.run(batch, count)
-            best = min(best, time.perf_counter() - start)
+            best = min(best, self.clock() - start)
         return best * 1e3
 
     def vector(self, count):

@@ -17,7 +17,7 @@ pub mod kb_file;
 pub mod keys;
 pub mod lines;
 pub mod load;
-pub mod metrics;
+mod metrics;
 pub mod policy_report;
 pub mod progress;
 pub mod replay;

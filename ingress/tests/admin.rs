@@ -18,7 +18,7 @@ use turnflow::grpc::proto::{
     StatsRequest,
 };
 
-use self::binary::{finish, turnflow};
+use self::binary::{finish, sample, turnflow};
 use self::support::{TestServer, ask, bounded, turn};
 
 const DELIVERY: &str = "How long does standard delivery take?";
@@ -155,8 +155,11 @@ async fn the_command_line_lists_shows_and_flushes() {
 async fn a_server_that_is_drained_ends_in_order() {
     bounded(async {
         let dir = tempfile::tempdir().expect("a folder");
+        let import =
+            turnflow().args(["kb", "import"]).arg(sample("articles.jsonl")).arg("--data").arg(dir.path()).output();
+        assert!(import.expect("turnflow starts").status.success());
         let mut server = turnflow()
-            .args(["serve", "--sample", "--listen", "127.0.0.1:0", "--http", "off", "--json", "--data"])
+            .args(["serve", "--listen", "127.0.0.1:0", "--http", "off", "--json", "--data"])
             .arg(dir.path())
             .stdout(Stdio::piped())
             .spawn()

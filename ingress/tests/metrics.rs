@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 use tonic::Code;
-use turnflow::grpc::proto::AskRequest;
+use turnflow::grpc::proto::{AskRequest, ConverseRequest};
+use turnflow_state::{CacheControl, Channel, ConversationId, TenantId, Turn, TurnId};
 
 use self::support::http::HttpClient;
 use self::support::{TestServer, ask, bounded, turn};
@@ -152,6 +153,59 @@ async fn what_happens_is_counted() {
         assert!(after.value("turnflow_tokens_saved_total{tenant=\"default\"}") > 0.0, "{}", after.0);
         assert!(after.value("turnflow_encoder_batch_texts_count") > 0.0, "{}", after.0);
         drop(grpc);
+        server.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_call_whose_client_leaves_is_counted_as_cancelled() {
+    bounded(async {
+        let server = TestServer::start(|_| {}).await;
+        let mut grpc = server.client().await;
+        drop(grpc.converse(tokio_stream::pending::<ConverseRequest>()).await.expect("a stream"));
+        let ended =
+            "turnflow_grpc_calls_total{service=\"turnflow.v1.Conversations\",method=\"Converse\",code=\"Cancelled\"}";
+        while Page::read(&server).await.value(ended) < 1.0 {}
+        drop(grpc);
+        while Page::read(&server).await.value("turnflow_connections{protocol=\"grpc\"}") > 0.0 {}
+        server.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn tenants_beyond_the_most_share_a_series() {
+    /// `TENANTS_SHOWN_MAX`, as the documentation has it.
+    const SHOWN: usize = 100;
+    bounded(async {
+        let server = TestServer::start(|_| {}).await;
+        let thanks = async |tenant: usize, id: usize| {
+            let turn = Turn {
+                tenant: TenantId::new(format!("t{tenant:03}")).expect("valid"),
+                conversation: ConversationId::new("c").expect("valid"),
+                id: TurnId::new(id.to_string()).expect("valid"),
+                channel: Channel::Web,
+                text: "thank you!".to_owned(),
+                cache_control: CacheControl::Bypass,
+                at_ms: 0,
+            };
+            let mut events = server.pipeline.submit(turn).await.expect("admitted");
+            while events.next().await.is_some() {}
+        };
+        for tenant in 0..SHOWN + 2 {
+            thanks(tenant, 1).await;
+        }
+        let series =
+            |tenant: &str| format!("turnflow_turns_total{{tenant=\"{tenant}\",level=\"bypass\",tier=\"scripted\"}}");
+        let page = Page::read(&server).await;
+        assert_eq!(page.0.lines().filter(|line| line.starts_with("turnflow_turns_total{")).count(), SHOWN + 1);
+        assert_eq!((page.value(&series("t000")), page.value(&series(""))), (1.0, 2.0), "{}", page.0);
+        // Who shares one goes on to.
+        thanks(0, 2).await;
+        thanks(SHOWN + 1, 2).await;
+        let page = Page::read(&server).await;
+        assert_eq!((page.value(&series("t000")), page.value(&series(""))), (2.0, 3.0), "{}", page.0);
         server.stop().await;
     })
     .await;

@@ -46,7 +46,7 @@ pub struct EncoderEngineConfig {
     pub instructions: InstructionChoice,
     /// Jobs that may wait.
     pub queue_max: usize,
-    /// Word pieces of one forward pass, padding included.
+    /// Word pieces of one forward pass.
     pub batch_tokens_max: usize,
     /// Texts of one forward pass.
     pub batch_texts_max: usize,

@@ -12,15 +12,13 @@ use turnflow_models::{
 };
 
 const COSINE_MIN: f32 = 0.99999;
+const BF16_COSINE_MIN: f32 = 0.9999;
 /// Least cosine of texts of random words to the vectors of the module, and most by which a number of a vector may differ beside
 /// other texts: sums of another order differ in their last digits, which rounding then makes more of.
-const LIMITS: [(EncoderPrecision, f32, f32); 3] = [
-    (EncoderPrecision::F32, COSINE_MIN, 1e-5),
-    (EncoderPrecision::Bf16, 0.9995, 3e-3),
-    (EncoderPrecision::Int8, 0.98, 3e-2),
-];
+const LIMITS: [(EncoderPrecision, f32, f32); 2] =
+    [(EncoderPrecision::F32, COSINE_MIN, 1e-5), (EncoderPrecision::Bf16, 0.9995, 3e-3)];
 const CHOICES: [InstructionChoice; 4] =
-    [InstructionChoice::Avx512Dot, InstructionChoice::Avx512, InstructionChoice::Avx2, InstructionChoice::Portable];
+    [InstructionChoice::Avx512Bf16, InstructionChoice::Avx512, InstructionChoice::Avx2, InstructionChoice::Portable];
 
 fn reference() -> (Vec<String>, Vec<Vec<f32>>) {
     let texts: Vec<String> = serde_json::from_str(include_str!("reference/sentences.json")).expect("a list of texts");
@@ -55,12 +53,9 @@ fn vectors_are_those_of_sentence_transformers() {
     let alone: Vec<_> = borrowed.iter().flat_map(|text| encoder.encode(&[text]).expect("a vector")).collect();
     compare("one by one", &texts, &expected, &alone, COSINE_MIN);
     assert!(encoder.encode(&[]).expect("nothing").is_empty());
-    for (precision, cosine_min) in [(EncoderPrecision::Bf16, 0.9999), (EncoderPrecision::Int8, 0.98)] {
-        let options = EncoderOptions { precision, ..EncoderOptions::default() };
-        let narrow = Encoder::load(&support::files(), options).expect("an encoder");
-        let found = narrow.encode(&borrowed).expect("vectors");
-        compare(&precision.to_string(), &texts, &expected, &found, cosine_min);
-    }
+    let options = EncoderOptions { precision: EncoderPrecision::Bf16, ..EncoderOptions::default() };
+    let narrow = Encoder::load(&support::files(), options).expect("an encoder");
+    compare("bf16", &texts, &expected, &narrow.encode(&borrowed).expect("vectors"), BF16_COSINE_MIN);
 }
 
 #[test]
@@ -89,7 +84,7 @@ fn an_article_is_cut_into_chunks_that_fit() {
 fn ways() -> impl Iterator<Item = (EncoderOptions, f32, f32)> {
     let choices = CHOICES.into_iter().filter(|choice| choice.resolve().is_ok());
     choices.flat_map(|instructions| {
-        LIMITS.map(|(precision, cosine, apart)| (EncoderOptions { precision, instructions, threads: 3 }, cosine, apart))
+        LIMITS.map(|(precision, cosine, apart)| (EncoderOptions { precision, instructions, threads: 2 }, cosine, apart))
     })
 }
 
@@ -108,7 +103,7 @@ fn random_texts(count: usize, seed: u64) -> Vec<Vec<u32>> {
 fn batches_of_any_make_up_give_what_the_module_gives() {
     let device = DeviceChoice::Cpu.resolve(&std::env::temp_dir()).expect("a CPU").device;
     let plain = Encoder::load_plain(&support::files(), &device).expect("an encoder");
-    let batches: Vec<_> = [1, 2, 7, 24].into_iter().zip(1..).map(|(count, seed)| random_texts(count, seed)).collect();
+    let batches: Vec<_> = [1, 3, 9].into_iter().zip(1..).map(|(count, seed)| random_texts(count, seed)).collect();
     let expected: Vec<Vec<_>> = batches
         .iter()
         .map(|texts| texts.iter().map(|text| plain.forward(&[text]).expect("a vector")[0].clone()).collect())

@@ -51,6 +51,9 @@ pub struct Forecast {
     pub fall: Fall,
 }
 
+/// A channel for each worker.
+type ForEach<T> = Vec<(Sender<T>, Receiver<T>)>;
+
 /// What all workers share.
 pub(crate) struct Shared {
     pub(crate) epoch: AtomicU64,
@@ -60,11 +63,11 @@ pub(crate) struct Shared {
     pub(crate) submitted: AtomicU64,
     pub(crate) workers: Mutex<Vec<Option<Thread>>>,
     pub(crate) changes: (Sender<Change>, Receiver<Change>),
-    pub(crate) questions: Vec<(Sender<Question>, Receiver<Question>)>,
+    pub(crate) questions: ForEach<Question>,
     /// For each worker, what is to be flushed. Bounded by the changes in line.
-    pub(crate) flushes: Vec<(Sender<Arc<Flush>>, Receiver<Arc<Flush>>)>,
+    pub(crate) flushes: ForEach<Arc<Flush>>,
     /// For each worker, who wants to see what is cached.
-    pub(crate) looks: Vec<(Sender<Look>, Receiver<Look>)>,
+    pub(crate) looks: ForEach<Look>,
     pub(crate) watchers: broadcast::Sender<Arc<ChangeEvent>>,
     pub(crate) stats: Vec<Mutex<(ValidityStats, RefreshStats)>>,
     /// For each worker, the epoch before which everything that fell was handed over to be deleted.

@@ -43,11 +43,11 @@ pub(crate) fn end(span: &Span, event: &TurnEvent) {
             for (stage, elapsed_us) in completion.latency.iter() {
                 span.record(format!("{stage}_us").as_str(), elapsed_us);
             }
-            tracing::debug!(parent: span, "a turn was answered");
+            span.in_scope(|| tracing::debug!("a turn was answered"));
         }
         TurnEvent::Error(error) => {
             span.record("error", display(error.kind));
-            tracing::debug!(parent: span, "a turn failed");
+            span.in_scope(|| tracing::debug!("a turn failed"));
         }
         TurnEvent::Accepted | TurnEvent::Delta(_) | TurnEvent::Restart => {}
     }

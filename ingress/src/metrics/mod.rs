@@ -26,7 +26,7 @@ use self::page::Page;
 use crate::door::Traffic;
 
 /// Most tenants with series of their own: whoever comes first. The others share the series without a tenant's name.
-pub const TENANTS_SHOWN_MAX: usize = 100;
+const TENANTS_SHOWN_MAX: usize = 100;
 /// What every name begins with.
 const PREFIX: &str = "turnflow";
 /// The media type of the text.

@@ -79,7 +79,8 @@ impl Page {
     /// Does something by the protocol; gives what comes of it.
     pub(crate) fn call(&mut self, method: &str, params: Value) -> Value {
         self.calls += 1;
-        let mut command = json!({ "id": self.calls, "method": method, "params": params });
+        let mut command = json!({ "id": self.calls, "method": method });
+        command["params"] = params;
         if !self.session.is_empty() {
             command["sessionId"] = json!(self.session);
         }

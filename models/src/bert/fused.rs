@@ -1,7 +1,7 @@
 //! The encoder on the CPU, on kernels of our own: the same as the Burn module that it is made from.
 //!
-//! Contract: vectors are those of the module, with a cosine of 0.99999 or more in [`EncoderPrecision::F32`] and what
-//! [`EncoderPrecision`] says of the others. Texts lie one after the other, without padding; what a vector is depends on the other texts
+//! Contract: vectors are those of the module, with a cosine of 0.99999 or more in [`EncoderPrecision::F32`] and of 0.9999 in
+//! [`EncoderPrecision::Bf16`] (of sentences). Texts lie one after the other, without padding; what a vector is depends on the other texts
 //! of a pass by rounding alone. Memory is allocated when the executor is made, and when a pass has more tokens than any before.
 //!
 //! Products have their bias, the GELU and what they are added to in the same pass; weights are packed once.
@@ -29,8 +29,6 @@ pub enum EncoderPrecision {
     F32,
     /// Rows and weights of products are rounded to bf16.
     Bf16,
-    /// Rows and weights of products are rounded to integers of 8 bits, with a scale for each.
-    Int8,
 }
 
 impl std::fmt::Display for EncoderPrecision {
@@ -38,7 +36,6 @@ impl std::fmt::Display for EncoderPrecision {
         f.write_str(match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
-            Self::Int8 => "int8",
         })
     }
 }
@@ -137,11 +134,11 @@ impl FusedBert {
         let sequences = Sequences::new(heads, config.hidden_size / heads, pool.threads());
         let EncoderOptions { precision, threads, .. } = options;
         tracing::info!(instructions = set.name(), %precision, threads, "the encoder is ready");
-        if precision != EncoderPrecision::F32 && !set.has_dot_products() {
+        if precision == EncoderPrecision::Bf16 && !set.has_bf16() {
             tracing::warn!(
                 instructions = set.name(),
                 %precision,
-                "this processor has no instructions for the encoder's precision, f32 is faster on it"
+                "this processor has no products of bf16, f32 is faster on it"
             );
         }
         let machine = Machine { pool, set, narrow: Narrow::default() };
@@ -290,7 +287,6 @@ impl Packing<'_> {
         let weights = match self.precision {
             EncoderPrecision::F32 => Matrix::pack(Precision::F32, inputs, bias.len(), row),
             EncoderPrecision::Bf16 => Matrix::pack_pairs(inputs, bias.len(), row),
-            EncoderPrecision::Int8 => Matrix::pack_quads(inputs, bias.len(), row),
         };
         Ok(Dense { weights, bias })
     }

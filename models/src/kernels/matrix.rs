@@ -1,8 +1,8 @@
 //! Weight matrices, packed for products with few rows and with many.
 //!
 //! Contract: a product reads every weight from memory once, however many rows there are; what it gives for a row depends on
-//! the others by rounding alone. Weights are kept as `f32`, `f16` or `bf16`, and multiplied and summed in `f32`; or the rows are
-//! narrowed as they are, to be multiplied several at a time: see `narrow.rs`.
+//! the others by rounding alone. Weights are kept as `f32`, `f16` or `bf16`, and multiplied and summed in `f32`; or rows and
+//! weights are both bf16, to be multiplied two at a time and summed in `f32`.
 //!
 //! Layout: panels of [`WIDTH`] outputs; in a panel, for each input one line of `WIDTH` weights. The last panel is filled up
 //! with zeros. While panels are multiplied with groups of rows, they come from the caches, and the next are asked for.
@@ -10,9 +10,9 @@
 
 use half::{bf16, f16};
 
-use super::narrow::{Narrow, Quads};
+use super::narrow::Narrow;
 use super::pool::Pool;
-use super::product::{Finish, Product, Scaling, Start};
+use super::product::{Finish, Product, Start};
 use super::shared::Shared;
 use super::simd::{Element, Float, Instructions, LANES, Pair};
 use crate::checkpoint::Precision;
@@ -59,7 +59,6 @@ enum Weights {
     F16(Aligned<f16>),
     Bf16(Aligned<bf16>),
     Pairs(Aligned<Pair>),
-    Quads(Quads),
 }
 
 /// A matrix `[outputs, inputs]`, packed.
@@ -95,16 +94,8 @@ impl Matrix {
     /// As [`Matrix::pack`].
     pub(crate) fn pack_pairs<'a>(inputs: usize, outputs: usize, row: impl Fn(usize) -> &'a [f32]) -> Self {
         let pair = |numbers: &[f32]| Pair::new(numbers[0], numbers.get(1).copied().unwrap_or(0.0));
-        let weights = packed(inputs, 2, outputs, row, |_, numbers| pair(numbers));
+        let weights = packed(inputs, 2, outputs, row, pair);
         Self { inputs, outputs, weights: Weights::Pairs(weights) }
-    }
-
-    /// The same for products of 8-bit integers: each output has a scale of its own.
-    ///
-    /// # Panics
-    /// As [`Matrix::pack`].
-    pub(crate) fn pack_quads<'a>(inputs: usize, outputs: usize, row: impl Fn(usize) -> &'a [f32]) -> Self {
-        Self { inputs, outputs, weights: Weights::Quads(Quads::pack(inputs, outputs, row)) }
     }
 
     pub(crate) const fn outputs(&self) -> usize {
@@ -118,7 +109,6 @@ impl Matrix {
             Weights::F16(weights) => weights.bytes(),
             Weights::Bf16(weights) => weights.bytes(),
             Weights::Pairs(weights) => weights.bytes(),
-            Weights::Quads(quads) => quads.weights.bytes(),
         }
     }
 
@@ -134,7 +124,7 @@ impl Matrix {
             Weights::F32(weights) => unpack(weights.all(), self.inputs, output, to),
             Weights::F16(weights) => unpack(weights.all(), self.inputs, output, to),
             Weights::Bf16(weights) => unpack(weights.all(), self.inputs, output, to),
-            Weights::Pairs(_) | Weights::Quads(_) => panic!("rows of narrow matrices are not read back"),
+            Weights::Pairs(_) => panic!("rows of pairs are not read back"),
         }
     }
 
@@ -201,17 +191,12 @@ impl Matrix {
         }
         let shape = Shape { count, inputs: self.inputs, width, start, finish };
         match &self.weights {
-            Weights::F32(weights) => shape.spread(pool, set, rows, weights.all(), None, to),
-            Weights::F16(weights) => shape.spread(pool, set, rows, weights.all(), None, to),
-            Weights::Bf16(weights) => shape.spread(pool, set, rows, weights.all(), None, to),
+            Weights::F32(weights) => shape.spread(pool, set, rows, weights.all(), to),
+            Weights::F16(weights) => shape.spread(pool, set, rows, weights.all(), to),
+            Weights::Bf16(weights) => shape.spread(pool, set, rows, weights.all(), to),
             Weights::Pairs(weights) => {
                 let pairs = narrow.pairs(pool, set, rows, self.inputs);
-                Shape { inputs: self.inputs.div_ceil(2), ..shape }.spread(pool, set, pairs, weights.all(), None, to);
-            }
-            Weights::Quads(quads) => {
-                let (rows, scales) = narrow.quads(pool, set, rows, self.inputs);
-                let shape = Shape { inputs: self.inputs.div_ceil(4), ..shape };
-                shape.spread(pool, set, rows, quads.weights.all(), Some(quads.scaling(scales)), to);
+                Shape { inputs: self.inputs.div_ceil(2), ..shape }.spread(pool, set, pairs, weights.all(), to);
             }
         }
     }
@@ -231,15 +216,7 @@ struct Shape<'a> {
 
 impl Shape<'_> {
     /// Shares blocks of rows and of panels out; those of the same panels follow each other.
-    fn spread<E: Element>(
-        self,
-        pool: &mut Pool,
-        set: Instructions,
-        rows: &[E::Input],
-        weights: &[E],
-        scaling: Option<Scaling<'_>>,
-        to: &mut [f32],
-    ) {
+    fn spread<E: Element>(self, pool: &mut Pool, set: Instructions, rows: &[E::Input], weights: &[E], to: &mut [f32]) {
         let Self { count, inputs, width, start, finish } = self;
         let panels = width.div_ceil(WIDTH);
         // An even number, because some sets take two at once.
@@ -251,22 +228,22 @@ impl Shape<'_> {
             let panels = part * of_task..panels.min((part + 1) * of_task);
             let block = block * ROWS_OF_TASK..count.min((block + 1) * ROWS_OF_TASK);
             let lines = weights.as_chunks::<LANES>().0;
-            set.run(Product { rows, inputs, width, block, panels, lines, start, finish, scaling, to });
+            set.run(Product { rows, inputs, width, block, panels, lines, start, finish, to });
         });
     }
 }
 
 fn floats<'a, E: Float>(inputs: usize, outputs: usize, row: impl Fn(usize) -> &'a [f32]) -> Aligned<E> {
-    packed(inputs, 1, outputs, row, |_, numbers| E::narrow(numbers[0]))
+    packed(inputs, 1, outputs, row, |numbers| E::narrow(numbers[0]))
 }
 
 /// Packs rows; `word` makes a weight of an output's `together` numbers, or fewer at the end.
-pub(crate) fn packed<'a, E: Element>(
+fn packed<'a, E: Element>(
     inputs: usize,
     together: usize,
     outputs: usize,
     row: impl Fn(usize) -> &'a [f32],
-    word: impl Fn(usize, &[f32]) -> E,
+    word: impl Fn(&[f32]) -> E,
 ) -> Aligned<E> {
     let (panels, words) = (outputs.div_ceil(WIDTH), inputs.div_ceil(together));
     let mut weights = Aligned::zeros(panels * words * WIDTH);
@@ -275,7 +252,7 @@ pub(crate) fn packed<'a, E: Element>(
         assert_eq!(numbers.len(), inputs, "weights of output {output}");
         let panel = &mut weights.all_mut()[output / WIDTH * words * WIDTH..];
         for (line, numbers) in panel.chunks_exact_mut(WIDTH).zip(numbers.chunks(together)) {
-            line[output % WIDTH] = word(output, numbers);
+            line[output % WIDTH] = word(numbers);
         }
     }
     weights

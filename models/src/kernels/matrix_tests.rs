@@ -28,17 +28,6 @@ fn rounded(weights: &[f32], precision: Precision) -> Vec<f32> {
     weights.iter().map(round).collect()
 }
 
-/// Rows as integers of 8 bits, each with 127 steps to its largest number: the integers, and what a step of each row is.
-fn stepped(rows: &[f32], inputs: usize) -> (Vec<f64>, Vec<f64>) {
-    let scale = |row: &[f32]| row.iter().fold(0.0_f32, |largest, x| largest.max(x.abs())) / 127.0;
-    let steps = rows.chunks_exact(inputs).flat_map(|row| {
-        let scale = scale(row);
-        // By the inverse, as rows are; weights are divided, which differs where a number is halfway between two steps.
-        row.iter().map(move |x| if scale > 0.0 { f64::from((x * (1.0 / scale)).round_ties_even()) } else { 0.0 })
-    });
-    (steps.collect(), rows.chunks_exact(inputs).map(|row| f64::from(scale(row))).collect())
-}
-
 fn gelu(x: f32) -> f32 {
     crate::kernels::fixtures::gelu(f64::from(x)) as f32
 }
@@ -116,46 +105,6 @@ proptest! {
             let mut found = vec![f32::NAN; rows * outputs];
             matrix.product_with(&mut pool, set, &mut narrow, &x, (Start::Bias(&bias), Finish::Plain), &mut found);
             same(&found, &expected, inputs);
-        }
-    }
-
-    #[test]
-    fn products_of_quads_are_those_of_integers(
-        rows in 1_usize..20, inputs in 1_usize..90, outputs in 1_usize..70, threads in 1_usize..4, seed: u64
-    ) {
-        let mut pool = Pool::start(threads).expect("threads");
-        // Numbers that are steps already, so that none is halfway between two.
-        let whole = |count, seed| -> Vec<f32> { numbers(count, seed).iter().map(|x| (x * 127.0).round()).collect() };
-        let (mut x, mut weights) = (whole(rows * inputs, seed), whole(outputs * inputs, seed ^ 1));
-        x.iter_mut().step_by(inputs).for_each(|x| *x = 127.0);
-        weights.iter_mut().step_by(inputs).for_each(|x| *x = -127.0);
-        x[(rows - 1) * inputs..].fill(0.0);
-        let matrix = Matrix::pack_quads(inputs, outputs, |output| &weights[output * inputs..][..inputs]);
-        let expected = plain(&x, inputs, &weights, |_, _| 0.0);
-        let mut narrow = Narrow::default();
-        for set in sets() {
-            let mut found = vec![f32::NAN; rows * outputs];
-            matrix.product_with(&mut pool, set, &mut narrow, &x, (Start::Zero, Finish::Plain), &mut found);
-            prop_assert_eq!(&found, &expected, "{}", set.name());
-        }
-    }
-
-    #[test]
-    fn numbers_are_rounded_to_the_nearest_step(rows in 1_usize..20, inputs in 1_usize..90, seed: u64) {
-        let x: Vec<f32> = numbers(rows * inputs, seed).iter().map(|x| x * 5.0).collect();
-        let (expected, scales) = stepped(&x, inputs);
-        let mut pool = Pool::start(1).expect("threads");
-        let mut narrow = Narrow::default();
-        for set in sets() {
-            let (found, found_scales) = narrow.quads(&mut pool, set, &x, inputs);
-            let words = inputs.div_ceil(4);
-            for (row, words) in found.chunks_exact(words).enumerate() {
-                prop_assert_eq!(f64::from(found_scales[row]), scales[row]);
-                let bytes = words.iter().flat_map(|word| word.0.to_le_bytes()).map(|byte| f64::from(byte) - 128.0);
-                for (found, expected) in bytes.zip(&expected[row * inputs..(row + 1) * inputs]) {
-                    prop_assert_eq!(found, *expected, "{}", set.name());
-                }
-            }
         }
     }
 

@@ -36,17 +36,6 @@ impl Finish {
     }
 }
 
-/// What makes numbers of sums of integers.
-#[derive(Clone, Copy)]
-pub(crate) struct Scaling<'a> {
-    /// For each row.
-    pub(crate) rows: &'a [f32],
-    /// For each output, filled up to whole panels.
-    pub(crate) outputs: &'a [f32],
-    /// What the sums begin with, for each output: the bits of integers.
-    pub(crate) starts: &'a [f32],
-}
-
 /// A block of rows times some panels.
 pub(crate) struct Product<'a, E: Element> {
     pub(crate) rows: &'a [E::Input],
@@ -61,12 +50,11 @@ pub(crate) struct Product<'a, E: Element> {
     pub(crate) lines: &'a [Line<E>],
     pub(crate) start: Start<'a>,
     pub(crate) finish: Finish,
-    pub(crate) scaling: Option<Scaling<'a>>,
     pub(crate) to: Shared<'a, f32>,
 }
 
 impl<E: Element> Kernel for Product<'_, E> {
-    const DOT: bool = E::DOT;
+    const PAIRS: bool = E::PAIRS;
     type Output = ();
 
     #[inline(always)]
@@ -98,17 +86,14 @@ impl<E: Element> Product<'_, E> {
                 for part in 0..together.div_ceil(N) {
                     // In the place of a panel that there is not is the last one.
                     let at = |n: usize| (part * N + n).min(together - 1);
-                    let (mut panels, mut starts) = ([lines; N], [simd.zero(); N]);
-                    for n in 0..N {
-                        panels[n] = &lines[at(n) * inputs..][..inputs];
-                        if let Some(scaling) = self.scaling {
-                            starts[n] = read(simd, &scaling.starts[(panel + at(n)) * WIDTH..][..WIDTH]);
-                        }
+                    let mut panels = [lines; N];
+                    for (n, panel) in panels.iter_mut().enumerate() {
+                        *panel = &lines[at(n) * inputs..][..inputs];
                     }
                     let ahead = Ahead::share(ahead, N, group * together.div_ceil(N) + part, passes);
                     let rows = &self.rows[first * inputs..];
                     let mut sums = [[[0.0; WIDTH]; N]; 12];
-                    Tiles { rows, stride: inputs, count, panels, ahead }.run(simd, starts, &mut sums);
+                    Tiles { rows, stride: inputs, count, panels, ahead }.run(simd, &mut sums);
                     for (m, sums) in sums[..count].iter().enumerate() {
                         self.end(simd, first + m, panel, part, &sums[..N.min(together)]);
                     }
@@ -141,14 +126,10 @@ impl<E: Element> Product<'_, E> {
         }
     }
 
-    /// A sum, as a number if it is one of integers, and with what it is added to.
+    /// A sum with what it is added to.
     #[inline(always)]
     fn started<S: Simd>(&self, simd: S, row: usize, panel: usize, mut sum: S::V) -> S::V {
         let column = panel * WIDTH;
-        if let Some(scaling) = self.scaling {
-            let outputs = read(simd, &scaling.outputs[column..][..WIDTH]);
-            sum = simd.mul(simd.float_of_integers(sum), simd.mul(outputs, simd.splat(scaling.rows[row])));
-        }
         if let Start::Bias(bias) | Start::ThereAndBias(bias) = self.start {
             sum = simd.add(sum, read(simd, &bias[column..bias.len().min(column + WIDTH)]));
         }

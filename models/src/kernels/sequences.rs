@@ -133,7 +133,7 @@ impl Head<'_> {
         let Desk { keys, scores, .. } = &mut *self.desk;
         for (panel, lines) in keys.as_chunks().0.chunks_exact(self.size).enumerate() {
             let tiles = Tiles { rows, stride: 3 * self.width, count, panels: [lines], ahead: Ahead::NONE };
-            tiles.run::<S>(simd, [simd.zero()], &mut sums);
+            tiles.run(simd, &mut sums);
             for ([sum], scores) in sums[..count].iter().zip(scores.chunks_exact_mut(stride)) {
                 scores[panel * LANES..][..LANES].copy_from_slice(sum);
             }
@@ -148,7 +148,7 @@ impl Head<'_> {
         let tokens = self.rows.len() / (3 * self.width);
         for (panel, lines) in values.as_chunks().0.chunks_exact(tokens).enumerate() {
             let tiles = Tiles { rows: scores, stride, count: wholes.len(), panels: [lines], ahead: Ahead::NONE };
-            tiles.run::<S>(simd, [simd.zero()], &mut sums);
+            tiles.run(simd, &mut sums);
             let columns = LANES.min(self.size - panel * LANES);
             for (m, ([sum], whole)) in sums.iter().zip(wholes).enumerate() {
                 let at = (self.first + first + m) * self.width + self.head * self.size + panel * LANES;

@@ -72,7 +72,7 @@ pub(crate) fn tile<S: Simd, E: Element, const M: usize, const N: usize, const U:
     for more in &sums[1..] {
         for m in 0..M {
             for n in 0..N {
-                total[m][n] = E::add(simd, total[m][n], more[m][n]);
+                total[m][n] = simd.add(total[m][n], more[m][n]);
             }
         }
     }
@@ -129,36 +129,36 @@ pub(crate) struct Tiles<'a, E: Element, const N: usize> {
 pub(crate) type Sums<const N: usize> = [[[f32; LANES]; N]; 12];
 
 impl<E: Element, const N: usize> Tiles<'_, E, N> {
-    /// `to = start + rows · panels`, compiled for each number of rows.
+    /// `to = rows · panels`, compiled for each number of rows.
     #[inline(always)]
-    pub(crate) fn run<S: Simd>(&self, simd: S, start: [S::V; N], to: &mut Sums<N>) {
+    pub(crate) fn run<S: Simd>(&self, simd: S, to: &mut Sums<N>) {
         match self.count {
-            1 => self.tile::<S, 1, 4>(simd, start, to),
-            2 => self.tile::<S, 2, 2>(simd, start, to),
-            3 => self.tile::<S, 3, 2>(simd, start, to),
-            4 => self.tile::<S, 4, 1>(simd, start, to),
-            5 => self.tile::<S, 5, 1>(simd, start, to),
-            6 => self.tile::<S, 6, 1>(simd, start, to),
+            1 => self.tile::<S, 1, 4>(simd, to),
+            2 => self.tile::<S, 2, 2>(simd, to),
+            3 => self.tile::<S, 3, 2>(simd, to),
+            4 => self.tile::<S, 4, 1>(simd, to),
+            5 => self.tile::<S, 5, 1>(simd, to),
+            6 => self.tile::<S, 6, 1>(simd, to),
             // Nothing of this is compiled for sets with fewer registers.
             _ if S::ROWS > 6 => match self.count {
-                7 => self.tile::<S, 7, 1>(simd, start, to),
-                8 => self.tile::<S, 8, 1>(simd, start, to),
-                9 => self.tile::<S, 9, 1>(simd, start, to),
-                10 => self.tile::<S, 10, 1>(simd, start, to),
-                11 => self.tile::<S, 11, 1>(simd, start, to),
-                _ => self.tile::<S, 12, 1>(simd, start, to),
+                7 => self.tile::<S, 7, 1>(simd, to),
+                8 => self.tile::<S, 8, 1>(simd, to),
+                9 => self.tile::<S, 9, 1>(simd, to),
+                10 => self.tile::<S, 10, 1>(simd, to),
+                11 => self.tile::<S, 11, 1>(simd, to),
+                _ => self.tile::<S, 12, 1>(simd, to),
             },
             _ => debug_assert!(false, "{} rows at once", self.count),
         }
     }
 
     #[inline(always)]
-    fn tile<S: Simd, const M: usize, const U: usize>(&self, simd: S, start: [S::V; N], to: &mut Sums<N>) {
+    fn tile<S: Simd, const M: usize, const U: usize>(&self, simd: S, to: &mut Sums<N>) {
         let mut rows: [&[E::Input]; M] = [&[]; M];
         for (m, row) in rows.iter_mut().enumerate() {
             *row = &self.rows[m * self.stride..];
         }
-        let sums = tile::<S, E, M, N, U>(simd, rows, self.panels, self.ahead, [start; M]);
+        let sums = tile::<S, E, M, N, U>(simd, rows, self.panels, self.ahead, [[simd.zero(); N]; M]);
         for m in 0..M {
             for n in 0..N {
                 simd.store(sums[m][n], &mut to[m][n]);

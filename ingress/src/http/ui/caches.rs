@@ -85,7 +85,7 @@ pub(super) async fn list(State(app): State<Arc<App>>, visitor: Visitor, uri: Uri
             }
             form class="search" role="search" {
                 label for="text" class="hidden" { "Words of the question" }
-                input id="text" name="text" type="search" value=(meant.text) placeholder="Words in the question";
+                input id="text" name="text" type="search" value=(meant.text) placeholder="Words";
                 label for="article" class="hidden" { "Id of an article" }
                 input id="article" name="article" type="search" value=(meant.article) placeholder="Article";
                 button { "Find" }

@@ -1,17 +1,16 @@
 //! AVX2, FMA and F16C: Intel since 2013, AMD since 2015. A vector is two registers.
 
 use std::arch::x86_64::{
-    __m256, __m256i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256,
-    _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
-    _mm256_div_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_max_ps,
-    _mm256_min_ps, _mm256_mul_ps, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi16,
-    _mm256_slli_epi32, _mm256_srai_epi16, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_sub_ps,
+    __m256, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256,
+    _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_div_ps, _mm256_fmadd_ps,
+    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_set1_epi32,
+    _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_ps,
 };
 
 use half::{bf16, f16};
 
 use super::portable::Portable;
-use super::{Kernel, LANES, Pair, Quad, Simd};
+use super::{Kernel, LANES, Pair, Simd};
 
 /// Floats of a register.
 const HALF: usize = LANES / 2;
@@ -56,22 +55,6 @@ fn halves<T>(from: &[T; LANES]) -> [&[T; HALF]; 2] {
 #[inline(always)]
 fn zip(a: [__m256; 2], b: [__m256; 2], f: impl Fn(__m256, __m256) -> __m256) -> [__m256; 2] {
     [f(a[0], b[0]), f(a[1], b[1])]
-}
-
-/// Products of the bytes of `x`, without sign, and of `weights`, with one, added four by four.
-///
-/// # Safety
-/// The processor must have AVX2.
-#[inline(always)]
-unsafe fn dot_bytes(x: __m256i, weights: __m256i) -> __m256i {
-    // SAFETY: promised by the caller.
-    unsafe {
-        // The instruction for bytes loses what is beyond 16 bits; with even and odd bytes apart nothing is.
-        let (even, odd) = (_mm256_and_si256(x, _mm256_set1_epi16(0xff)), _mm256_srli_epi16::<8>(x));
-        let even_weights = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(weights));
-        let odd_weights = _mm256_srai_epi16::<8>(weights);
-        _mm256_add_epi32(_mm256_madd_epi16(even, even_weights), _mm256_madd_epi16(odd, odd_weights))
-    }
 }
 
 // In all methods below: the features are there, because an `Avx2` exists. Loads and stores go through references to
@@ -187,28 +170,5 @@ impl Simd for Avx2 {
             })
         };
         self.mul_add(second(a), second(b), self.mul_add(first(a), first(b), sum))
-    }
-    #[inline(always)]
-    fn narrow_quads(self, v: Self::V, to: &mut [Quad; LANES / 4]) {
-        Portable.narrow_quads(self.array(v), to);
-    }
-    #[inline(always)]
-    fn dot_quads(self, a: Self::V, b: Self::V, sum: Self::V) -> Self::V {
-        // SAFETY: `self` proves the features.
-        let products =
-            zip(a, b, |a, b| unsafe { _mm256_castsi256_ps(dot_bytes(_mm256_castps_si256(a), _mm256_castps_si256(b))) });
-        self.add_integers(products, sum)
-    }
-    #[inline(always)]
-    fn add_integers(self, a: Self::V, b: Self::V) -> Self::V {
-        // SAFETY: `self` proves the features.
-        zip(a, b, |a, b| unsafe {
-            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)))
-        })
-    }
-    #[inline(always)]
-    fn float_of_integers(self, v: Self::V) -> Self::V {
-        // SAFETY: `self` proves the features.
-        v.map(|v| unsafe { _mm256_cvtepi32_ps(_mm256_castps_si256(v)) })
     }
 }

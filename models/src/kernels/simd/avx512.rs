@@ -1,34 +1,31 @@
-//! AVX-512: Intel's servers since 2017, AMD since 2022, both with products of bf16 and of 8-bit integers since then.
+//! AVX-512: Intel's servers since 2017, with products of bf16 since 2020; AMD since 2022, with them.
 
 use std::arch::x86_64::{
-    __m256bh, __m256i, __m512, __m512bh, _MM_HINT_T0, _mm_prefetch, _mm_storeu_si128, _mm256_loadu_si256,
-    _mm256_storeu_si256, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps,
-    _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtneps_pbh, _mm512_cvtph_ps,
-    _mm512_cvtps_epi32, _mm512_div_ps, _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_loadu_si512, _mm512_madd_epi16, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_set1_epi16,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi16, _mm512_slli_epi32, _mm512_srai_epi16, _mm512_srli_epi16,
-    _mm512_storeu_ps, _mm512_sub_ps,
+    __m256bh, __m256i, __m512, __m512bh, _MM_HINT_T0, _mm_prefetch, _mm256_loadu_si256, _mm256_storeu_si256,
+    _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cvtepu16_epi32,
+    _mm512_cvtneps_pbh, _mm512_cvtph_ps, _mm512_div_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
 };
 use std::mem::transmute;
 
 use half::{bf16, f16};
 
 use super::portable::Portable;
-use super::{Kernel, LANES, Pair, Quad, Simd, ZERO_POINT};
+use super::{Kernel, LANES, Pair, Simd};
 
-/// Proof that the processor has AVX-512 F, BW, DQ and VL, and with `DOT` its BF16 and VNNI as well: made by [`Avx512::detect`]
+/// Proof that the processor has AVX-512 F, BW, DQ and VL, and with `BF16` its BF16 as well: made by [`Avx512::detect`]
 /// alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Avx512<const DOT: bool>(());
+pub(super) struct Avx512<const BF16: bool>(());
 
-impl<const DOT: bool> Avx512<DOT> {
+impl<const BF16: bool> Avx512<BF16> {
     pub(super) fn detect() -> Option<Self> {
         let has = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl");
-        let has_dot = || is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni");
-        (has && (!DOT || has_dot())).then_some(Self(()))
+        (has && (!BF16 || is_x86_feature_detected!("avx512bf16"))).then_some(Self(()))
     }
 
     #[inline]
@@ -37,17 +34,17 @@ impl<const DOT: bool> Avx512<DOT> {
         fn compiled<K: Kernel>(avx512: Avx512<false>, kernel: K) -> K::Output {
             kernel.run(avx512)
         }
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")]
-        fn compiled_with_dot<K: Kernel>(avx512: Avx512<true>, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+        fn compiled_with_bf16<K: Kernel>(avx512: Avx512<true>, kernel: K) -> K::Output {
             kernel.run(avx512)
         }
         // SAFETY: `self` is the proof that the processor has these features.
-        unsafe { if DOT { compiled_with_dot(Avx512(()), kernel) } else { compiled(Avx512(()), kernel) } }
+        unsafe { if BF16 { compiled_with_bf16(Avx512(()), kernel) } else { compiled(Avx512(()), kernel) } }
     }
 
-    /// The same without what is made for products of several numbers.
+    /// The same without products of bf16.
     #[inline]
-    pub(super) const fn without_dot(self) -> Avx512<false> {
+    pub(super) const fn without_bf16(self) -> Avx512<false> {
         Avx512(())
     }
 
@@ -59,9 +56,9 @@ impl<const DOT: bool> Avx512<DOT> {
     }
 }
 
-// In all methods below: the features are there, because an `Avx512` exists, and those of `DOT` are used only with it. Loads and
+// In all methods below: the features are there, because an `Avx512` exists, and those of `BF16` are used only with it. Loads and
 // stores go through references to as many numbers as they touch, and need no alignment.
-impl<const DOT: bool> Simd for Avx512<DOT> {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     /// With 24 sums of two panels, 27 of 32 registers are in use.
     const ROWS: usize = 12;
     const PANELS: usize = 2;
@@ -155,17 +152,17 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
     }
     #[inline(always)]
     fn narrow_pairs(self, v: __m512, to: &mut [Pair; LANES / 2]) {
-        if !DOT {
+        if !BF16 {
             return Portable.narrow_pairs(self.array(v), to);
         }
-        // SAFETY: `DOT` proves the feature; 32 bytes are written to a reference to 32; both types are 32 plain bytes.
+        // SAFETY: `BF16` proves the feature; 32 bytes are written to a reference to 32; both types are 32 plain bytes.
         unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v))) }
     }
     #[inline(always)]
     fn dot_pairs(self, a: __m512, b: __m512, sum: __m512) -> __m512 {
-        // SAFETY: `self` proves the features, `DOT` its own; vectors of either kind are 64 plain bytes.
+        // SAFETY: `self` proves the features, `BF16` its own; vectors of either kind are 64 plain bytes.
         unsafe {
-            if DOT {
+            if BF16 {
                 return _mm512_dpbf16_ps(sum, transmute::<__m512, __m512bh>(a), transmute::<__m512, __m512bh>(b));
             }
             let upper = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
@@ -174,39 +171,5 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
             let second = |v| _mm512_castsi512_ps(_mm512_and_si512(v, upper));
             _mm512_fmadd_ps(second(a), second(b), _mm512_fmadd_ps(first(a), first(b), sum))
         }
-    }
-    #[inline(always)]
-    fn narrow_quads(self, v: __m512, to: &mut [Quad; LANES / 4]) {
-        // SAFETY: `self` proves the features; 16 bytes are written to a reference to 16.
-        unsafe {
-            let integers = _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_set1_epi32(ZERO_POINT));
-            _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(integers));
-        }
-    }
-    #[inline(always)]
-    fn dot_quads(self, a: __m512, b: __m512, sum: __m512) -> __m512 {
-        // SAFETY: `self` proves the features, `DOT` its own.
-        unsafe {
-            let (a, b, sum) = (_mm512_castps_si512(a), _mm512_castps_si512(b), _mm512_castps_si512(sum));
-            if DOT {
-                return _mm512_castsi512_ps(_mm512_dpbusd_epi32(sum, a, b));
-            }
-            // Even and odd bytes apart, so that no sum is beyond 16 bits.
-            let (even, odd) = (_mm512_and_si512(a, _mm512_set1_epi16(0xff)), _mm512_srli_epi16::<8>(a));
-            let even_weights = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(b));
-            let products = _mm512_madd_epi16(even, even_weights);
-            let products = _mm512_add_epi32(products, _mm512_madd_epi16(odd, _mm512_srai_epi16::<8>(b)));
-            _mm512_castsi512_ps(_mm512_add_epi32(products, sum))
-        }
-    }
-    #[inline(always)]
-    fn add_integers(self, a: __m512, b: __m512) -> __m512 {
-        // SAFETY: `self` proves the features.
-        unsafe { _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b))) }
-    }
-    #[inline(always)]
-    fn float_of_integers(self, v: __m512) -> __m512 {
-        // SAFETY: `self` proves the features.
-        unsafe { _mm512_cvtepi32_ps(_mm512_castps_si512(v)) }
     }
 }

@@ -1,27 +1,22 @@
 //! What weights are kept as, and how they are multiplied.
 //!
-//! Weights of 32 and 16 bits are multiplied with floats. Those of [`Pair`] and [`Quad`] are multiplied several at a time, with rows
-//! that are narrowed as well.
+//! Weights of 32 and 16 bits are multiplied with floats. [`Pair`]s are multiplied two at a time, with rows that are narrowed as
+//! well.
 
 use half::{bf16, f16};
 
 use super::{LANES, Simd};
 
-/// Added to the integers of rows, which the processor multiplies without sign.
-pub(crate) const ZERO_POINT: i32 = 128;
-
 /// A kind of weight.
 pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
-    /// Whether there are instructions for it, see [`Kernel::DOT`](super::Kernel::DOT).
-    const DOT: bool;
+    /// Whether it is a pair, see [`Kernel::PAIRS`](super::Kernel::PAIRS).
+    const PAIRS: bool;
     /// What a row has for such a weight.
     type Input: Copy + Send + Sync;
     fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::V;
     fn splat<S: Simd>(simd: S, x: Self::Input) -> S::V;
     /// `x * weights + sum`.
     fn mul_add<S: Simd>(simd: S, x: S::V, weights: S::V, sum: S::V) -> S::V;
-    /// Adds sums.
-    fn add<S: Simd>(simd: S, a: S::V, b: S::V) -> S::V;
 }
 
 /// A weight that is one float, though perhaps kept in fewer bits.
@@ -32,7 +27,7 @@ pub(crate) trait Float: Copy + Default + Send + Sync + 'static {
 }
 
 impl<F: Float> Element for F {
-    const DOT: bool = false;
+    const PAIRS: bool = false;
     type Input = f32;
     #[inline(always)]
     fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::V {
@@ -45,10 +40,6 @@ impl<F: Float> Element for F {
     #[inline(always)]
     fn mul_add<S: Simd>(simd: S, x: S::V, weights: S::V, sum: S::V) -> S::V {
         simd.mul_add(x, weights, sum)
-    }
-    #[inline(always)]
-    fn add<S: Simd>(simd: S, a: S::V, b: S::V) -> S::V {
-        simd.add(a, b)
     }
 }
 
@@ -111,7 +102,7 @@ impl Pair {
 }
 
 impl Element for Pair {
-    const DOT: bool = true;
+    const PAIRS: bool = true;
     type Input = Self;
     #[inline(always)]
     fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::V {
@@ -125,36 +116,5 @@ impl Element for Pair {
     #[inline(always)]
     fn mul_add<S: Simd>(simd: S, x: S::V, weights: S::V, sum: S::V) -> S::V {
         simd.dot_pairs(x, weights, sum)
-    }
-    #[inline(always)]
-    fn add<S: Simd>(simd: S, a: S::V, b: S::V) -> S::V {
-        simd.add(a, b)
-    }
-}
-
-/// Four integers of 8 bits in a word, the first in the lowest bits: of weights with sign, of rows with [`ZERO_POINT`] added.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(transparent)]
-pub(crate) struct Quad(pub(crate) u32);
-
-impl Element for Quad {
-    const DOT: bool = true;
-    type Input = Self;
-    #[inline(always)]
-    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::V {
-        // SAFETY: a `Quad` is a `u32`, so as many of them are too.
-        simd.load_words(unsafe { &*std::ptr::from_ref(from).cast() })
-    }
-    #[inline(always)]
-    fn splat<S: Simd>(simd: S, x: Self) -> S::V {
-        simd.splat_word(x.0)
-    }
-    #[inline(always)]
-    fn mul_add<S: Simd>(simd: S, x: S::V, weights: S::V, sum: S::V) -> S::V {
-        simd.dot_quads(x, weights, sum)
-    }
-    #[inline(always)]
-    fn add<S: Simd>(simd: S, a: S::V, b: S::V) -> S::V {
-        simd.add_integers(a, b)
     }
 }

@@ -18,7 +18,7 @@ use std::fmt;
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::element::{Element, Float, Pair, Quad, ZERO_POINT};
+pub(crate) use self::element::{Element, Float, Pair};
 use self::portable::Portable;
 use crate::error::ModelError;
 
@@ -33,7 +33,7 @@ pub(crate) trait Simd: Copy {
     const ROWS: usize;
     /// Vectors of weights that each number of a row is multiplied with at once: 1 or 2.
     const PANELS: usize;
-    /// A vector of floats; in products of integers, of the bits of integers of 32 bits.
+    /// A vector.
     type V: Copy;
     fn splat(self, x: f32) -> Self::V;
     fn load(self, from: &[f32; LANES]) -> Self::V;
@@ -55,22 +55,13 @@ pub(crate) trait Simd: Copy {
     /// Asks for memory that will be read soon.
     fn prefetch<T>(self, from: &T);
 
-    /// The bits of words that hold several numbers.
+    /// The bits of words that hold two numbers each.
     fn load_words(self, from: &[u32; LANES]) -> Self::V;
     fn splat_word(self, word: u32) -> Self::V;
     /// Rounds each two neighbours to bf16, ties to even.
     fn narrow_pairs(self, v: Self::V, to: &mut [Pair; LANES / 2]);
     /// `sum` plus the products of two numbers of each word: bf16, summed as floats.
     fn dot_pairs(self, a: Self::V, b: Self::V, sum: Self::V) -> Self::V;
-    /// Rounds numbers in -127..=127 to integers and adds [`ZERO_POINT`].
-    fn narrow_quads(self, v: Self::V, to: &mut [Quad; LANES / 4]);
-    /// `sum` plus the products of four numbers of each word: of `a` without sign, of `b` with one, summed as integers.
-    fn dot_quads(self, a: Self::V, b: Self::V, sum: Self::V) -> Self::V;
-    /// Adds integers.
-    fn add_integers(self, a: Self::V, b: Self::V) -> Self::V;
-    /// Integers as floats.
-    fn float_of_integers(self, v: Self::V) -> Self::V;
-
     #[inline(always)]
     fn zero(self) -> Self::V {
         self.splat(0.0)
@@ -141,8 +132,8 @@ pub(crate) trait Simd: Copy {
 
 /// Work that is generic over the set of instructions. Its `run` must be `#[inline(always)]`.
 pub(crate) trait Kernel {
-    /// Whether it has products of pairs or quads, or else needs no instructions for them.
-    const DOT: bool = false;
+    /// Whether it has products of pairs, or else needs no instructions for them.
+    const PAIRS: bool = false;
     type Output;
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
@@ -159,7 +150,7 @@ enum Set {
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512<false>),
     #[cfg(target_arch = "x86_64")]
-    Avx512Dot(avx512::Avx512<true>),
+    Avx512Bf16(avx512::Avx512<true>),
 }
 
 impl Instructions {
@@ -177,7 +168,7 @@ impl Instructions {
     pub fn available() -> Vec<Self> {
         #[cfg(target_arch = "x86_64")]
         let special = [
-            avx512::Avx512::<true>::detect().map(Set::Avx512Dot),
+            avx512::Avx512::<true>::detect().map(Set::Avx512Bf16),
             avx512::Avx512::<false>::detect().map(Set::Avx512),
             avx2::Avx2::detect().map(Set::Avx2),
         ];
@@ -196,14 +187,14 @@ impl Instructions {
             #[cfg(target_arch = "x86_64")]
             Set::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512Dot(_) => "avx512-dot",
+            Set::Avx512Bf16(_) => "avx512-bf16",
         }
     }
 
-    /// Whether products of bf16 and of 8-bit integers have instructions of their own, without which they are slower than floats.
+    /// Whether products of bf16 have instructions of their own, without which they are slower than those of floats.
     #[must_use]
-    pub fn has_dot_products(self) -> bool {
-        self.name() == "avx512-dot"
+    pub fn has_bf16(self) -> bool {
+        self.name() == "avx512-bf16"
     }
 
     /// Keeps one thread busy for some milliseconds with products and sums in registers: what the processor can at most. Gives the
@@ -222,11 +213,11 @@ impl Instructions {
             #[cfg(target_arch = "x86_64")]
             Set::Avx512(avx512) => avx512.run(kernel),
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512Dot(avx512) => {
-                if K::DOT {
+            Set::Avx512Bf16(avx512) => {
+                if K::PAIRS {
                     avx512.run(kernel)
                 } else {
-                    avx512.without_dot().run(kernel)
+                    avx512.without_bf16().run(kernel)
                 }
             }
         }
@@ -262,8 +253,8 @@ pub enum InstructionChoice {
     /// The best that the processor has.
     #[default]
     Auto,
-    /// AVX-512 with products of bf16 and of 8-bit integers (AVX512-BF16 and -VNNI).
-    Avx512Dot,
+    /// AVX-512 with products of bf16 (AVX512-BF16).
+    Avx512Bf16,
     /// AVX-512.
     Avx512,
     /// AVX2, FMA and F16C.
@@ -292,7 +283,7 @@ impl fmt::Display for InstructionChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Auto => "auto",
-            Self::Avx512Dot => "avx512-dot",
+            Self::Avx512Bf16 => "avx512-bf16",
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
             Self::Portable => "portable",

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{LANES, Pair, Quad, Simd, ZERO_POINT};
+use super::{LANES, Pair, Simd};
 
 /// Plain arrays.
 #[derive(Clone, Copy)]
@@ -27,13 +27,6 @@ fn widen_f16(x: f16) -> f32 {
     let special = f32::from_bits(magnitude | 0x7f80_0000);
     let value = if bits & 0x7c00 == 0x7c00 { special } else { finite };
     f32::from_bits(value.to_bits() | (bits & 0x8000) << 16)
-}
-
-/// Four numbers of a row times four weights.
-#[inline(always)]
-fn dot_quad(row: u32, weights: u32) -> i32 {
-    let products = row.to_le_bytes().into_iter().zip(weights.to_le_bytes());
-    products.map(|(x, weight)| i32::from(x) * i32::from(weight.cast_signed())).sum()
 }
 
 impl Simd for Portable {
@@ -119,23 +112,5 @@ impl Simd for Portable {
         let first = |v: Self::V| v.map(|x| f32::from_bits(x.to_bits() << 16));
         let second = |v: Self::V| v.map(|x| f32::from_bits(x.to_bits() & 0xffff_0000));
         self.mul_add(second(a), second(b), self.mul_add(first(a), first(b), sum))
-    }
-    #[inline(always)]
-    fn narrow_quads(self, v: Self::V, to: &mut [Quad; LANES / 4]) {
-        for (quad, numbers) in to.iter_mut().zip(v.as_chunks::<4>().0) {
-            *quad = Quad(u32::from_le_bytes(numbers.map(|x| (x.round_ties_even() as i32 + ZERO_POINT) as u8)));
-        }
-    }
-    #[inline(always)]
-    fn dot_quads(self, a: Self::V, b: Self::V, sum: Self::V) -> Self::V {
-        self.add_integers(zip(a, b, |a, b| f32::from_bits(dot_quad(a.to_bits(), b.to_bits()).cast_unsigned())), sum)
-    }
-    #[inline(always)]
-    fn add_integers(self, a: Self::V, b: Self::V) -> Self::V {
-        zip(a, b, |a, b| f32::from_bits(a.to_bits().wrapping_add(b.to_bits())))
-    }
-    #[inline(always)]
-    fn float_of_integers(self, v: Self::V) -> Self::V {
-        v.map(|x| x.to_bits().cast_signed() as f32)
     }
 }

@@ -46,6 +46,8 @@ function times(part, { total_us, latency_us }) {
 async function ask(text) {
   $("nothing")?.remove();
   const turn = made("li", "turn");
+  // Those who listen hear the answer when it is complete.
+  turn.ariaBusy = "true";
   const answer = made("div", "answer writing");
   const said = made("p", "");
   answer.append(said);
@@ -74,6 +76,7 @@ async function ask(text) {
     said.textContent = `No answer: ${error.message}.`;
   }
   answer.classList.remove("writing");
+  turn.ariaBusy = "false";
   asking.scrollIntoView({ block: "end" });
 }
 

@@ -26,9 +26,9 @@ mod validity;
 pub use admission::{SubmitError, TurnStream};
 pub use auditing::Feedback;
 pub use config::{
-    AuditConfig, CacheConfig, Config, ConfigError, GatewayConfig, HttpConfig, KnowledgeConfig, OtherModels,
-    RefreshConfig, RoutingConfig, ScopeConfig, ServerConfig, StorageConfig, SystemMessages, TierConfig, TierKind,
-    Validity, WorkersConfig,
+    AuditConfig, CacheConfig, CallerLimits, Config, ConfigError, GatewayConfig, GatewayLimits, HttpConfig,
+    KnowledgeConfig, OtherModels, RefreshConfig, RoutingConfig, ScopeConfig, ServerConfig, StorageConfig,
+    SystemMessages, TierConfig, TierKind, Validity, WorkersConfig,
 };
 pub use error::PipelineError;
 pub use knowledge::{
@@ -41,6 +41,7 @@ pub use shared::{Forecast, ValidityStats};
 pub use turnflow_operators::account::{ACCOUNTS_MAX, Account};
 pub use turnflow_operators::audit::AuditStats;
 pub use turnflow_operators::bound::BoundStats;
+pub use turnflow_operators::commit::Price;
 pub use turnflow_operators::generate::Tiers;
 pub use turnflow_operators::guard::Mentions;
 pub use turnflow_operators::load::{LoadLimits, LoadStats};

@@ -23,6 +23,7 @@ pub(super) fn run(context: &Context, args: &ServeArgs) -> Result<(), Failure> {
     let dir = context.data_dir(args.store.data.as_ref())?;
     let files = keys::files(context, Some(&dir))?;
     let gateway = Gateway::open(files, TenantId::new(TENANT_DEFAULT)?).map_err(keys::failed)?;
+    gateway.limit(&context.config);
     let addresses = Addresses::of(context, args);
     guard(&gateway, &addresses, context.config.gateway.open)?;
     let store = open::store(context, &dir)?;

@@ -13,6 +13,7 @@ mod connection;
 mod embeddings;
 mod error;
 mod models;
+mod quota;
 mod receive;
 mod reply;
 mod router;

@@ -22,7 +22,7 @@ use turnflow_pipeline::{Config, Knowledge, Pipeline};
 
 use super::error::{ApiError, Kind};
 use super::reply::JsonReply;
-use super::{answer, articles, embeddings, models};
+use super::{answer, articles, embeddings, models, quota};
 use crate::door::{Gateway, Refusal, now_ms};
 
 /// What the routes are, for programs.
@@ -119,6 +119,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/openapi.json", get(openapi))
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_route)
+        .layer(from_fn(quota::tell))
         .layer(from_fn_with_state(app.clone(), for_this_host))
         .layer(from_fn(caught))
         .with_state(app)

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use turnflow::keys::{KeyFiles, NewKey, Scope};
+use turnflow::keys::{KeyFiles, KeyLimits, NewKey, Scope};
 use turnflow_models::{Cancel, Lane, ModelError, Rejected, TierBackend, TierHandle, TierJob, TierStats};
 use turnflow_pipeline::{Config, OtherModels};
 use turnflow_state::{Answer, TenantId, Tier, Usage};
@@ -506,7 +506,13 @@ async fn a_stream_ends_with_its_key() {
         let dir = tempfile::tempdir().expect("a folder");
         let files = KeyFiles::new(&Config::defaults().gateway, dir.path()).expect("files");
         let tenant = TenantId::new("default").expect("valid id");
-        let wanted = NewKey { tenant, scopes: BTreeSet::from([Scope::Chat]), name: None, expires: None };
+        let wanted = NewKey {
+            tenant,
+            scopes: BTreeSet::from([Scope::Chat]),
+            name: None,
+            expires: None,
+            limits: KeyLimits::default(),
+        };
         let (key, record) = files.create(wanted, Timestamp::now()).expect("made");
         let (server, client, go, mut happened) =
             paced_with(|config| config.gateway.keys = files.path().to_owned()).await;

@@ -20,6 +20,8 @@ use turnflow_operators::smalltalk::SmallTalk;
 use turnflow_state::{Limits, ScopeId, TenantId};
 
 const DEFAULTS: &str = include_str!("default.toml");
+/// Largest budget of a day: whole numbers count its millionths exactly.
+const BUDGET_MAX: f64 = 100_000_000.0;
 
 /// Why a configuration is not used.
 #[derive(Debug, thiserror::Error)]
@@ -204,8 +206,48 @@ section!(
         pepper_file: PathBuf,
         /// Whether other machines may call while there is no key.
         open: bool,
+        /// How much callers may do.
+        limits: GatewayLimits,
     }
 );
+section!(
+    /// How much callers may do.
+    GatewayLimits {
+        /// Each key, where it has no limits of its own.
+        key: CallerLimits,
+        /// Each tenant, with all its keys.
+        tenant: CallerLimits,
+    }
+);
+
+/// How much a key or a tenant may do; 0 is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct CallerLimits {
+    /// Requests a minute.
+    pub requests_per_minute: u32,
+    /// Tokens read and written for it in a minute.
+    pub tokens_per_minute: u32,
+    /// Turns that are being answered.
+    pub turns_in_flight: u32,
+    /// Streams that are open.
+    pub streams: u32,
+    /// What it may cost on a day of UTC, in the configured currency.
+    pub budget_per_day: f64,
+}
+
+impl CallerLimits {
+    /// Checks what makes sense.
+    ///
+    /// # Errors
+    /// The name of the limit that does not, and what would.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        if (0.0..=BUDGET_MAX).contains(&self.budget_per_day) {
+            return Ok(());
+        }
+        Err(("budget-per-day", format!("must be a number from 0, for no limit, to {BUDGET_MAX}")))
+    }
+}
 section!(
     /// The store.
     StorageConfig {

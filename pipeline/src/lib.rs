@@ -32,9 +32,9 @@ pub use admission::{SubmitError, TurnStream};
 pub use auditing::Feedback;
 pub use caches::{CachedAnswer, Caches, Flushed, LISTED_MAX, Listing};
 pub use config::{
-    AuditConfig, CacheConfig, Config, ConfigError, GatewayConfig, HttpConfig, KnowledgeConfig, OtherModels,
-    RefreshConfig, RoutingConfig, ScopeConfig, ServerConfig, StorageConfig, SystemMessages, TierConfig, TierKind,
-    Validity, WorkersConfig,
+    AuditConfig, CacheConfig, CallerLimits, Config, ConfigError, GatewayConfig, GatewayLimits, HttpConfig,
+    KnowledgeConfig, OtherModels, RefreshConfig, RoutingConfig, ScopeConfig, ServerConfig, StorageConfig,
+    SystemMessages, TierConfig, TierKind, Validity, WorkersConfig,
 };
 pub use conversations::{Conversations, PAGE_CONVERSATIONS_MAX, Summary};
 pub use error::PipelineError;
@@ -49,6 +49,7 @@ pub use shared::{Forecast, ValidityStats};
 pub use stats::{EngineQueue, EngineStats, PipelineStats, TierState};
 pub use turnflow_operators::audit::AuditStats;
 pub use turnflow_operators::bound::BoundStats;
+pub use turnflow_operators::commit::Price;
 pub use turnflow_operators::generate::Tiers;
 pub use turnflow_operators::guard::Mentions;
 pub use turnflow_operators::histogram::{BOUNDS_US, Histogram};

@@ -14,6 +14,7 @@ use crate::{Config, ConfigError, Pipeline};
 
 /// Settings, and sections of them, that may change while the pipeline runs.
 pub const LIVE: &[&str] = &[
+    "gateway.limits",
     "limits.admission-wait-ms",
     "limits.default-deadline-ms",
     "load.calm-ms",

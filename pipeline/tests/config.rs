@@ -31,6 +31,11 @@ fn errors_name_place_and_key() {
     check("[limits]\nturns-in-flight-max = 9999\n", "t.toml: storage.commit-queue-max = 4096: must be at least");
     check("[tier.price]\ninput-per-million = -1.0\n", "t.toml:2: tier.price.input-per-million = -1: must be");
     check("[queue.weights]\nvoice = 0.0\n", "t.toml:2: queue.weights.voice = 0: must be a finite number above 0");
+    check(
+        "[gateway.limits.tenant]\nbudget-per-day = -1.0\n",
+        "t.toml:2: gateway.limits.tenant.budget-per-day = -1: must be",
+    );
+    check("[gateway.limits.key]\nstreams = -1\n", "t.toml:2: gateway.limits.key.streams: invalid value");
     check("[http]\nconnections-max = 0\n", "t.toml:2: http.connections-max = 0: must be at least 1");
     check("[http]\nheader-bytes-max = 100\n", "t.toml:2: http.header-bytes-max = 100: must be at least 8192");
     check("[http]\nbody-bytes-max = 100\n", "t.toml:2: http.body-bytes-max = 100: must be at least limits.article");

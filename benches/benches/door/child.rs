@@ -29,6 +29,8 @@ use turnflow_state::Store;
 
 use crate::client::{Answer, QUESTION};
 
+/// More than is ever reached, of each kind that there is.
+const LIMITS: &str = "requests-per-minute=4000000000,tokens-per-minute=4000000000,turns-in-flight=1000000,streams=1000000,budget-per-day=1000000.0";
 /// What the echo answers.
 const ANSWER_ENV: &str = "DOOR_ANSWER";
 
@@ -123,7 +125,8 @@ pub(crate) fn run(role: Role) {
     let mut config = Config::defaults();
     config.gateway.keys = folder.path().join("keys.jsonl");
     let files = KeyFiles::new(&config.gateway, folder.path()).expect("files");
-    let wanted = NewKey { tenant: tenant().expect("an id"), scopes: [Scope::Admin].into(), name: None, expires: None };
+    let (scopes, limits) = ([Scope::Admin].into(), LIMITS.parse().expect("limits"));
+    let wanted = NewKey { tenant: tenant().expect("an id"), scopes, name: None, expires: None, limits };
     let (key, _) = files.create(wanted, Timestamp::now()).expect("a key");
     let gateway = Gateway::open(files, tenant().expect("an id")).expect("keys");
     let store = match role {

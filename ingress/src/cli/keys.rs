@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Span, Timestamp, civil};
 use turnflow_state::TenantId;
 
 use super::{StoreArgs, tenant};
-use crate::keys::Scope;
+use crate::keys::{KeyLimits, Scope};
 
 /// What to do with keys.
 #[derive(Debug, Subcommand)]
@@ -41,6 +41,10 @@ pub struct KeysCreateArgs {
     /// When it expires: in a while (90d), or at a time (2027-01-31T12:00:00Z, or 2027-01-31, which is its 00:00 UTC) [default: never]
     #[arg(long, value_name = "WHEN")]
     pub expires: Option<When>,
+
+    /// What it may do at most, such as requests-per-minute=60,budget-per-day=5; also tokens-per-minute, turns-in-flight, streams; 0 for no limit [default: as configured]
+    #[arg(long, value_name = "NAME=NUMBER,…")]
+    pub limits: Option<KeyLimits>,
 
     /// Where the store is.
     #[command(flatten)]

@@ -44,11 +44,12 @@ pub(super) fn run(context: &Context, command: KeysCommand) -> Result<(), Failure
 }
 
 fn create(context: &Context, args: KeysCreateArgs) -> Result<(), Failure> {
-    let KeysCreateArgs { tenant, scopes, name, expires, store } = args;
+    let KeysCreateArgs { tenant, scopes, name, expires, limits, store } = args;
     let now = Timestamp::now();
     let expires = expires.map(|when| when.from(now)).transpose();
     let expires = expires.map_err(|message| Failure::usage(anyhow::anyhow!("--expires: {message}")))?;
-    let wanted = NewKey { tenant, scopes: scopes.into_iter().collect(), name, expires };
+    let wanted =
+        NewKey { tenant, scopes: scopes.into_iter().collect(), name, expires, limits: limits.unwrap_or_default() };
     let (key, record) = files(context, store.data.as_ref())?.create(wanted, now).map_err(failed)?;
     show(context, &key, &record)
 }
@@ -89,18 +90,25 @@ fn list(context: &Context, args: &StoreArgs) -> Result<(), Failure> {
     if records.is_empty() {
         eprintln!("there are no keys in {}: whoever reaches the server may call", files.path().display());
     }
+    let limits_of =
+        |record: &KeyRecord| if record.limits.is_empty() { "-".to_owned() } else { record.limits.to_string() };
+    let heading = "LIMITS";
+    let width = records.iter().map(|record| limits_of(record).len()).max().unwrap_or_default().max(heading.len());
     let mut text = String::new();
     for record in &records {
         let KeyRecord { id, tenant, name, created, expires, .. } = record;
         let expires = expires.map_or_else(|| "-".to_owned(), day);
         let name = name.as_deref().unwrap_or_default();
         let (state, tenant, scopes) = (record.state(now), tenant.as_str(), scopes(record));
-        let line = format!("{id}  {state:<7}  {tenant:<16}  {scopes:<13}  {}  {expires:<10}  {name}", day(*created));
+        let (created, limits) = (day(*created), limits_of(record));
+        let line =
+            format!("{id}  {state:<7}  {tenant:<16}  {scopes:<13}  {created}  {expires:<10}  {limits:<width$}  {name}");
         text += line.trim_end();
         text.push('\n');
     }
     if !text.is_empty() {
-        text.insert_str(0, "KEY       STATE    TENANT            SCOPES         CREATED     EXPIRES     NAME\n");
+        let columns = "KEY       STATE    TENANT            SCOPES         CREATED     EXPIRES     ";
+        text.insert_str(0, &format!("{columns}{heading:<width$}  NAME\n"));
     }
     let records: Vec<Value> = records.iter().map(|record| described(record, now)).collect();
     context.print(&records, text)
@@ -116,7 +124,7 @@ fn scopes(record: &KeyRecord) -> String {
 
 /// A key as JSON, without its hash.
 fn described(record: &KeyRecord, now: Timestamp) -> Value {
-    let KeyRecord { id, tenant, scopes, name, created, expires, revoked, hash: _ } = record;
+    let KeyRecord { id, tenant, scopes, name, limits, created, expires, revoked, hash: _ } = record;
     let scopes: Vec<&str> = scopes.iter().copied().map(Scope::as_str).collect();
     json!({
         "id": id,
@@ -124,6 +132,7 @@ fn described(record: &KeyRecord, now: Timestamp) -> Value {
         "scopes": scopes,
         "state": record.state(now),
         "name": name,
+        "limits": limits,
         "created": created,
         "expires": expires,
         "revoked": revoked,

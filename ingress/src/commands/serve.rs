@@ -23,6 +23,7 @@ pub(super) fn run(context: &Context, args: &ServeArgs) -> Result<(), Failure> {
     let dir = context.data_dir(args.store.data.as_ref())?;
     let files = keys::files(context, Some(&dir))?;
     let gateway = Gateway::open(files.clone(), TenantId::new(TENANT_DEFAULT)?).map_err(keys::failed)?;
+    gateway.limit(&context.config);
     let addresses = Addresses::of(context, args);
     // What is beside the store by default is where the server says from here on.
     let mut config = context.config.clone();
@@ -111,9 +112,9 @@ async fn serve(
     let config: &Config = &context.config;
     // Before a port opens, so that a signal that comes right after the announcement ends the server in order.
     let signal = shutdown_signal()?;
-    let reloaded = pipeline.clone();
+    let (of_pipeline, of_gateway) = (pipeline.clone(), gateway.clone());
     // What comes of it is in the log.
-    let reloading = on_hangup(move || drop(reload(&reloaded)))?;
+    let reloading = on_hangup(move || drop(reload(&of_pipeline, &of_gateway)))?;
     let (listener, address) = bind(addresses.grpc, "--listen").await?;
     let http = match addresses.http {
         Some(listen) => Some(bind(listen, "--http").await?),

@@ -8,13 +8,16 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{HeaderMap, header};
 use jiff::Timestamp;
 use tokio::sync::watch;
+use turnflow_pipeline::Config;
 use turnflow_state::TenantId;
 
+use super::limits::{Account, Amounts, Charge, Limiter};
 use super::{Refusal, Traffic};
 use crate::keys::{KeyFiles, KeyId, KeyRecord, KeyState, KeysError, Pepper, Scope, Stamp, key_id};
 
@@ -30,6 +33,7 @@ pub struct Gateway {
     /// Who calls without a key.
     keyless: TenantId,
     traffic: Traffic,
+    limiter: Arc<Limiter>,
 }
 
 /// Who calls.
@@ -39,6 +43,7 @@ pub(crate) struct Caller {
     /// None for everybody, as long as there is no key.
     key: Option<KeyId>,
     ring: watch::Receiver<Ring>,
+    limiter: Arc<Limiter>,
 }
 
 /// Why somebody is not let in.
@@ -62,13 +67,14 @@ impl fmt::Display for Denied {
 }
 
 impl Gateway {
-    /// Lets everybody in, as this tenant.
+    /// Lets everybody in, as this tenant, and limits nobody yet.
     #[must_use]
     pub fn keyless(tenant: TenantId) -> Self {
-        Self { ring: watch::channel(Ring::default()).1, keyless: tenant, traffic: Traffic::default() }
+        let (traffic, limiter) = (Traffic::default(), Limiter::new());
+        Self { ring: watch::channel(Ring::default()).1, keyless: tenant, traffic, limiter }
     }
 
-    /// Follows a file of keys until the gateway and its copies are gone. Without any key, everybody is `keyless`.
+    /// Follows a file of keys until the gateway and its copies are gone. Without any key, everybody is `keyless`. Nobody is limited yet.
     ///
     /// # Errors
     /// When the file is there and cannot be used.
@@ -89,7 +95,12 @@ impl Gateway {
             }
         };
         std::thread::Builder::new().name("turnflow-keys".to_owned()).spawn(follow).map_err(KeysError::Thread)?;
-        Ok(Self { ring, keyless, traffic: Traffic::default() })
+        Ok(Self { ring, keyless, traffic: Traffic::default(), limiter: Limiter::new() })
+    }
+
+    /// Has the limits of this configuration count from now on, here and in all copies.
+    pub fn limit(&self, config: &Config) {
+        self.limiter.set(config);
     }
 
     /// Whether calls need a key.
@@ -107,7 +118,7 @@ impl Gateway {
     pub(crate) fn caller(&self, headers: &HeaderMap, scope: Scope) -> Result<Caller, Refusal> {
         let (ring, text) = (self.ring.borrow(), key_of(headers));
         if !ring.is_needed {
-            return Ok(Caller { tenant: self.keyless.clone(), key: None, ring: self.ring.clone() });
+            return Ok(self.known(self.keyless.clone(), None));
         }
         let record = ring.find(text, Timestamp::now()).map_err(|denied| {
             let key = text.and_then(key_id).map(tracing::field::display);
@@ -118,7 +129,11 @@ impl Gateway {
             tracing::info!(key = %record.id, "a call was refused: the key has no scope {}", scope.as_str());
             return Err(Refusal::Forbidden { scope: scope.as_str() });
         }
-        Ok(Caller { tenant: record.tenant.clone(), key: Some(record.id.clone()), ring: self.ring.clone() })
+        Ok(self.known(record.tenant.clone(), Some(record.id.clone())))
+    }
+
+    fn known(&self, tenant: TenantId, key: Option<KeyId>) -> Caller {
+        Caller { tenant, key, ring: self.ring.clone(), limiter: Arc::clone(&self.limiter) }
     }
 }
 
@@ -137,6 +152,23 @@ impl Caller {
             return std::future::pending().await;
         }
         tracing::info!(key = self.key.as_ref().map(tracing::field::display), "a call ends with its key");
+    }
+
+    /// What limits it: what its key allows now, and its tenant.
+    pub(crate) fn account(&self) -> Account {
+        let ring = self.ring.borrow();
+        let record = self.key.as_ref().and_then(|id| ring.keys.get(id));
+        self.limiter.account(record.map(|record| (&record.id, &record.limits)), &self.tenant)
+    }
+
+    /// Takes what a call needs of what the caller may do.
+    pub(crate) fn take(&self, need: Amounts) -> Result<Charge, Refusal> {
+        Ok(self.account().take(need)?)
+    }
+
+    /// Counts a request.
+    pub(crate) fn request(&self) -> Result<(), Refusal> {
+        self.take(Amounts { requests: 1, ..Amounts::default() }).map(drop)
     }
 }
 
@@ -249,10 +281,8 @@ mod tests {
     use std::collections::BTreeSet;
     use std::path::Path;
 
-    use turnflow_pipeline::Config;
-
     use super::*;
-    use crate::keys::{Key, NewKey};
+    use crate::keys::{Key, KeyLimits, NewKey};
 
     fn tenant(name: &str) -> TenantId {
         TenantId::new(name).expect("valid id")
@@ -263,7 +293,13 @@ mod tests {
     }
 
     fn create(files: &KeyFiles, scope: Scope, expires: Option<Timestamp>) -> (Key, KeyId) {
-        let wanted = NewKey { tenant: tenant("shop"), scopes: BTreeSet::from([scope]), name: None, expires };
+        let wanted = NewKey {
+            tenant: tenant("shop"),
+            scopes: BTreeSet::from([scope]),
+            name: None,
+            expires,
+            limits: KeyLimits::default(),
+        };
         let (key, record) = files.create(wanted, Timestamp::now()).expect("made");
         (key, record.id)
     }

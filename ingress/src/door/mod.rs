@@ -1,11 +1,13 @@
-//! What every way into Turnflow shares, gRPC and HTTP alike: who calls, what is checked of what they send, why they are refused, and
-//! how events get to a client that may be slow.
+//! What every way into Turnflow shares, gRPC and HTTP alike: who calls and how much they may do, what is checked of what they send, why
+//! they are refused, and how events get to a client that may be slow.
 //!
 //! Knows no protocol's codes.
 
+mod admit;
 mod articles;
 mod check;
 mod gateway;
+mod limits;
 mod outlet;
 mod refusal;
 mod reload;
@@ -14,11 +16,13 @@ mod traffic;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+pub(crate) use self::admit::{Admitted, admit, estimate};
 pub(crate) use self::articles::{article_id, draft, write};
 pub(crate) use self::check::{OWN_CONVERSATION, conversation, text};
 pub(crate) use self::gateway::Caller;
 pub use self::gateway::Gateway;
-pub(crate) use self::outlet::{CutOff, LastWord, Outlet, RESPONSES_QUEUED_MAX, Untold, event_of, next_event};
+pub(crate) use self::limits::{Amounts, Charge, Exceeded, Limit, Standing};
+pub(crate) use self::outlet::{CutOff, LastWord, Outlet, RESPONSES_QUEUED_MAX, Untold, next_event};
 pub(crate) use self::refusal::{
     Conflict, INTERNAL_MESSAGE, Refusal, UNAUTHENTICATED_MESSAGE, UNAVAILABLE_MESSAGE, describe, forbidden, overloaded,
     slow_reader,

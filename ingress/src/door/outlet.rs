@@ -10,8 +10,9 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use turnflow_pipeline::TurnStream;
-use turnflow_state::{Limits, TurnError, TurnErrorKind, TurnEvent};
+use turnflow_state::{Limits, TurnEvent};
+
+use super::Admitted;
 
 /// Responses of one call that wait for a slow reader. The connection buffers more below.
 pub(crate) const RESPONSES_QUEUED_MAX: usize = 32;
@@ -100,19 +101,12 @@ impl<R: Send + 'static> Outlet<R> {
 }
 
 /// A turn's next event, or `None` when nobody listens any more. Cancel-safe.
-pub(crate) async fn next_event<R: Send + 'static>(events: &mut TurnStream, out: &Outlet<R>) -> Option<TurnEvent> {
+pub(crate) async fn next_event<R: Send + 'static>(events: &mut Admitted, out: &Outlet<R>) -> Option<TurnEvent> {
     tokio::select! {
         biased;
         () = out.closed() => None,
-        event = event_of(events) => Some(event),
+        event = events.next() => Some(event),
     }
-}
-
-/// A turn's next event. Cancel-safe.
-pub(crate) async fn event_of(events: &mut TurnStream) -> TurnEvent {
-    // The pipeline promises a terminal event. Should it break its word, the client must not wait for ever.
-    let broken_off = || TurnError::new(TurnErrorKind::Internal, "its events ended without a terminal one");
-    events.next().await.unwrap_or_else(|| TurnEvent::Error(broken_off()))
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use std::time::Duration;
 use turnflow_pipeline::{DraftError, PipelineError, SubmitError};
 use turnflow_state::{ArticleId, TurnError, TurnErrorKind, TurnKey, WriteRefused};
 
+use super::limits::Exceeded;
+
 /// When to come back with a turn that found no room, where nobody knows better.
 const RETRY_AFTER_SHED_MS: u64 = 1_000;
 
@@ -30,6 +32,8 @@ pub(crate) enum Refusal {
         /// When to try again, in milliseconds.
         retry_after_ms: u64,
     },
+    /// The caller has used what it is allowed.
+    Limited(Exceeded),
     /// The caller's own deadline has passed, or would have.
     Late {
         /// How long it was.
@@ -74,6 +78,12 @@ impl Refusal {
                 Self::Internal
             }
         }
+    }
+}
+
+impl From<Exceeded> for Refusal {
+    fn from(exceeded: Exceeded) -> Self {
+        Self::Limited(exceeded)
     }
 }
 

@@ -12,14 +12,14 @@ use std::sync::Arc;
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tonic::{Status, Streaming};
-use turnflow_pipeline::{Pipeline, TurnStream};
+use turnflow_pipeline::{Pipeline, Submission};
 use turnflow_state::{ConversationId, Limits, TurnEvent, TurnKey};
 
 use super::convert;
 use super::proto::converse_response::Event;
 use super::proto::{ConverseRequest, ConverseResponse};
 use super::refusal::event_of;
-use crate::door::{Caller, LastWord, Outlet, Refusal, Untold, next_event, now_ms};
+use crate::door::{Admitted, Amounts, Caller, Charge, LastWord, Outlet, Refusal, Untold, admit, next_event, now_ms};
 
 /// What goes to the client.
 type Answer = Result<ConverseResponse, Status>;
@@ -29,6 +29,8 @@ pub(super) struct Session {
     pipeline: Pipeline,
     limits: Arc<Limits>,
     caller: Caller,
+    /// The stream's own, of those that its caller may have open.
+    _place: Charge,
     out: Outlet<Answer>,
     /// Told when the client has made no room for a response in time.
     slow: Arc<Notify>,
@@ -38,10 +40,15 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(pipeline: Pipeline, limits: Arc<Limits>, caller: Caller, out: Outlet<Answer>) -> Self {
+    pub(super) fn new(
+        pipeline: Pipeline,
+        limits: Arc<Limits>,
+        (caller, place): (Caller, Charge),
+        out: Outlet<Answer>,
+    ) -> Self {
         let places_max = u32::try_from(limits.turns_per_stream_max).unwrap_or(u32::MAX);
         let places = Arc::new(Semaphore::new(places_max as usize));
-        Self { pipeline, limits, caller, out, slow: Arc::default(), places, places_max }
+        Self { pipeline, limits, caller, _place: place, out, slow: Arc::default(), places, places_max }
     }
 
     /// Serves the stream to its end: the client's half-close, a broken request, the server's shutdown, or a client
@@ -128,13 +135,7 @@ impl Session {
     }
 
     /// Accepts a turn here, so that turns are accepted in the order they came, and leaves the rest to a task.
-    async fn begin(
-        &self,
-        key: TurnKey,
-        mut events: TurnStream,
-        place: Option<OwnedSemaphorePermit>,
-        order: &mut Order,
-    ) {
+    async fn begin(&self, key: TurnKey, mut events: Admitted, place: Option<OwnedSemaphorePermit>, order: &mut Order) {
         // It is there by now: the pipeline promises it as the first event.
         let Some(accepted) = next_event(&mut events, &self.out).await else {
             return;
@@ -155,17 +156,19 @@ impl Session {
         });
     }
 
-    async fn admit(&self, request: ConverseRequest) -> Result<(TurnKey, TurnStream), Refusal> {
+    async fn admit(&self, request: ConverseRequest) -> Result<(TurnKey, Admitted), Refusal> {
         let time_max = convert::time_max(request.turn.as_ref());
         let turn = convert::turn(self.caller.tenant.clone(), request.turn, &self.limits, now_ms())?;
         let key = turn.key();
-        let events = self.pipeline.submit_within(turn, time_max).await?;
+        // A turn among many counts as a request, as one on its own does.
+        let also = Amounts { requests: 1, ..Amounts::default() };
+        let events = admit(&self.pipeline, &self.caller, Submission { time_max, ..turn.into() }, also).await?;
         Ok((key, events))
     }
 }
 
 /// Passes the events of an accepted turn on, up to its terminal event.
-async fn forward(key: TurnKey, mut events: TurnStream, out: Outlet<Answer>) -> Result<(), Untold> {
+async fn forward(key: TurnKey, mut events: Admitted, out: Outlet<Answer>) -> Result<(), Untold> {
     while let Some(event) = next_event(&mut events, &out).await {
         let ended = event.is_terminal();
         out.tell(Ok(convert::converse_event(&key, event))).await?;

@@ -15,7 +15,7 @@ use super::conflict::outcome_of;
 use super::proto::import_response::Outcome;
 use super::proto::{ArticleWritten, ImportRequest, ImportResponse};
 use super::service::Responses;
-use crate::door::{Caller, Conflict, Refusal};
+use crate::door::{Caller, Charge, Conflict, Refusal};
 
 /// Articles that are written together.
 const BATCH_ARTICLES_MAX: usize = 64;
@@ -26,6 +26,8 @@ const BATCH_BYTES_MAX: usize = 1024 * 1024;
 pub(super) struct Import {
     pub(super) knowledge: Knowledge,
     pub(super) caller: Caller,
+    /// Its own, of the streams that its caller may have open.
+    pub(super) _place: Charge,
     pub(super) out: Responses<ImportResponse>,
 }
 

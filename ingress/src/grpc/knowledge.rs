@@ -17,6 +17,7 @@ use super::proto::{
     DeleteRequest, DeleteResponse, GetRequest, GetResponse, ImportRequest, ImportResponse, ListRequest, ListResponse,
     SearchRequest, SearchResponse, UpsertRequest, UpsertResponse, WatchRequest, WatchResponse,
 };
+use super::service::STREAM;
 use crate::door::{Caller, Conflict, Gateway, RESPONSES_QUEUED_MAX, Refusal, article_id, text, write};
 use crate::keys::Scope;
 
@@ -40,12 +41,14 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// Whose knowledge base a call is about, unless it comes too late.
+    /// Whose knowledge base a call is about, unless it comes too late, or its caller has called too often.
     fn caller(&self, metadata: &MetadataMap) -> Result<Caller, Refusal> {
         if *self.stopping.borrow() {
             return Err(Refusal::Unavailable);
         }
-        self.gateway.caller(metadata.as_ref(), Scope::Kb)
+        let caller = self.gateway.caller(metadata.as_ref(), Scope::Kb)?;
+        caller.request()?;
+        Ok(caller)
     }
 
     async fn page(&self, tenant: &TenantId, request: &ListRequest) -> Result<ListResponse, Conflict> {
@@ -143,17 +146,23 @@ impl KnowledgeBase for Service {
 
     async fn import(&self, request: Request<Streaming<ImportRequest>>) -> Result<Response<Self::ImportStream>, Status> {
         let caller = self.caller(request.metadata())?;
+        let place = caller.take(STREAM)?;
         let (out, responses) = mpsc::channel(RESPONSES_QUEUED_MAX);
-        let import = Import { knowledge: self.knowledge.clone(), caller, out };
+        let import = Import { knowledge: self.knowledge.clone(), caller, _place: place, out };
         tokio::spawn(import.run(request.into_inner(), self.stopping.clone()));
         Ok(Response::new(ReceiverStream::new(responses)))
     }
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let caller = self.caller(request.metadata())?;
+        let place = caller.take(STREAM)?;
         let (out, responses) = mpsc::channel(RESPONSES_QUEUED_MAX);
         // Subscribed before the headers are sent: the client misses nothing that it does after it has them.
-        tokio::spawn(changes::forward(caller, self.knowledge.watch(), out, self.stopping.clone()));
+        let watching = changes::forward(caller, self.knowledge.watch(), out, self.stopping.clone());
+        tokio::spawn(async move {
+            watching.await;
+            drop(place);
+        });
         Ok(Response::new(ReceiverStream::new(responses)))
     }
 }

@@ -5,13 +5,13 @@
 use std::time::Duration;
 
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt};
+use tonic_types::{ErrorDetails, QuotaViolation, StatusExt};
 use turnflow_state::TurnKey;
 
 use super::proto::{self, ErrorKind};
 use crate::door::{
-    CutOff, INTERNAL_MESSAGE, Refusal, UNAUTHENTICATED_MESSAGE, UNAVAILABLE_MESSAGE, describe, forbidden, overloaded,
-    slow_reader,
+    CutOff, Exceeded, INTERNAL_MESSAGE, Refusal, UNAUTHENTICATED_MESSAGE, UNAVAILABLE_MESSAGE, describe, forbidden,
+    overloaded, slow_reader,
 };
 
 /// The refusal as an event of a stream.
@@ -21,6 +21,7 @@ pub(super) fn event_of(refusal: Refusal) -> proto::Error {
         Refusal::Overloaded { retry_after_ms } => {
             (ErrorKind::Overloaded, overloaded(retry_after_ms), None, Some(retry_after_ms))
         }
+        Refusal::Limited(exceeded) => (ErrorKind::Limited, exceeded.to_string(), None, Some(exceeded.retry_after_ms)),
         Refusal::Late { message } => (ErrorKind::Late, message, None, None),
         // Nobody can ask for that over gRPC.
         Refusal::Uncached { message } => (ErrorKind::Invalid, message, None, None),
@@ -50,6 +51,7 @@ impl From<Refusal> for Status {
                 let details = ErrorDetails::with_retry_info(Some(Duration::from_millis(retry_after_ms)));
                 Self::with_error_details(Code::ResourceExhausted, overloaded(retry_after_ms), details)
             }
+            Refusal::Limited(exceeded) => limited(&exceeded),
             Refusal::Late { message } => Self::deadline_exceeded(message),
             Refusal::Uncached { message } => Self::failed_precondition(message),
             Refusal::Unauthenticated => Self::unauthenticated(UNAUTHENTICATED_MESSAGE),
@@ -58,6 +60,17 @@ impl From<Refusal> for Status {
             Refusal::Unavailable => Self::unavailable(UNAVAILABLE_MESSAGE),
         }
     }
+}
+
+/// Which limit, whose, how much it is, and when to come back.
+fn limited(exceeded: &Exceeded) -> Status {
+    let mut details = ErrorDetails::with_retry_info(Some(Duration::from_millis(exceeded.retry_after_ms)));
+    details.set_quota_failure(vec![QuotaViolation {
+        quota_metric: exceeded.limit.as_str().to_owned(),
+        quota_value: i64::try_from(exceeded.quota).unwrap_or(i64::MAX),
+        ..QuotaViolation::new(exceeded.holder.to_string(), exceeded.allowed())
+    }]);
+    Status::with_error_details(Code::ResourceExhausted, exceeded.to_string(), details)
 }
 
 /// A turn that was to be judged does not exist.

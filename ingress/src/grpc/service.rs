@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
-use turnflow_pipeline::{Feedback, Pipeline, TurnStream};
+use turnflow_pipeline::{Feedback, Pipeline, Submission};
 use turnflow_state::{Limits, TurnKey};
 
 use super::converse::Session;
@@ -19,7 +19,9 @@ use super::convert;
 use super::proto::conversations_server::Conversations;
 use super::proto::{AskRequest, AskResponse, ConverseRequest, ConverseResponse, FeedbackRequest, FeedbackResponse};
 use super::refusal::unknown_turn;
-use crate::door::{Caller, Conflict, Gateway, LastWord, Outlet, Refusal, Untold, next_event, now_ms};
+use crate::door::{
+    Admitted, Amounts, Caller, Conflict, Gateway, LastWord, Outlet, Refusal, Untold, admit, next_event, now_ms,
+};
 use crate::keys::Scope;
 
 /// Where the events of one turn go.
@@ -27,6 +29,9 @@ type Answers = Outlet<Result<AskResponse, Status>>;
 
 /// Where the responses of one call go.
 pub(super) type Responses<R> = mpsc::Sender<Result<R, Status>>;
+
+/// What an open stream needs of its caller's limits.
+pub(super) const STREAM: Amounts = Amounts { requests: 0, tokens: 0, turns: 0, streams: 1, micros: 0 };
 
 /// The `Conversations` service.
 pub(super) struct Service {
@@ -47,12 +52,14 @@ impl Service {
         Self { pipeline, gateway, limits, stopping }
     }
 
-    /// Who calls, unless it is too late.
+    /// Who calls, unless it is too late, or has called too often.
     fn caller(&self, metadata: &MetadataMap) -> Result<Caller, Refusal> {
         if *self.stopping.borrow() {
             return Err(Refusal::Unavailable);
         }
-        self.gateway.caller(metadata.as_ref(), Scope::Chat)
+        let caller = self.gateway.caller(metadata.as_ref(), Scope::Chat)?;
+        caller.request()?;
+        Ok(caller)
     }
 }
 
@@ -66,8 +73,9 @@ impl Conversations for Service {
         request: Request<Streaming<ConverseRequest>>,
     ) -> Result<Response<Self::ConverseStream>, Status> {
         let caller = self.caller(request.metadata())?;
+        let place = caller.take(STREAM)?;
         let (out, last, responses) = Outlet::open(&self.limits);
-        let session = Session::new(self.pipeline.clone(), Arc::clone(&self.limits), caller, out);
+        let session = Session::new(self.pipeline.clone(), Arc::clone(&self.limits), (caller, place), out);
         // Its turns are part of the call.
         tokio::spawn(session.run(request.into_inner(), self.stopping.clone(), last).in_current_span());
         Ok(Response::new(responses))
@@ -81,7 +89,7 @@ impl Conversations for Service {
         let time_max = convert::time_max(turn.as_ref()).into_iter().chain(of_call).min();
         let turn = convert::turn(caller.tenant.clone(), turn, &self.limits, now_ms())?;
         let key = turn.key();
-        let events = self.pipeline.submit_within(turn, time_max).await.map_err(Refusal::from)?;
+        let events = admit(&self.pipeline, &caller, Submission { time_max, ..turn.into() }, STREAM).await?;
         let (out, last, responses) = Outlet::open(&self.limits);
         tokio::spawn(answer(caller, key, events, out, last));
         Ok(Response::new(responses))
@@ -118,7 +126,7 @@ fn call_time(metadata: &MetadataMap) -> Option<Duration> {
 async fn answer(
     caller: Caller,
     key: TurnKey,
-    events: TurnStream,
+    events: Admitted,
     out: Answers,
     last: Option<LastWord<Result<AskResponse, Status>>>,
 ) {
@@ -135,7 +143,7 @@ async fn answer(
 }
 
 /// Passes the events of a turn on, up to its terminal event.
-async fn forward(key: TurnKey, mut events: TurnStream, out: Answers) -> Result<(), Untold> {
+async fn forward(key: TurnKey, mut events: Admitted, out: Answers) -> Result<(), Untold> {
     while let Some(event) = next_event(&mut events, &out).await {
         let ended = event.is_terminal();
         out.tell(convert::ask_event(&key, event).map_err(Status::from)).await?;

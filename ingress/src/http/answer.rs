@@ -16,7 +16,6 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use turnflow_pipeline::TurnStream;
 use turnflow_state::{Completion, TierSize, TurnEvent, TurnKey};
 
 use super::chat::{Asked, ChatRequest};
@@ -24,7 +23,7 @@ use super::error::{ApiError, Kind};
 use super::receive::{ForChat, Json};
 use super::reply::{self, Frame, JsonReply};
 use super::router::App;
-use crate::door::{Caller, CutOff, LastWord, Outlet, Refusal, Untold, event_of, slow_reader};
+use crate::door::{Admitted, Amounts, Caller, CutOff, LastWord, Outlet, Refusal, Untold, admit, slow_reader};
 
 /// `POST /v1/chat/completions`.
 pub(super) async fn complete(
@@ -48,7 +47,8 @@ pub(super) async fn answer(
     let (key, created_s) = (submission.turn.key(), submission.turn.at_ms / 1_000);
     // Who names a tier gets its answer and no other.
     let escalates = app.config.routing.enabled && app.config.routing.escalate && submission.wishes.size.is_none();
-    let events = app.pipeline.submit_with(submission).await?;
+    let also = Amounts { streams: u64::from(stream), ..Amounts::default() };
+    let events = admit(&app.pipeline, &caller, submission, also).await?;
     let answer = Answer::new(caller, key.clone(), events, escalates);
     let frame = Frame { key, model, created_s, include_usage };
     if stream { streamed(app, answer, frame).await } else { whole(answer, &frame).await }
@@ -146,7 +146,7 @@ struct Answer {
     /// Who is told, for as long as its key counts.
     caller: Caller,
     key: TurnKey,
-    events: TurnStream,
+    events: Admitted,
     /// Whether the large tier may be asked in the small one's place.
     escalates: bool,
     /// Pieces that may yet become void.
@@ -167,7 +167,7 @@ enum Next {
 }
 
 impl Answer {
-    const fn new(caller: Caller, key: TurnKey, events: TurnStream, escalates: bool) -> Self {
+    const fn new(caller: Caller, key: TurnKey, events: Admitted, escalates: bool) -> Self {
         Self { caller, key, events, escalates, held: String::new(), told: false }
     }
 
@@ -177,7 +177,7 @@ impl Answer {
             let event = tokio::select! {
                 biased;
                 () = self.caller.ended() => return Next::Failed(Refusal::Unauthenticated),
-                event = event_of(&mut self.events) => event,
+                event = self.events.next() => event,
             };
             match event {
                 TurnEvent::Accepted => {}

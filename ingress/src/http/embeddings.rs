@@ -13,7 +13,7 @@ use super::models::check_encoder;
 use super::receive::{ForChat, Json};
 use super::reply::JsonReply;
 use super::router::App;
-use crate::door::text;
+use crate::door::{Amounts, estimate, text};
 
 /// The body of a request.
 #[derive(Debug, Deserialize)]
@@ -59,15 +59,18 @@ impl Encoding {
 /// `POST /v1/embeddings`.
 pub(super) async fn embed(
     State(app): State<Arc<App>>,
-    ForChat(_): ForChat,
+    ForChat(caller): ForChat,
     Json(request): Json<EmbeddingsRequest>,
 ) -> Result<JsonReply, ApiError> {
     let EmbeddingsRequest { model, input, encoding_format, dimensions } = request;
     check_encoder(&model, &app.config)?;
     let encoding = Encoding::named(encoding_format.as_deref())?;
     let texts = texts(input, app.config.http.inputs_max, app.config.limits.text_bytes_max)?;
+    let estimated = estimate(texts.iter().map(String::as_str)).into();
+    let mut charge = caller.take(Amounts { tokens: estimated, ..Amounts::default() })?;
     let knowledge = app.knowledge.clone();
     let embedded = app.work(async move { knowledge.embed(texts).await }).await??;
+    charge.settle(embedded.tokens as u64, 0);
     let size = embedded.vectors.first().map_or(0, |vector| vector.len());
     if dimensions.is_some_and(|wanted| wanted != size) {
         return Err(ApiError::unsupported("dimensions", format!("vectors have {size} numbers")));

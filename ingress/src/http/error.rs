@@ -13,13 +13,16 @@ use turnflow_state::WriteRefused;
 
 use super::reply::{JsonReply, etag};
 use crate::door::{
-    Conflict, INTERNAL_MESSAGE, Refusal, UNAUTHENTICATED_MESSAGE, UNAVAILABLE_MESSAGE, forbidden, overloaded,
+    Conflict, Exceeded, INTERNAL_MESSAGE, Limit, Refusal, UNAUTHENTICATED_MESSAGE, UNAVAILABLE_MESSAGE, forbidden,
+    overloaded,
 };
 
 /// OpenAI's clients repeat a request after some statuses, unless they are told not to.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 /// When to come back, in milliseconds: OpenAI's clients read it before `Retry-After`.
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+/// OpenAI's clients do not wait longer than this: they would come back before their time, in milliseconds.
+const RETRY_WAIT_MAX_MS: u64 = 60_000;
 /// When to come back to a server that is shutting down.
 const RETRY_AFTER_SHUTDOWN_MS: u64 = 1_000;
 
@@ -96,6 +99,13 @@ impl ApiError {
         Self { retry_after_ms: Some(retry_after_ms), ..error }
     }
 
+    /// The caller has used what it is allowed. The codes are those by which OpenAI's clients know it.
+    fn limited(exceeded: &Exceeded) -> Self {
+        let code = if exceeded.limit == Limit::Budget { "insufficient_quota" } else { "rate_limit_exceeded" };
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, Kind::RateLimit, code, exceeded.to_string());
+        Self { retry_after_ms: Some(exceeded.retry_after_ms), ..error }
+    }
+
     /// The error as JSON.
     pub(super) fn body(&self) -> Value {
         let Self { kind, message, param, code, .. } = self;
@@ -113,6 +123,7 @@ impl From<Refusal> for ApiError {
             }
             Refusal::Invalid { field: None, message } => Self::bad_request("invalid_value", message),
             Refusal::Overloaded { retry_after_ms } => Self::overloaded(retry_after_ms),
+            Refusal::Limited(exceeded) => Self::limited(&exceeded),
             Refusal::Late { message } => Self::new(gateway_timeout, Kind::Timeout, "deadline_exceeded", message),
             Refusal::Uncached { message } => Self::new(gateway_timeout, Kind::Cache, "not_cached", message),
             Refusal::Unauthenticated => {
@@ -171,6 +182,9 @@ impl IntoResponse for ApiError {
             // Not before its time: rounded up to the second that the header can tell.
             headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_ms.div_ceil(1_000)));
             headers.insert(RETRY_AFTER_MS, HeaderValue::from(retry_after_ms));
+            if retry_after_ms > RETRY_WAIT_MAX_MS {
+                headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+            }
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

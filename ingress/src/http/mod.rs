@@ -14,6 +14,7 @@ mod embeddings;
 mod error;
 mod metrics;
 mod models;
+mod quota;
 mod receive;
 mod reload;
 mod reply;

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use turnflow_pipeline::HttpConfig;
 
 use super::error::{ApiError, Kind};
+use super::quota;
 use super::router::App;
 use crate::door::{Caller, Refusal};
 use crate::keys::Scope;
@@ -49,12 +50,15 @@ impl FromRequestParts<Arc<App>> for ForAdmin {
     }
 }
 
-/// Who calls, unless the server takes no requests any more.
+/// Who calls, unless the server takes no requests any more, or the caller has sent too many.
 fn caller(parts: &Parts, app: &App, scope: Scope) -> Result<Caller, ApiError> {
     if app.is_stopping() {
         return Err(Refusal::Unavailable.into());
     }
-    Ok(app.gateway.caller(&parts.headers, scope)?)
+    let caller = app.gateway.caller(&parts.headers, scope)?;
+    quota::remember(&parts.extensions, &caller);
+    caller.request()?;
+    Ok(caller)
 }
 
 /// The body of a request, read from JSON.

@@ -15,7 +15,7 @@ use crate::door::reload;
 
 /// Has the configuration's file read again, and tells what has changed.
 pub(super) async fn post(State(app): State<Arc<App>>, _: ForAdmin) -> Result<JsonReply, ApiError> {
-    let changes = reload(&app.pipeline).map_err(|error| refused(&error))?;
+    let changes = reload(&app.pipeline, &app.gateway).map_err(|error| refused(&error))?;
     let told = |Change { key, before, after }: Change| json!({ "key": key, "before": before, "after": after });
     Ok(JsonReply(json!({ "changed": changes.into_iter().map(told).collect::<Vec<Value>>() })))
 }

@@ -23,7 +23,7 @@ use turnflow_pipeline::{Config, Knowledge, Pipeline};
 use super::error::{ApiError, Kind};
 use super::reply::JsonReply;
 use super::ui::{self, Live, Sessions};
-use super::{answer, articles, embeddings, metrics, models, reload};
+use super::{answer, articles, embeddings, metrics, models, quota, reload};
 use crate::door::{Gateway, Refusal, now_ms};
 use crate::metrics::Metrics;
 
@@ -134,6 +134,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .merge(ui::routes())
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_route)
+        .layer(from_fn(quota::tell))
         .layer(from_fn_with_state(app.clone(), for_this_host))
         .layer(from_fn(caught))
         .layer(from_fn_with_state(app.clone(), metrics::observed))

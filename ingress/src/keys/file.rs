@@ -19,7 +19,7 @@ use turnflow_pipeline::GatewayConfig;
 use turnflow_state::TenantId;
 
 use super::secret::{draw_id, secret};
-use super::{Key, KeyId, KeyRecord, KeyState, KeysError, PEPPER_ENV, Pepper, Scope};
+use super::{Key, KeyId, KeyLimits, KeyRecord, KeyState, KeysError, PEPPER_ENV, Pepper, Scope};
 
 const FILE_NAME: &str = "keys.jsonl";
 /// Keys that a file may hold, revoked ones included.
@@ -45,6 +45,8 @@ pub struct NewKey {
     pub name: Option<String>,
     /// From when on it counts no more.
     pub expires: Option<Timestamp>,
+    /// What it may do at most, where that is not as configured.
+    pub limits: KeyLimits,
 }
 
 /// When the file was changed, and its length: tells one state of it from another.
@@ -117,6 +119,7 @@ impl KeyFiles {
             if !ids.insert(record.id.clone()) {
                 return Err(wrong(format!("key {} is there twice", record.id)));
             }
+            record.limits.check().map_err(|message| wrong(format!("limits.{message}")))?;
             records.push(record);
         }
         if records.len() > KEYS_MAX { Err(KeysError::TooMany(records.len())) } else { Ok(records) }
@@ -189,8 +192,13 @@ impl KeyFiles {
             let expires = lifetime.map(|lifetime| now.checked_add(lifetime)).transpose()?;
             old.expires = Some(old.expires.map_or(end, |expires| expires.min(end)));
             let old = old.clone();
-            let wanted =
-                NewKey { tenant: old.tenant.clone(), scopes: old.scopes.clone(), name: old.name.clone(), expires };
+            let wanted = NewKey {
+                tenant: old.tenant.clone(),
+                scopes: old.scopes.clone(),
+                name: old.name.clone(),
+                expires,
+                limits: old.limits,
+            };
             let (key, record) = self.draw(records, wanted, now)?;
             records.push(record.clone());
             Ok(((key, record.clone()), "rotate", old, Some(record.id)))
@@ -210,9 +218,9 @@ impl KeyFiles {
             id = draw_id()?;
         }
         let key = Key::draw(&id)?;
-        let NewKey { tenant, scopes, name, expires } = wanted;
+        let NewKey { tenant, scopes, name, expires, limits } = wanted;
         let hash = pepper.hash(key.reveal());
-        Ok((key, KeyRecord { id, tenant, scopes, name, created: now, expires, revoked: None, hash }))
+        Ok((key, KeyRecord { id, tenant, scopes, name, limits, created: now, expires, revoked: None, hash }))
     }
 
     fn new_pepper(&self) -> Result<Pepper, KeysError> {
@@ -328,7 +336,7 @@ mod tests {
 
     fn wanted(expires: Option<Timestamp>) -> NewKey {
         let tenant = TenantId::new("t").expect("valid id");
-        NewKey { tenant, scopes: BTreeSet::from([Scope::Chat]), name: None, expires }
+        NewKey { tenant, scopes: BTreeSet::from([Scope::Chat]), name: None, expires, limits: KeyLimits::default() }
     }
 
     fn at(second: i64) -> Timestamp {

@@ -6,11 +6,13 @@
 //! does.
 
 mod file;
+mod limits;
 mod record;
 mod secret;
 
 pub(crate) use self::file::Stamp;
 pub use self::file::{KeyFiles, NewKey};
+pub use self::limits::KeyLimits;
 pub use self::record::{KeyId, KeyRecord, KeyState, Scope};
 pub use self::secret::{Key, PEPPER_ENV, Pepper, key_id};
 

@@ -8,6 +8,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use turnflow_state::TenantId;
 
+use super::KeyLimits;
+
 /// Letters of a key's name: digits and small letters, without those that look alike. 32, so that bytes draw them evenly.
 pub(super) const ID_LETTERS: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
 /// Letters of one name.
@@ -110,6 +112,9 @@ pub struct KeyRecord {
     /// What somebody calls it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// What it may do at most, where that is not as configured.
+    #[serde(default, skip_serializing_if = "KeyLimits::is_empty")]
+    pub limits: KeyLimits,
     /// When it was made.
     pub created: Timestamp,
     /// From when on it counts no more.

@@ -128,6 +128,7 @@ impl TestServer {
             let files = KeyFiles::new(&config.gateway, Path::new("")).expect("files");
             Gateway::open(files, tenant()).expect("usable keys")
         };
+        gateway.limit(&config);
         let served = tokio::spawn({
             let pipeline = pipeline.clone();
             async move {

@@ -27,6 +27,7 @@ pub(super) fn check(config: &Config, text: &str, name: &str) -> Result<(), Confi
     }
     source.cache(config)?;
     source.load(config)?;
+    source.callers(config)?;
     source.tier("tier", &config.tier)?;
     if config.routing.enabled {
         source.tier("small-tier", &config.small_tier)?;
@@ -123,6 +124,15 @@ impl Source<'_> {
             if !(-1.0..=1.0).contains(&value) {
                 return Err(self.wrong(key, &value, "must lie between -1 and 1"));
             }
+        }
+        Ok(())
+    }
+
+    fn callers(&self, config: &Config) -> Result<(), ConfigError> {
+        for (section, limits) in [("key", config.gateway.limits.key), ("tenant", config.gateway.limits.tenant)] {
+            limits.check().map_err(|(leaf, message)| {
+                self.wrong(format!("gateway.limits.{section}.{leaf}"), &limits.budget_per_day, message)
+            })?;
         }
         Ok(())
     }

@@ -1,0 +1,104 @@
+//! What callers are told of their limits: `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-10), on every response to
+//! a caller who has any.
+
+use std::fmt::Write as _;
+use std::sync::{Arc, OnceLock};
+
+use axum::extract::Request;
+use axum::http::{Extensions, HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use crate::door::{Caller, Limit, Standing};
+
+const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const LEFT: HeaderName = HeaderName::from_static("ratelimit");
+
+/// Who sent a request, once that is known.
+#[derive(Clone, Default)]
+struct Known(Arc<OnceLock<Caller>>);
+
+/// Has the response to a request tell the limits of its caller.
+pub(super) fn remember(extensions: &Extensions, caller: &Caller) {
+    if let Some(Known(known)) = extensions.get() {
+        // A request has one caller, so a second one is the same.
+        let _ = known.set(caller.clone());
+    }
+}
+
+/// Tells the limits of whoever sent the request, as they are after it.
+pub(super) async fn tell(mut request: Request, next: Next) -> Response {
+    let known = Known::default();
+    request.extensions_mut().insert(known.clone());
+    let mut response = next.run(request).await;
+    let standings = known.0.get().map(|caller| caller.account().standings()).unwrap_or_default();
+    if !standings.is_empty() {
+        let fields = [(POLICY, policies(&standings)), (LEFT, left(&standings))];
+        let fields = fields.into_iter().filter_map(|(name, text)| Some((name, HeaderValue::try_from(text).ok()?)));
+        response.headers_mut().extend(fields);
+    }
+    response
+}
+
+/// The limits: quota, its unit where that is not requests, and its window in seconds.
+fn policies(standings: &[Standing]) -> String {
+    list(standings, |field, Standing { limit, quota, .. }| match limit {
+        Limit::Requests => write!(field, ";q={quota};w=60"),
+        Limit::Tokens => write!(field, ";q={quota};qu=\"tokens\";w=60"),
+        Limit::Turns | Limit::Streams => write!(field, ";q={quota};qu=\"concurrent-requests\""),
+        Limit::Budget => write!(field, ";q={quota};qu=\"micros\";w=86400"),
+    })
+}
+
+/// What is left of them, and the seconds until all of it is there again.
+fn left(standings: &[Standing]) -> String {
+    list(standings, |field, Standing { left, until_whole, .. }| match until_whole {
+        // Not before its time.
+        Some(until) => write!(field, ";r={left};t={}", until.as_millis().div_ceil(1_000)),
+        None => write!(field, ";r={left}"),
+    })
+}
+
+/// A list of structured fields (RFC 9651), one for each limit.
+fn list(standings: &[Standing], describe: impl Fn(&mut String, &Standing) -> std::fmt::Result) -> String {
+    let fields = standings.iter().map(|standing| {
+        let mut field = format!("\"{}-{}\"", standing.holder, standing.limit.as_str());
+        // A text takes whatever is written to it.
+        let _ = describe(&mut field, standing);
+        field
+    });
+    fields.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn limits_are_told_as_the_draft_has_it() {
+        let standing = |holder, limit, quota, left, until_whole: Option<u64>| Standing {
+            holder,
+            limit,
+            quota,
+            left,
+            until_whole: until_whole.map(Duration::from_millis),
+        };
+        let standings = [
+            standing("key", Limit::Requests, 60, 59, Some(1_000)),
+            standing("key", Limit::Tokens, 10_000, 0, Some(61_001)),
+            standing("key", Limit::Turns, 8, 7, None),
+            standing("tenant", Limit::Budget, 5_000_000, 4_990_000, Some(3_600_000)),
+        ];
+        assert_eq!(
+            policies(&standings),
+            "\"key-requests\";q=60;w=60, \"key-tokens\";q=10000;qu=\"tokens\";w=60, \
+             \"key-turns\";q=8;qu=\"concurrent-requests\", \"tenant-budget\";q=5000000;qu=\"micros\";w=86400"
+        );
+        assert_eq!(
+            left(&standings),
+            "\"key-requests\";r=59;t=1, \"key-tokens\";r=0;t=62, \"key-turns\";r=7, \"tenant-budget\";r=4990000;t=3600"
+        );
+    }
+}

@@ -13,7 +13,7 @@ use axum::http::Method;
 use jiff::Timestamp;
 use serde_json::json;
 use tempfile::TempDir;
-use turnflow::keys::{KeyFiles, KeyId, NewKey, Scope};
+use turnflow::keys::{KeyFiles, KeyId, KeyLimits, NewKey, Scope};
 use turnflow_pipeline::Config;
 use turnflow_state::TenantId;
 
@@ -42,7 +42,8 @@ impl Keys {
 
     fn create(&self, tenant: &str, scope: Scope) -> (String, KeyId) {
         let tenant = TenantId::new(tenant).expect("valid id");
-        let wanted = NewKey { tenant, scopes: BTreeSet::from([scope]), name: None, expires: None };
+        let wanted =
+            NewKey { tenant, scopes: BTreeSet::from([scope]), name: None, expires: None, limits: KeyLimits::default() };
         let (key, record) = self.files.create(wanted, Timestamp::now()).expect("made");
         (key.reveal().to_owned(), record.id)
     }

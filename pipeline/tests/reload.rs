@@ -56,7 +56,7 @@ async fn what_may_change_does_and_nothing_else() {
     write(&path, &priced(200.0, 0.000_001, 700));
     let expected = [
         "load.degraded-wait-ms: 500 -> 700",
-        "policy.delta: 0.01 -> 1e-6",
+        "policy.delta: 0.01 -> 0.000001",
         "tier.price.input-per-million: 100.0 -> 200.0",
     ];
     assert_eq!(changed(&pipeline), expected);

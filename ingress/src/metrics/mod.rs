@@ -1,6 +1,6 @@
 //! Metrics: everything that is counted, as Prometheus reads it. `docs/METRICS.md` says what each means.
 //!
-//! Nothing is counted here but what comes through the [door](crate::door). The stages, engines and stores count for themselves, and when a scrape
+//! Nothing is counted here but what comes through `crate::door`. The stages, engines and stores count for themselves, and when a scrape
 //! comes their numbers are read: so a scrape costs what it reads, and no turn pays for it. That is why there is no recorder that every turn would
 //! have to call, as the facade `metrics` has it, but a collector.
 //!

@@ -109,7 +109,7 @@ fn check_keys(context: &Context, data: &PathBuf) -> Result<Finding, Failure> {
         if records.is_empty() {
             return Ok("none, so whoever reaches the server may call".to_owned());
         }
-        files.pepper()?;
+        files.pepper_of(&records)?;
         Ok(format!("{} keys", records.len()))
     });
     Ok(finding("keys", &files.path().display(), found))

@@ -24,8 +24,8 @@ fn named(text: &KeyText) -> Result<KeyId, Failure> {
 /// What can be done about an error.
 pub(super) fn failed(error: KeysError) -> Failure {
     let hint = match &error {
-        KeysError::PepperMissing { .. } => {
-            format!("put it back, or set {PEPPER_ENV}; without it, all keys have to be made anew")
+        KeysError::PepperMissing { .. } | KeysError::PepperWrong { .. } => {
+            format!("put the right one back, or set {PEPPER_ENV}; without it, all keys have to be made anew")
         }
         KeysError::Unknown(_) => "turnflow keys list names them".to_owned(),
         KeysError::NotValid { .. } => "make another one: turnflow keys create".to_owned(),
@@ -124,7 +124,8 @@ fn scopes(record: &KeyRecord) -> String {
 
 /// A key as JSON, without its hash.
 fn described(record: &KeyRecord, now: Timestamp) -> Value {
-    let KeyRecord { id, tenant, scopes, name, limits, created, expires, revoked, hash: _ } = record;
+    let KeyRecord { id, tenant, scopes, name, limits, created, expires, revoked, successor, pepper: _, hash: _ } =
+        record;
     let scopes: Vec<&str> = scopes.iter().copied().map(Scope::as_str).collect();
     json!({
         "id": id,
@@ -136,5 +137,6 @@ fn described(record: &KeyRecord, now: Timestamp) -> Value {
         "created": created,
         "expires": expires,
         "revoked": revoked,
+        "successor": successor,
     })
 }

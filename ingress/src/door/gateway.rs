@@ -154,6 +154,13 @@ impl Caller {
         tracing::info!(key = self.key.as_ref().map(tracing::field::display), "a call ends with its key");
     }
 
+    /// Whether it may still call.
+    pub(crate) fn check(&self) -> Result<(), Refusal> {
+        let Some(denied) = self.ring.borrow().denies(self.key.as_ref(), Timestamp::now()) else { return Ok(()) };
+        tracing::info!(key = self.key.as_ref().map(tracing::field::display), "a call was refused: {denied}");
+        Err(Refusal::Unauthenticated)
+    }
+
     /// What limits it: what its key allows now, and its tenant.
     pub(crate) fn account(&self) -> Account {
         let ring = self.ring.borrow();
@@ -191,11 +198,11 @@ struct Ring {
 }
 
 impl Ring {
-    /// The keys of the file; a pepper that is `known` already serves where it cannot be read any more, so that a revocation is not missed.
+    /// The keys of the file; a pepper that is `known` already serves where it cannot be read any more, or is another one, so that a revocation is not missed.
     fn load(files: &KeyFiles, known: Option<Pepper>) -> Result<Self, KeysError> {
         let records = files.load()?;
         let is_needed = !records.is_empty();
-        let pepper = is_needed.then(|| files.pepper().or_else(|error| known.ok_or(error))).transpose()?;
+        let pepper = is_needed.then(|| files.pepper_of(&records).or_else(|error| known.ok_or(error))).transpose()?;
         let keys = records.into_iter().map(|record| (record.id.clone(), record)).collect();
         Ok(Self { keys, pepper, is_needed })
     }
@@ -359,11 +366,14 @@ mod tests {
         assert!(denied(None) && denied(Some("")) && denied(Some("none")));
         assert!(denied(Some(&format!("{}x", key.reveal()))) && denied(Some(&format!("tf_{id}_"))));
 
+        let caller = followed.call(Some(key.reveal()), Scope::Kb).expect("a key");
+        assert_eq!(caller.check(), Ok(()));
         let (admin, _) = create(&files, Scope::Admin, None);
         files.revoke(&id, Timestamp::now()).expect("revoked");
         followed.look();
         assert!(followed.call(Some(admin.reveal()), Scope::Chat).is_ok(), "an admin may do everything");
         assert!(followed.call(Some(key.reveal()), Scope::Kb).is_err());
+        assert_eq!(caller.check(), Err(Refusal::Unauthenticated), "nor may who was let in before");
     }
 
     #[test]
@@ -408,6 +418,9 @@ mod tests {
         let files = files(dir.path());
         let (key, id) = create(&files, Scope::Chat, None);
         let mut followed = Followed::start(&files);
+        std::fs::write(dir.path().join("keys.pepper"), "x".repeat(32)).expect("written");
+        let error = Gateway::open(files.clone(), tenant("anybody")).expect_err("no server starts with it").to_string();
+        assert!(error.contains(&format!("key {id} was hashed with another secret")), "{error}");
         std::fs::remove_file(dir.path().join("keys.pepper")).expect("removed");
         files.revoke(&id, Timestamp::now()).expect("revoked");
         followed.look();

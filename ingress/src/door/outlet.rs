@@ -15,7 +15,7 @@ use turnflow_state::{Limits, TurnEvent};
 use super::Admitted;
 
 /// Responses of one call that wait for a slow reader. The connection buffers more below.
-pub(crate) const RESPONSES_QUEUED_MAX: usize = 32;
+const RESPONSES_QUEUED_MAX: usize = 32;
 
 /// What goes to a client that can be told why it is cut off.
 pub(crate) trait CutOff: Send + 'static {
@@ -88,6 +88,11 @@ impl<R: Send + 'static> Outlet<R> {
                 Err(SendTimeoutError::Closed(_)) => return Err(Untold::Gone),
             }
         }
+    }
+
+    /// How long a response may wait for room.
+    pub(crate) const fn wait(&self) -> Duration {
+        self.wait
     }
 
     fn lock(&self) -> MutexGuard<'_, Instant> {

@@ -10,14 +10,17 @@ use turnflow_state::TenantId;
 
 use super::article::change;
 use super::proto::WatchResponse;
-use super::service::Responses;
-use crate::door::{Caller, Refusal};
+use crate::door::{Caller, LastWord, Outlet, Refusal, Untold};
 
-/// Passes changes on until the server stops, the client falls behind, or is gone, or its key counts no more.
+/// What goes to the client.
+type Told = Result<WatchResponse, Status>;
+
+/// Passes changes on until the server stops, the client falls behind, does not read, or is gone, or its key counts no more.
 pub(super) async fn forward(
     caller: Caller,
     mut changes: broadcast::Receiver<Arc<ChangeEvent>>,
-    out: Responses<WatchResponse>,
+    out: Outlet<Told>,
+    last: Option<LastWord<Told>>,
     mut stopping: watch::Receiver<bool>,
 ) {
     let end = tokio::select! {
@@ -25,38 +28,43 @@ pub(super) async fn forward(
         () = out.closed() => return,
         _ = stopping.wait_for(|&stopping| stopping) => Refusal::Unavailable.into(),
         () = caller.ended() => Refusal::Unauthenticated.into(),
-        end = tell(&caller.tenant, &mut changes, &out) => end,
+        told = tell(&caller.tenant, &mut changes, &out) => match told {
+            Ok(end) => end,
+            Err(Untold::Gone) => return,
+            Err(Untold::Slow) => return last.into_iter().for_each(LastWord::too_slow),
+        },
     };
-    // A client that is gone by now needs no status.
-    let _ = out.send(Err(end)).await;
+    if let Some(last) = last {
+        last.say(Err(end));
+    }
 }
 
 async fn tell(
     tenant: &TenantId,
     changes: &mut broadcast::Receiver<Arc<ChangeEvent>>,
-    out: &Responses<WatchResponse>,
-) -> Status {
+    out: &Outlet<Told>,
+) -> Result<Status, Untold> {
     loop {
         match changes.recv().await {
             Ok(event) if event.tenant == *tenant => {
-                // A client that is gone is noticed in `forward`.
-                let _ = out.send(Ok(change(&event))).await;
+                out.tell(Ok(change(&event))).await?;
             }
             Ok(_) => {}
             Err(RecvError::Lagged(missed)) => {
-                return Status::data_loss(format!(
-                    "{missed} changes were missed: they came faster than they were read"
-                ));
+                let message = format!("{missed} changes were missed: they came faster than they were read");
+                return Ok(Status::data_loss(message));
             }
-            Err(RecvError::Closed) => return Refusal::Unavailable.into(),
+            Err(RecvError::Closed) => return Ok(Refusal::Unavailable.into()),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::mpsc;
+    use tokio_stream::StreamExt as _;
     use tonic::Code;
+    use turnflow_pipeline::Config;
+    use turnflow_state::Limits;
 
     use super::*;
     use crate::door::Gateway;
@@ -77,12 +85,12 @@ mod tests {
         }
         drop(sender);
         let (_stop, stopping) = watch::channel(stop);
-        let (out, mut responses) = mpsc::channel(8);
+        let (out, last, mut responses) = Outlet::open(&Config::defaults().limits);
         let caller = Gateway::keyless(tenant).caller(&Default::default(), Scope::Kb).expect("no key is needed");
-        forward(caller, receiver, out, stopping).await;
+        forward(caller, receiver, out, last, stopping).await;
         let mut epochs = Vec::new();
         loop {
-            match responses.recv().await.expect("a stream ends with a status") {
+            match responses.next().await.expect("a stream ends with a status") {
                 Ok(response) => epochs.push(response.epoch),
                 Err(status) => return (epochs, status),
             }
@@ -106,5 +114,23 @@ mod tests {
     async fn a_server_that_stops_ends_the_stream() {
         let (_, status) = heard(&[], true).await;
         assert_eq!(status.code(), Code::Unavailable);
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_is_cut_off() {
+        let tenant = TenantId::new("ours").expect("valid id");
+        let sender = broadcast::Sender::new(64);
+        let receiver = sender.subscribe();
+        for epoch in 0..64 {
+            sender.send(event("ours", epoch)).expect("somebody watches");
+        }
+        let (_stop, stopping) = watch::channel(false);
+        let limits = Limits { reader_wait_ms: 20, ..Config::defaults().limits };
+        let (out, last, responses) = Outlet::open(&limits);
+        let caller = Gateway::keyless(tenant).caller(&Default::default(), Scope::Kb).expect("no key is needed");
+        forward(caller, receiver, out, last, stopping).await;
+        let heard: Vec<_> = responses.collect().await;
+        let status = heard.last().and_then(|told| told.as_ref().err()).expect("a stream ends with a status");
+        assert_eq!(status.code(), Code::ResourceExhausted);
     }
 }

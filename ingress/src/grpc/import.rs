@@ -14,13 +14,15 @@ use super::article::{count, draft};
 use super::conflict::outcome_of;
 use super::proto::import_response::Outcome;
 use super::proto::{ArticleWritten, ImportRequest, ImportResponse};
-use super::service::Responses;
-use crate::door::{Caller, Charge, Conflict, Refusal};
+use crate::door::{Caller, Charge, Conflict, CutOff as _, LastWord, Outlet, Refusal};
 
 /// Articles that are written together.
 const BATCH_ARTICLES_MAX: usize = 64;
 /// Bytes of articles that are written together, but for the last one.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
+
+/// What goes to the client.
+type Told = Result<ImportResponse, Status>;
 
 /// One open stream.
 pub(super) struct Import {
@@ -28,7 +30,7 @@ pub(super) struct Import {
     pub(super) caller: Caller,
     /// Its own, of the streams that its caller may have open.
     pub(super) _place: Charge,
-    pub(super) out: Responses<ImportResponse>,
+    pub(super) out: Outlet<Told>,
 }
 
 /// What comes behind a batch.
@@ -43,17 +45,21 @@ enum Next {
 
 impl Import {
     /// Serves the stream to its end: the client's half-close, a broken request, the server's shutdown, or a client that is
-    /// gone, or has a key that counts no more.
-    pub(super) async fn run(self, mut requests: Streaming<ImportRequest>, mut stopping: watch::Receiver<bool>) {
+    /// gone, does not read, or has a key that counts no more.
+    pub(super) async fn run(
+        self,
+        mut requests: Streaming<ImportRequest>,
+        mut stopping: watch::Receiver<bool>,
+        last: Option<LastWord<Told>>,
+    ) {
         let end = tokio::select! {
             biased;
             () = self.out.closed() => return,
             () = self.caller.ended() => Err(Refusal::Unauthenticated.into()),
             end = self.serve(&mut requests, &mut stopping) => end,
         };
-        if let Err(status) = end {
-            // A client that is gone by now needs no status.
-            let _ = self.out.send(Err(status)).await;
+        if let (Err(status), Some(last)) = (end, last) {
+            last.say(Err(status));
         }
     }
 
@@ -125,8 +131,10 @@ impl Import {
             }
         }
         for response in responses {
-            // A client that is gone is noticed in `run`.
-            let _ = self.out.send(Ok(response)).await;
+            if self.out.tell(Ok(response)).await.is_err() {
+                // A client that is gone is noticed in `run`; one that is not does not read.
+                Told::too_slow(self.out.wait())?;
+            }
         }
         Ok(index)
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
@@ -18,7 +18,7 @@ use super::proto::{
     SearchRequest, SearchResponse, UpsertRequest, UpsertResponse, WatchRequest, WatchResponse,
 };
 use super::service::STREAM;
-use crate::door::{Caller, Conflict, Gateway, RESPONSES_QUEUED_MAX, Refusal, article_id, text, write};
+use crate::door::{Caller, Conflict, Gateway, Outlet, Refusal, article_id, text, write};
 use crate::keys::Scope;
 
 /// Articles of a page, when the client does not say.
@@ -147,22 +147,22 @@ impl KnowledgeBase for Service {
     async fn import(&self, request: Request<Streaming<ImportRequest>>) -> Result<Response<Self::ImportStream>, Status> {
         let caller = self.caller(request.metadata())?;
         let place = caller.take(STREAM)?;
-        let (out, responses) = mpsc::channel(RESPONSES_QUEUED_MAX);
+        let (out, last, responses) = Outlet::open(&self.limits);
         let import = Import { knowledge: self.knowledge.clone(), caller, _place: place, out };
-        tokio::spawn(import.run(request.into_inner(), self.stopping.clone()));
-        Ok(Response::new(ReceiverStream::new(responses)))
+        tokio::spawn(import.run(request.into_inner(), self.stopping.clone(), last));
+        Ok(Response::new(responses))
     }
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let caller = self.caller(request.metadata())?;
         let place = caller.take(STREAM)?;
-        let (out, responses) = mpsc::channel(RESPONSES_QUEUED_MAX);
+        let (out, last, responses) = Outlet::open(&self.limits);
         // Subscribed before the headers are sent: the client misses nothing that it does after it has them.
-        let watching = changes::forward(caller, self.knowledge.watch(), out, self.stopping.clone());
+        let watching = changes::forward(caller, self.knowledge.watch(), out, last, self.stopping.clone());
         tokio::spawn(async move {
             watching.await;
             drop(place);
         });
-        Ok(Response::new(ReceiverStream::new(responses)))
+        Ok(Response::new(responses))
     }
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
@@ -26,9 +26,6 @@ use crate::keys::Scope;
 
 /// Where the events of one turn go.
 type Answers = Outlet<Result<AskResponse, Status>>;
-
-/// Where the responses of one call go.
-pub(super) type Responses<R> = mpsc::Sender<Result<R, Status>>;
 
 /// What an open stream needs of its caller's limits.
 pub(super) const STREAM: Amounts = Amounts { requests: 0, tokens: 0, turns: 0, streams: 1, micros: 0 };

@@ -110,13 +110,30 @@ fn error_event(error: &ApiError) -> Bytes {
     reply::event(&error.body())
 }
 
-/// Passes an answer on as it is written.
-async fn forward(mut answer: Answer, frame: Frame, first: String, out: Outlet<Line>, last: Option<LastWord<Line>>) {
-    let mut told = out.tell(Ok([frame.first(), frame.piece(&first)].concat().into())).await;
+/// Passes an answer on as it is written, for as long as the caller's key counts.
+async fn forward(answer: Answer, frame: Frame, first: String, out: Outlet<Line>, last: Option<LastWord<Line>>) {
+    let caller = answer.caller.clone();
+    let told = tokio::select! {
+        biased;
+        // Also while the client makes no room for what it was to be told.
+        () = caller.ended() => {
+            let end = error_event(&Refusal::Unauthenticated.into());
+            return last.into_iter().for_each(|last| last.say(Ok(end.clone())));
+        }
+        told = tell(answer, &frame, &first, &out) => told,
+    };
+    if told == Err(Untold::Slow) {
+        last.into_iter().for_each(LastWord::too_slow);
+    }
+}
+
+/// Tells an answer to its end.
+async fn tell(mut answer: Answer, frame: &Frame, first: &str, out: &Outlet<Line>) -> Result<(), Untold> {
+    let mut told = out.tell(Ok([frame.first(), frame.piece(first)].concat().into())).await;
     while told.is_ok() {
         let next = tokio::select! {
             biased;
-            () = out.closed() => return,
+            () = out.closed() => return Err(Untold::Gone),
             next = answer.next() => next,
         };
         let (line, ended) = match next {
@@ -131,9 +148,7 @@ async fn forward(mut answer: Answer, frame: Frame, first: String, out: Outlet<Li
             break;
         }
     }
-    if told == Err(Untold::Slow) {
-        last.into_iter().for_each(LastWord::too_slow);
-    }
+    told
 }
 
 fn withdrawn() -> ApiError {

@@ -26,6 +26,11 @@ pub(super) fn remember(extensions: &Extensions, caller: &Caller) {
     }
 }
 
+/// Who sent a request, where that is known.
+pub(super) fn known(extensions: &Extensions) -> Option<Caller> {
+    extensions.get().and_then(|Known(known)| known.get().cloned())
+}
+
 /// Tells the limits of whoever sent the request, as they are after it.
 pub(super) async fn tell(mut request: Request, next: Next) -> Response {
     let known = Known::default();

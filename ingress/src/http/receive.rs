@@ -74,7 +74,13 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
             let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
             return Err(ApiError::new(status, Kind::InvalidRequest, "unsupported_media_type", message));
         }
-        parse(&read(request.into_body(), &app.config.http).await?).map(Self)
+        let (parts, body) = request.into_parts();
+        let body = read(body, &app.config.http).await?;
+        if let Some(caller) = quota::known(&parts.extensions) {
+            // A body may take its time, and a key may end meanwhile.
+            caller.check()?;
+        }
+        parse(&body).map(Self)
     }
 }
 

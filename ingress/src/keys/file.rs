@@ -141,6 +141,20 @@ impl KeyFiles {
         }
     }
 
+    /// The secret that these keys are hashed with.
+    ///
+    /// # Errors
+    /// When it is not there, or is another one.
+    pub fn pepper_of(&self, records: &[KeyRecord]) -> Result<Pepper, KeysError> {
+        let pepper = self.pepper()?;
+        let id = pepper.id();
+        let fits = |record: &KeyRecord| record.revoked.is_some() || record.pepper.as_ref().is_none_or(|of| *of == id);
+        let Some(record) = records.iter().find(|record| !fits(record)) else { return Ok(pepper) };
+        let from_environment = self.pepper.as_ref().map(|_| PEPPER_ENV.to_owned());
+        let place = from_environment.unwrap_or_else(|| self.pepper_file.display().to_string());
+        Err(KeysError::PepperWrong { key: record.id.clone(), place })
+    }
+
     /// Whether there were keys once, as their log tells, though there is none now.
     pub(crate) fn check_gone(&self) -> Result<(), KeysError> {
         let log = self.log();
@@ -177,18 +191,19 @@ impl KeyFiles {
         })
     }
 
-    /// Makes a key that may do what another one may, for as long; the other one counts for `overlap` more.
+    /// Makes a key that may do what another one may, for as long; the other one counts for `overlap` more. One that was rotated before may be
+    /// rotated again, for whoever has lost its successor.
     ///
     /// # Errors
     /// When there is no such key, it is not valid any more, or the files cannot be read or written.
     pub fn rotate(&self, id: &KeyId, overlap: SignedDuration, now: Timestamp) -> Result<(Key, KeyRecord), KeysError> {
         let end = now.checked_add(overlap)?;
         self.change(now, |records| {
-            let old = find(records, id)?;
-            if let state @ (KeyState::Expired | KeyState::Revoked) = old.state(now) {
+            if let state @ (KeyState::Expired | KeyState::Revoked) = find(records, id)?.state(now) {
                 return Err(KeysError::NotValid { id: id.clone(), state });
             }
-            let lifetime = old.expires.map(|expires| expires.duration_since(old.created));
+            let lifetime = lifetime(records, id);
+            let old = find(records, id)?;
             let expires = lifetime.map(|lifetime| now.checked_add(lifetime)).transpose()?;
             old.expires = Some(old.expires.map_or(end, |expires| expires.min(end)));
             let old = old.clone();
@@ -200,6 +215,7 @@ impl KeyFiles {
                 limits: old.limits,
             };
             let (key, record) = self.draw(records, wanted, now)?;
+            find(records, id)?.successor = Some(record.id.clone());
             records.push(record.clone());
             Ok(((key, record.clone()), "rotate", old, Some(record.id)))
         })
@@ -209,7 +225,7 @@ impl KeyFiles {
         if records.len() >= KEYS_MAX {
             return Err(KeysError::TooMany(records.len()));
         }
-        let pepper = match self.pepper() {
+        let pepper = match self.pepper_of(records) {
             Err(KeysError::PepperMissing { .. }) if records.is_empty() => self.new_pepper()?,
             found => found?,
         };
@@ -219,8 +235,23 @@ impl KeyFiles {
         }
         let key = Key::draw(&id)?;
         let NewKey { tenant, scopes, name, expires, limits } = wanted;
-        let hash = pepper.hash(key.reveal());
-        Ok((key, KeyRecord { id, tenant, scopes, name, limits, created: now, expires, revoked: None, hash }))
+        let (hash, pepper) = (pepper.hash(key.reveal()), Some(pepper.id()));
+        Ok((
+            key,
+            KeyRecord {
+                id,
+                tenant,
+                scopes,
+                name,
+                limits,
+                created: now,
+                expires,
+                revoked: None,
+                successor: None,
+                pepper,
+                hash,
+            },
+        ))
     }
 
     fn new_pepper(&self) -> Result<Pepper, KeysError> {
@@ -281,6 +312,19 @@ impl KeyFiles {
 
 fn find<'a>(records: &'a mut [KeyRecord], id: &KeyId) -> Result<&'a mut KeyRecord, KeysError> {
     records.iter_mut().find(|record| record.id == *id).ok_or_else(|| KeysError::Unknown(id.clone()))
+}
+
+/// How long a key was made to count; None for as long as it is not revoked. One that was rotated expires sooner than it was made to, so that the
+/// last of its successors tells.
+fn lifetime(records: &[KeyRecord], id: &KeyId) -> Option<SignedDuration> {
+    let find = |id: &KeyId| records.iter().find(|record| record.id == *id);
+    let mut last = find(id)?;
+    // No more steps than there are keys, whatever the file says.
+    for _ in records {
+        let Some(next) = last.successor.as_ref().and_then(find) else { break };
+        last = next;
+    }
+    last.expires.map(|expires| expires.duration_since(last.created))
 }
 
 /// Whether there is no such file, nor could be.
@@ -384,6 +428,24 @@ mod tests {
         assert_eq!(files.load().expect("keys").len(), 20);
     }
 
+    #[test]
+    fn who_takes_the_place_of_a_key_counts_as_long_however_often_it_is_rotated() {
+        let check = |expires: Option<i64>, expected: [Option<i64>; 3]| {
+            let dir = tempfile::tempdir().expect("a folder");
+            let files = files(dir.path());
+            let (_, first) = files.create(wanted(expires.map(at)), at(0)).expect("made");
+            let rotate = |id: &KeyId, now: i64| {
+                let (_, record) = files.rotate(id, SignedDuration::from_secs(100), at(now)).expect("rotated");
+                record
+            };
+            let second = rotate(&first.id, 10);
+            let found = [rotate(&first.id, 20), rotate(&second.id, 30), rotate(&first.id, 40)];
+            assert_eq!(found.map(|record| record.expires), expected.map(|expires| expires.map(at)));
+        };
+        check(None, [None; 3]);
+        check(Some(1_000), [Some(1_020), Some(1_030), Some(1_040)]);
+    }
+
     #[cfg(unix)]
     #[test]
     fn only_the_owner_may_read_the_files() {
@@ -413,6 +475,12 @@ mod tests {
         check(good.replace("\"created\"", "\"made\""), ":1: no key: unknown field `made`");
 
         fs::write(files.path(), &good).expect("written");
+        fs::write(dir.path().join("keys.pepper"), "x".repeat(32)).expect("written");
+        let error = files.create(wanted(None), at(0)).expect_err("another pepper").to_string();
+        assert!(
+            error.contains("was hashed with another secret than the one in") && error.contains("keys.pepper"),
+            "{error}"
+        );
         fs::remove_file(dir.path().join("keys.pepper")).expect("removed");
         // Another one would make the keys that are there worthless.
         let error = files.create(wanted(None), at(0)).expect_err("no pepper").to_string();

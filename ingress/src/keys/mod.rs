@@ -14,7 +14,7 @@ pub(crate) use self::file::Stamp;
 pub use self::file::{KeyFiles, NewKey};
 pub use self::limits::KeyLimits;
 pub use self::record::{KeyId, KeyRecord, KeyState, Scope};
-pub use self::secret::{Key, PEPPER_ENV, Pepper, key_id};
+pub use self::secret::{Key, PEPPER_ENV, Pepper, PepperId, key_id};
 
 use std::io;
 use std::path::PathBuf;
@@ -56,6 +56,14 @@ pub enum KeysError {
     PepperMissing {
         /// Where it should be.
         path: PathBuf,
+    },
+    /// The secret is another one than that which keys were hashed with.
+    #[error("key {key} was hashed with another secret than the one in {place}, so that it would fit nobody")]
+    PepperWrong {
+        /// One such key.
+        key: KeyId,
+        /// Where the secret was read.
+        place: String,
     },
     /// The secret that keys are hashed with is none.
     #[error("{place}: a secret of at least {bytes_least} bytes is expected")]

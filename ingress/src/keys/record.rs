@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use turnflow_state::TenantId;
 
-use super::KeyLimits;
+use super::{KeyLimits, PepperId};
 
 /// Letters of a key's name: digits and small letters, without those that look alike. 32, so that bytes draw them evenly.
 pub(super) const ID_LETTERS: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
@@ -123,6 +123,12 @@ pub struct KeyRecord {
     /// When it was revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<Timestamp>,
+    /// The key that took its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<KeyId>,
+    /// Which of the server's secrets its text is hashed under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pepper: Option<PepperId>,
     /// Of its text, under the server's secret.
     #[serde(serialize_with = "write_hash", deserialize_with = "read_hash")]
     pub hash: blake3::Hash,

@@ -4,6 +4,7 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::{Deserialize, Serialize};
 
 use super::KeysError;
 use super::record::{ID_LENGTH, ID_LETTERS, KeyId};
@@ -18,6 +19,10 @@ const SECRET_BYTES: usize = 32;
 const PEPPER_BYTES_LEAST: usize = 32;
 /// Sets the use of a pepper apart from every other.
 const PEPPER_CONTEXT: &str = "turnflow 2026-03 pepper of the callers' keys";
+
+/// What is hashed under a pepper to name it; no key begins so.
+const PEPPER_ID_TEXT: &[u8] = b"which pepper";
+const PEPPER_ID_DIGITS: usize = 16;
 
 /// The text of a key.
 pub struct Key(String);
@@ -69,12 +74,23 @@ impl Pepper {
         Ok(Self(blake3::derive_key(PEPPER_CONTEXT, secret)))
     }
 
+    /// Which it is.
+    #[must_use]
+    pub fn id(&self) -> PepperId {
+        PepperId(blake3::keyed_hash(&self.0, PEPPER_ID_TEXT).to_hex()[..PEPPER_ID_DIGITS].to_owned())
+    }
+
     /// The hash of a key's text. Hashes compare in constant time, whatever is equal in them: so does `blake3::Hash`.
     #[must_use]
     pub fn hash(&self, key: &str) -> blake3::Hash {
         blake3::keyed_hash(&self.0, key.as_bytes())
     }
 }
+
+/// Tells one pepper from another, and nothing of either.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PepperId(String);
 
 impl fmt::Debug for Pepper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -126,6 +142,7 @@ mod tests {
         assert_eq!(ours.hash("tf_k"), pepper(&format!(" {}\n", "a".repeat(32))).hash("tf_k"));
         assert_ne!(ours.hash("tf_k"), theirs.hash("tf_k"));
         assert_ne!(ours.hash("tf_k"), ours.hash("tf_l"));
+        assert!(ours.id() != theirs.id() && ours.id() == pepper(&"a".repeat(32)).id());
         assert_eq!(format!("{ours:?}"), "Pepper(..)");
         let error = Pepper::new("too short", "TURNFLOW_PEPPER").expect_err("too short").to_string();
         assert_eq!(error, "TURNFLOW_PEPPER: a secret of at least 32 bytes is expected");

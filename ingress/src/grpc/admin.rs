@@ -1,10 +1,13 @@
 //! The calls of the `Admin` service.
 
-use tokio::sync::{mpsc, watch};
+use std::sync::Arc;
+
+use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use turnflow_pipeline::{LISTED_MAX, Pipeline};
+use turnflow_state::Limits;
 
 use super::article::{Room, count};
 use super::entries::{entry, no_entry, selection};
@@ -13,9 +16,10 @@ use super::proto::{
     BackupRequest, BackupResponse, DrainRequest, DrainResponse, EntrySelection, FlushRequest, FlushResponse,
     GetEntryRequest, GetEntryResponse, ListEntriesRequest, ListEntriesResponse, StatsRequest, StatsResponse,
 };
+use super::service::STREAM;
 use super::stats;
 use crate::backup::{BackupError, BackupName, Backups};
-use crate::door::{Caller, Conflict, Gateway, Refusal};
+use crate::door::{Caller, Conflict, Gateway, Outlet, Refusal};
 use crate::keys::Scope;
 
 /// Cached answers of a list, when the client does not say.
@@ -28,6 +32,7 @@ const INTERVAL_MS_DEFAULT: u32 = 1_000;
 pub(super) struct Service {
     pub(super) pipeline: Pipeline,
     pub(super) gateway: Gateway,
+    pub(super) limits: Arc<Limits>,
     /// None where the configuration names no folder for them.
     pub(super) backups: Option<Backups>,
     /// Turns true once, when the server is told to stop.
@@ -35,12 +40,13 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// Lets those through who may call.
+    /// Lets those through who may call, and have not called too often.
     fn admit<T>(&self, request: Request<T>) -> Result<(Caller, T), Refusal> {
         if *self.stopping.borrow() {
             return Err(Refusal::Unavailable);
         }
         let caller = self.gateway.caller(request.metadata().as_ref(), Scope::Admin)?;
+        caller.request()?;
         Ok((caller, request.into_inner()))
     }
 }
@@ -71,10 +77,14 @@ impl Admin for Service {
             let message = format!("{interval_ms}, {} to {} are allowed", INTERVAL_MS.start(), INTERVAL_MS.end());
             return Err(Conflict::invalid("interval_ms", message).into());
         }
-        // One: what was not read yet is not told again.
-        let (out, responses) = mpsc::channel(1);
-        tokio::spawn(stats::tell(self.pipeline.clone(), caller, interval_ms, out, self.stopping.clone()));
-        Ok(Response::new(ReceiverStream::new(responses)))
+        let place = caller.take(STREAM)?;
+        let (out, last, responses) = Outlet::open(&self.limits);
+        let telling = stats::tell(self.pipeline.clone(), caller, interval_ms, out, last, self.stopping.clone());
+        tokio::spawn(async move {
+            telling.await;
+            drop(place);
+        });
+        Ok(Response::new(responses))
     }
 
     async fn list_entries(

@@ -140,7 +140,8 @@ fn admin_service(
     stopping: watch::Receiver<bool>,
 ) -> AdminServer<admin::Service> {
     let (pipeline, backups) = (pipeline.clone(), Backups::configured(config, pipeline.store()));
-    AdminServer::new(admin::Service { pipeline, gateway, backups, stopping })
+    let limits = Arc::new(config.limits.clone());
+    AdminServer::new(admin::Service { pipeline, gateway, limits, backups, stopping })
 }
 
 fn knowledge_service(

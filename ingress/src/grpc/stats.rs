@@ -4,21 +4,25 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
+use tonic::Status;
 use turnflow_pipeline::{Histogram, Pipeline, PipelineStats, Tally};
 use turnflow_state::CacheLevel;
 
 use super::article::count;
 use super::convert::load_level;
 use super::proto::{StatsResponse, Times, TurnCounts};
-use super::service::Responses;
-use crate::door::{Caller, Refusal, now_ms};
+use crate::door::{Caller, LastWord, Outlet, Refusal, Untold, now_ms};
 
-/// Tells until the server stops, the client is gone, or its key counts no more.
+/// What goes to the client.
+type Told = Result<StatsResponse, Status>;
+
+/// Tells until the server stops, the client does not read or is gone, or its key counts no more.
 pub(super) async fn tell(
     pipeline: Pipeline,
     caller: Caller,
     interval_ms: u32,
-    out: Responses<StatsResponse>,
+    out: Outlet<Told>,
+    last: Option<LastWord<Told>>,
     mut stopping: watch::Receiver<bool>,
 ) {
     let telling = async {
@@ -30,8 +34,9 @@ pub(super) async fn tell(
             let now = pipeline.tally_of(&caller.tenant);
             let response = response(&pipeline.stats(), &now, &now.since(&before));
             before = now;
-            // A client that is gone is noticed below.
-            drop(out.send(Ok(response)).await);
+            if let Err(untold) = out.tell(Ok(response)).await {
+                return untold;
+            }
         }
     };
     let end = tokio::select! {
@@ -39,10 +44,14 @@ pub(super) async fn tell(
         () = out.closed() => return,
         _ = stopping.wait_for(|&stopping| stopping) => Refusal::Unavailable,
         () = caller.ended() => Refusal::Unauthenticated,
-        () = telling => return,
+        untold = telling => match untold {
+            Untold::Gone => return,
+            Untold::Slow => return last.into_iter().for_each(LastWord::too_slow),
+        },
     };
-    // A client that is gone by now needs no status.
-    drop(out.send(Err(end.into())).await);
+    if let Some(last) = last {
+        last.say(Err(end.into()));
+    }
 }
 
 fn response(stats: &PipelineStats, tally: &Tally, since: &Tally) -> StatsResponse {

@@ -1,6 +1,8 @@
 //! The command line as clap reads it. What a command does is in [`crate::commands`].
 
+mod backup;
 mod bench;
+mod cache;
 mod keys;
 mod router;
 
@@ -8,9 +10,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use turnflow_state::TenantId;
 
+pub use self::backup::{BackupArgs, RestoreArgs};
 pub use self::bench::{BenchCommand, BenchGenerateArgs, BenchLoadArgs, CacheArg, OrderArg};
+pub use self::cache::{CacheCommand, CacheFlushArgs, CacheListArgs, CacheShowArgs, CacheTarget, ExplainArgs};
 pub use self::keys::{KeyArg, KeyText, KeysCommand, KeysCreateArgs, KeysRevokeArgs, KeysRotateArgs, When};
 pub use self::router::{JudgedTurnArgs, RouterCommand, RouterEvalArgs, RouterTrainArgs};
 use crate::grpc::TENANT_DEFAULT;
@@ -34,9 +39,22 @@ pub struct Cli {
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
 
+    /// How the log is written
+    #[arg(long, global = true, value_name = "FORMAT", env = "TURNFLOW_LOG_FORMAT", default_value = "pretty")]
+    pub log_format: LogFormat,
+
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// As text, for people.
+    Pretty,
+    /// As an object for each line, for programs.
+    Json,
 }
 
 /// What to do.
@@ -54,7 +72,7 @@ pub enum Command {
     /// Make and revoke the keys that callers need
     #[command(subcommand)]
     Keys(KeysCommand),
-    /// Ask the caches
+    /// Look at the caches and flush them
     #[command(subcommand)]
     Cache(CacheCommand),
     /// Fit and judge what decides whether one answer serves two questions
@@ -73,6 +91,22 @@ pub enum Command {
     Chat(ChatArgs),
     /// Tell a running server whether the answer to a turn was right
     Feedback(FeedbackArgs),
+    /// Copy everything that is kept, of a running server or of its store, to where it can be restored from
+    Backup(BackupArgs),
+    /// Put a backup in the place of a store
+    Restore(RestoreArgs),
+    /// Print what a shell needs to complete turnflow's commands
+    Completions {
+        /// Which shell
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// Write the manual pages, one for each command
+    Man {
+        /// Folder to write them to
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
     /// Print the effective settings and whether folder, weights and port are usable
     Check(StoreArgs),
 }
@@ -464,29 +498,6 @@ pub struct PullArgs {
     /// Take the encoder's weights from this folder or zip file instead of the network
     #[arg(long, value_name = "PATH", conflicts_with = "model")]
     pub from: Option<PathBuf>,
-}
-
-/// What to ask the caches.
-#[derive(Debug, Subcommand)]
-pub enum CacheCommand {
-    /// Tell why two texts would or would not share an answer
-    Explain(ExplainArgs),
-}
-
-/// Arguments of `cache explain`.
-#[derive(Debug, Args)]
-pub struct ExplainArgs {
-    /// One question
-    #[arg(value_name = "TEXT")]
-    pub a: String,
-
-    /// The other
-    #[arg(value_name = "TEXT")]
-    pub b: String,
-
-    /// The knowledge base that the questions are about
-    #[arg(long, value_name = "KB.jsonl")]
-    pub kb: Option<PathBuf>,
 }
 
 /// What to do with the hit policy.

@@ -3,6 +3,7 @@
 //! The only crate that knows gRPC and HTTP. It holds no state of its own: a turn is checked, handed to the pipeline, and its
 //! events are passed on.
 
+pub mod backup;
 pub mod chat;
 pub mod cli;
 pub mod commands;
@@ -16,6 +17,7 @@ pub mod kb_file;
 pub mod keys;
 pub mod lines;
 pub mod load;
+mod metrics;
 pub mod policy_report;
 pub mod progress;
 pub mod replay;

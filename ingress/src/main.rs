@@ -20,7 +20,7 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    match telemetry::start(cli.verbose).and_then(|()| commands::run(cli)) {
+    match telemetry::start(cli.verbose, cli.log_format).and_then(|()| commands::run(cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => report(&failure),
     }

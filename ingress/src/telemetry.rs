@@ -1,19 +1,23 @@
-//! Logs: through `tracing` to stderr, chosen by `TURNFLOW_LOG`, `RUST_LOG` or `-v`.
+//! Logs: through `tracing` to stderr, chosen by `TURNFLOW_LOG`, `RUST_LOG` or `-v`, as text or as a JSON object for each line.
 //!
-//! At level info and above no customer's text is logged.
+//! At level info and above no customer's text is logged. What belongs to a request is logged within its span, which has the id and the trace that
+//! the client named; at level debug every turn has a span as well, with the time that it took in each stage.
 
 use std::io::IsTerminal as _;
 
 use anyhow::Context as _;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::{Layer, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
 
+use crate::cli::LogFormat;
 use crate::failure::Failure;
 
 /// Starts logging. `verbosity` counts the `-v`.
 ///
 /// # Errors
 /// When the environment holds a filter that does not parse.
-pub fn start(verbosity: u8) -> Result<(), Failure> {
+pub fn start(verbosity: u8, format: LogFormat) -> Result<(), Failure> {
     let from_environment = |name: &str| {
         let filter = std::env::var(name).ok().filter(|filter| !filter.is_empty())?;
         Some(EnvFilter::try_new(filter).with_context(|| format!("cannot parse the log filter in {name}")))
@@ -27,10 +31,11 @@ pub fn start(verbosity: u8) -> Result<(), Failure> {
     };
     let filter = from_environment("TURNFLOW_LOG").or_else(|| from_environment("RUST_LOG")).transpose();
     let filter = filter.map_err(Failure::usage)?.unwrap_or_else(by_flag);
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match format {
+        LogFormat::Pretty => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => lines.json().boxed(),
+    };
+    tracing_subscriber::registry().with(filter).with(lines).init();
     Ok(())
 }

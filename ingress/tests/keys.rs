@@ -391,3 +391,19 @@ fn the_commands_that_call_a_server_take_a_key_and_no_log_has_its_text() {
     assert!(log.contains(&format!("key={id}")) && log.contains("a call was refused"), "{log}");
     assert!(!log.contains(&key[12..]), "a key is in the log");
 }
+
+#[tokio::test]
+async fn metrics_are_for_admins() {
+    bounded(async {
+        let keys = Keys::new();
+        let [(chat, _), (admin, _)] = ["chat,kb", "admin"].map(|scopes| keys.create("shop", scopes));
+        let server = keys.server().await;
+        let client = HttpClient::new(server.http);
+        assert_eq!(client.get("/metrics").await.error().0, 401);
+        assert_eq!(get(&client, "/metrics", &chat).await.error().0, 403);
+        let told = get(&client, "/metrics", &admin).await;
+        assert!(told.status == 200 && told.body.starts_with("# HELP turnflow_"), "{told:?}");
+        server.stop().await;
+    })
+    .await;
+}

@@ -17,9 +17,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
 
 /// Libraries that only some crates may know, by the start of their names.
 const KNOWN_BY: &[(&str, &[&str])] = &[
-    ("tonic", &["turnflow"]),
-    ("prost", &["turnflow"]),
-    ("axum", &["turnflow"]),
+    // The benches put a bare server beside ours.
+    ("tonic", &["turnflow", "turnflow-benches"]),
+    ("prost", &["turnflow", "turnflow-benches"]),
+    ("axum", &["turnflow", "turnflow-benches"]),
     ("rocksdb", &["turnflow-state"]),
     ("hnsw_rs", &["turnflow-state"]),
     ("burn", &["turnflow-models"]),

@@ -19,6 +19,7 @@ use crate::error::{ModelError, chain};
 use crate::extractive::Extractive;
 use crate::generation::GenerationStats;
 use crate::queue::{JobQueue, Lane, Lanes, Rejected, caught, notify};
+use crate::remote::RemoteStats;
 
 /// The engine's name in errors and logs.
 const ENGINE: &str = "tier";
@@ -141,6 +142,11 @@ pub trait TierBackend: Send + Sync + 'static {
     fn generation(&self) -> Option<GenerationStats> {
         None
     }
+
+    /// How its server does, where it is behind one.
+    fn remote(&self) -> Option<RemoteStats> {
+        None
+    }
 }
 
 /// A way to a tier; clones share it. The tier ends when the last one is dropped, after the jobs that it took.
@@ -196,6 +202,12 @@ impl TierHandle {
     #[must_use]
     pub fn generation(&self) -> Option<GenerationStats> {
         self.0.generation()
+    }
+
+    /// How its server does, where it is behind one.
+    #[must_use]
+    pub fn remote(&self) -> Option<RemoteStats> {
+        self.0.remote()
     }
 }
 

@@ -27,8 +27,9 @@ impl Stage for Acknowledge {
     type Output = Notice;
 
     fn push(&mut self, ended: Box<Ended>, _now_us: u64, out: &mut Vec<Notice>) {
-        let Ended { request, admitted_us, events, conversation, started } = *ended;
-        out.extend(events.into_iter().map(|event| Notice { request, admitted_us, event, beginning: None }));
+        let Ended { request, admitted_us, events, conversation, started, repeated } = *ended;
+        let notice = |event| Notice { request, admitted_us, event, beginning: None, repeated };
+        out.extend(events.into_iter().map(notice));
         if started {
             self.releases.send(Release(conversation));
         }

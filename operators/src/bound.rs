@@ -252,6 +252,13 @@ impl Bound {
         true
     }
 
+    /// How many steps above the calibrated level the policy is, for each tenant that was audited and each kind of evidence.
+    #[must_use]
+    pub fn steps(&self) -> Vec<(TenantId, [u32; 2])> {
+        let steps = |kinds: &[Kind; 2]| [kinds[0].step, kinds[1].step];
+        self.tenants.iter().map(|(tenant, kinds)| (tenant.clone(), steps(kinds))).collect()
+    }
+
     /// What the controllers did, and what they know.
     #[must_use]
     pub fn stats(&self) -> BoundStats {

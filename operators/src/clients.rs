@@ -8,8 +8,10 @@ use std::rc::Rc;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use turnflow_models::Cancel;
+use turnflow_state::{TurnError, TurnErrorKind};
 
-use crate::message::{Ask, RequestId};
+use crate::load::Load;
+use crate::message::{Ask, Outcome, RequestId};
 use crate::shell::Wake;
 
 /// Knows what tells that nobody waits for a turn's answer any more. By default everybody waits to the end.
@@ -33,6 +35,11 @@ impl Clients {
     pub(crate) fn join(&self, leader: RequestId, ask: &Ask) {
         (self.0)(leader).joined_by(&self.cancel(ask));
     }
+}
+
+/// The end of a turn that nobody waits for any more.
+pub(crate) fn abandoned(ask: Box<Ask>) -> Outcome {
+    Outcome::failed(ask, TurnError::new(TurnErrorKind::Internal, "nobody waits for the answer"))
 }
 
 impl Default for Clients {
@@ -73,8 +80,16 @@ impl Leavers {
         });
     }
 
-    /// Whom nobody waits for any more.
-    pub(crate) fn next(&self) -> Option<RequestId> {
-        self.receiver.try_recv().ok()
+    /// The ends of the turns that nobody waits for any more, where they still wait: `remove` takes them out of there.
+    pub(crate) fn ends(
+        &self,
+        load: &Load,
+        mut remove: impl FnMut(RequestId) -> Option<Box<Ask>>,
+    ) -> impl Iterator<Item = Outcome> {
+        self.receiver.try_iter().filter_map(move |request| {
+            let ask = remove(request)?;
+            load.lock().note_abandoned();
+            Some(abandoned(ask))
+        })
     }
 }

@@ -15,10 +15,10 @@ use turnflow_state::{
     StoreBatch, Tier, TierSize, Turn, TurnError, TurnErrorKind, TurnEvent, TurnRecord, Usage, Verdict,
 };
 
-use crate::account::Accounts;
 use crate::jobs::{Came, Jobs, Report};
 use crate::message::{Ask, Basis, Ended, Ending, Notice, Outcome, Resolution, Served, Settled, Settlement, ToCommit};
 use crate::shell::{Stage, Wake};
+use crate::tally::{Consumption, Tallies};
 
 /// The result of a durable write.
 pub type Written = Result<(), Arc<StateError>>;
@@ -131,6 +131,8 @@ struct Writing {
     ask: Box<Ask>,
     completion: Box<Completion>,
     settled: Settled,
+    /// What it was spared, on a hit.
+    saved: Usage,
     streamed: bool,
 }
 
@@ -138,7 +140,7 @@ struct Writing {
 pub struct Commit<J> {
     journal: J,
     prices: Prices,
-    accounts: Accounts,
+    tallies: Tallies,
     numbers: EntryNumbers,
     jobs: Jobs<Writing, (), Written>,
     /// Batches wait here only between `push` and `poll`, so that one activation's writes are handed over together.
@@ -166,14 +168,14 @@ impl<J: Journal> Commit<J> {
     /// A stage in front of a journal.
     #[must_use]
     pub fn new(journal: J, prices: Prices, numbers: EntryNumbers, wake: &Wake) -> Self {
-        let (accounts, jobs, queue) = (Accounts::default(), Jobs::new(wake), VecDeque::new());
-        Self { journal, prices, accounts, numbers, jobs, queue }
+        let (tallies, jobs, queue) = (Tallies::default(), Jobs::new(wake), VecDeque::new());
+        Self { journal, prices, tallies, numbers, jobs, queue }
     }
 
     /// The same, which books what turns cost.
     #[must_use]
-    pub fn booking(self, accounts: Accounts) -> Self {
-        Self { accounts, ..self }
+    pub fn booking(self, tallies: Tallies) -> Self {
+        Self { tallies, ..self }
     }
 
     fn ended(&mut self, outcome: Outcome, out: &mut Vec<Committed>) {
@@ -182,33 +184,37 @@ impl<J: Journal> Commit<J> {
             Ending::Failed(error) => out.push(failed(&ask, error)),
             Ending::Repeated(record) => {
                 let completion = Box::new(Completion { latency: ask.latency, ..record.completion });
-                out.push(Committed::End(Ended::new(&ask, vec![TurnEvent::Done(completion)])));
+                let ended = Ended::new(&ask, vec![TurnEvent::Done(completion)]);
+                out.push(Committed::End(Box::new(Ended { repeated: true, ..*ended })));
             }
             Ending::Served(served) if ask.purpose.is_background() => {
                 let cost_micros = self.cost_micros(&ask, served.answer.usage);
-                self.accounts.book_background(&ask.turn.tenant, cost_micros);
+                self.tallies.of(&ask.turn.tenant).spent_in_background(cost_micros);
                 let settled =
                     self.settled(&ask, served.answer, &served.verdict, cost_micros, served.basis, served.offer);
                 out.push(end(&ask, Vec::new(), Some(settled)));
             }
-            Ending::Served(served) => match self.prepare(&ask, *served) {
-                Ok((completion, settled, streamed, batch)) => {
-                    self.queue.push_back((Writing { ask, completion, settled, streamed }, batch));
+            Ending::Served(served) => {
+                let (streamed, is_hit) = (served.streamed, served.verdict.level.is_hit());
+                let saved = if is_hit { served.answer.usage } else { Usage::default() };
+                match self.prepare(&ask, *served) {
+                    Ok((completion, settled, batch)) => {
+                        self.queue.push_back((Writing { ask, completion, settled, saved, streamed }, batch));
+                    }
+                    Err(error) => {
+                        tracing::error!(
+                            error = &error as &dyn std::error::Error,
+                            "cannot prepare a turn for the store"
+                        );
+                        out.push(failed(&ask, unwritten()));
+                    }
                 }
-                Err(error) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "cannot prepare a turn for the store");
-                    out.push(failed(&ask, unwritten()));
-                }
-            },
+            }
         }
     }
 
-    fn prepare(
-        &mut self,
-        ask: &Ask,
-        served: Served,
-    ) -> Result<(Box<Completion>, Settled, bool, StoreBatch), StateError> {
-        let Served { answer, verdict, basis, offer, streamed } = served;
+    fn prepare(&mut self, ask: &Ask, served: Served) -> Result<(Box<Completion>, Settled, StoreBatch), StateError> {
+        let Served { answer, verdict, basis, offer, .. } = served;
         let asked_a_tier = !verdict.level.is_hit();
         let usage = if asked_a_tier { answer.usage } else { Usage::default() };
         let cost_micros = self.cost_micros(ask, usage);
@@ -233,7 +239,7 @@ impl<J: Journal> Commit<J> {
         }
         let mut batch = StoreBatch::new();
         batch.put_turn(&TurnRecord { turn: ask.turn.clone(), completion: completion.clone() }, &conversation)?;
-        Ok((Box::new(completion), settled, streamed, batch))
+        Ok((Box::new(completion), settled, batch))
     }
 
     fn cost_micros(&self, ask: &Ask, usage: Usage) -> u64 {
@@ -262,12 +268,18 @@ impl<J: Journal> Commit<J> {
     }
 
     fn written(&mut self, writing: Writing, result: Option<Written>, now_us: u64, out: &mut Vec<Committed>) {
-        let Writing { mut ask, mut completion, settled, streamed } = writing;
+        let Writing { mut ask, mut completion, settled, saved, streamed } = writing;
         match result {
             Some(Ok(())) => {
                 ask.left(StageName::Commit, now_us);
                 completion.latency = ask.latency;
-                self.accounts.book(&ask.turn.tenant, &completion);
+                self.tallies.of(&ask.turn.tenant).consumed(Consumption {
+                    usage: completion.usage,
+                    cost_micros: completion.cost_micros,
+                    large_cost_micros: completion.large_cost_micros,
+                    saved,
+                    saved_cost_micros: self.prices.large.cost_micros(saved),
+                });
                 // An answer that was not streamed travels whole: whoever hands out the events makes a piece of it.
                 let restart = (!streamed && ask.void).then_some(TurnEvent::Restart);
                 let events = restart.into_iter().chain([TurnEvent::Done(completion)]).collect();

@@ -200,17 +200,13 @@ fn same_question(
         _ => "the same question was answered before",
     };
     Verdict {
-        level,
         entry,
-        similarity: None,
         question: Some(question.to_owned()),
         origin: Some(origin.clone()),
         refreshed,
-        reason: reason.into(),
-        evidence: None,
-        route: None,
         // Written just now, where nobody knows better.
         age_ms: Some(0),
+        ..Verdict::new(level, reason)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::deadline::late;
 use crate::jobs::{Came, Jobs, Report};
 use crate::load::{Backlog, Load};
 use crate::message::{Ask, Outcome, Step};
-use crate::prioritise::{Class, Queue, abandoned, crowded};
+use crate::prioritise::{Class, Queue, crowded};
 use crate::shell::{Stage, Wake};
 
 /// A question's vector, or why there is none.
@@ -100,12 +100,7 @@ impl<E: Embedder> Stage for Embed<E> {
                 None => out.push(Err(unembedded(ask))),
             }
         }
-        while let Some(request) = self.leavers.next() {
-            if let Some(ask) = self.queue.remove(request) {
-                self.load.lock().note_abandoned();
-                out.push(Err(abandoned(ask)));
-            }
-        }
+        out.extend(self.leavers.ends(&self.load, |request| self.queue.remove(request)).map(Err));
         out.extend(self.queue.extract_late(now_us).into_iter().map(|ask| Err(late(ask))));
         let mut is_full = false;
         while let Some((lane, ask)) = self.queue.pop(now_us) {

@@ -306,17 +306,15 @@ fn answered(follower: Follower, settled: &Settled, now_us: u64) -> Outcome {
     // Nobody needs them any more, and the turn may cross to another worker.
     ask.retrieved = Vec::new();
     let verdict = Verdict {
-        level: CacheLevel::Joined,
         entry: settled.entry.as_ref().map(|entry| entry.id),
         similarity: Some(similarity),
         question: Some(settled.question.clone()),
         origin: Some(settled.origin.clone()),
         refreshed: settled.refreshed,
-        reason: reason(&evidence, "was being answered"),
-        evidence: Some(Box::new(evidence)),
-        route: None,
         age_ms: Some(0),
+        ..Verdict::new(CacheLevel::Joined, reason(&evidence, "was being answered"))
     };
+    let verdict = Verdict { evidence: Some(Box::new(evidence)), ..verdict };
     let basis = settled.basis.clone();
     let served = Served { answer: settled.answer.clone(), verdict, basis, offer: None, streamed };
     Outcome { ask, ending: Ending::Served(Box::new(served)) }

@@ -20,12 +20,12 @@ use turnflow_state::{
 };
 
 use crate::audience::Audiences;
-use crate::clients::{Clients, Leavers};
+use crate::clients::{Clients, Leavers, abandoned};
 use crate::deadline::late;
 use crate::jobs::{Came, Jobs, Report};
 use crate::load::{Backlog, Load};
 use crate::message::{Ask, Basis, Beginning, Ending, Notice, Outcome, Served, ToCommit};
-use crate::prioritise::{Class, Queue, QueueLimits, abandoned, crowded};
+use crate::prioritise::{Class, Queue, QueueLimits, crowded};
 use crate::shell::{Stage, Wake};
 
 /// Above every cosine: no new chunk outdates an answer with such a last score.
@@ -163,12 +163,8 @@ impl<G: Generator> Generate<G> {
 
     /// Gives up the turns that wait and that nobody waits for any more.
     fn abandon(&mut self) {
-        while let Some(request) = self.leavers.next() {
-            if let Some(ask) = self.gates.iter_mut().find_map(|gate| gate.queue.remove(request)) {
-                self.load.lock().note_abandoned();
-                self.given_up.push_back(abandoned(ask));
-            }
-        }
+        let remove = |request| self.gates.iter_mut().find_map(|gate| gate.queue.remove(request));
+        self.given_up.extend(self.leavers.ends(&self.load, remove));
     }
 
     fn start_waiting(&mut self, size: TierSize, now_us: u64, out: &mut Vec<ToCommit>) {
@@ -236,7 +232,7 @@ impl<G: Generator> Generate<G> {
         match result {
             Some(Ok(answer)) => (!answer.grounded && !ask.degraded).then_some("the small tier found no answer"),
             Some(Err(ModelError::Cancelled)) => None,
-            Some(Err(ModelError::Late { .. })) if is_late(ask, now_us) => None,
+            Some(Err(ModelError::Late { .. })) if is_due(ask, now_us) => None,
             Some(Err(error)) if error.is_overload() && self.load.lock().level(now_us) > LoadLevel::Normal => None,
             Some(Err(_)) | None => Some("the small tier failed"),
         }
@@ -256,8 +252,8 @@ impl<G: Generator> Generate<G> {
     }
 }
 
-/// Whether the caller's own deadline has passed.
-fn is_late(ask: &Ask, now_us: u64) -> bool {
+/// Whether the caller's own deadline is here: an engine that keeps to it may say so in the same microsecond.
+fn is_due(ask: &Ask, now_us: u64) -> bool {
     ask.deadline_us.is_some_and(|deadline_us| deadline_us <= now_us)
 }
 
@@ -320,7 +316,7 @@ impl<G: Generator> Stage for Generate<G> {
 
 fn piece_of(ask: &Ask, event: TurnEvent) -> ToCommit {
     let beginning = Some(Beginning { level: level_of(ask), size: ask.size });
-    let notice = Notice { request: ask.request, admitted_us: ask.admitted_us, event, beginning };
+    let notice = Notice { request: ask.request, admitted_us: ask.admitted_us, event, beginning, repeated: false };
     ToCommit::Piece(notice, ask.conversation_owner())
 }
 
@@ -328,7 +324,7 @@ fn ended(ask: Box<Ask>, result: Option<Generated>, chunks_wanted: usize, now_us:
     match result {
         Some(Ok(answer)) => served(ask, answer, chunks_wanted, true),
         Some(Err(ModelError::Cancelled)) => abandoned(ask),
-        Some(Err(ModelError::Late { .. })) if is_late(&ask, now_us) => late(ask),
+        Some(Err(ModelError::Late { .. })) if is_due(&ask, now_us) => late(ask),
         Some(Err(ModelError::Late { .. })) => {
             ungenerated(ask, TurnErrorKind::Overloaded, "no answer could be written in time")
         }
@@ -394,17 +390,6 @@ pub(crate) fn served(mut ask: Box<Ask>, answer: Answer, chunks_wanted: usize, st
         _ => "the caller asked for it".to_owned(),
     };
     let route = ask.route.take();
-    let verdict = Verdict {
-        level,
-        entry: None,
-        similarity: None,
-        question: None,
-        origin: None,
-        refreshed: false,
-        reason,
-        evidence: None,
-        route,
-        age_ms: None,
-    };
+    let verdict = Verdict { route, ..Verdict::new(level, reason) };
     Outcome { ask, ending: Ending::Served(Box::new(Served { answer, verdict, basis, offer, streamed })) }
 }

@@ -15,9 +15,10 @@
 //!
 //! What of the answers that fell is asked again in the background is decided by [`refresh`].
 //!
+//! Which cached answers an operator looks at or flushes is said by a [`selection`].
+//!
 //! What a turn carries is in [`message`]. What a worker remembers of answered questions is a [`shard::Shard`].
 
-pub mod account;
 pub mod acknowledge;
 pub mod audience;
 pub mod audit;
@@ -31,6 +32,7 @@ mod error;
 pub mod flights;
 pub mod generate;
 pub mod guard;
+pub mod histogram;
 pub mod jobs;
 pub mod load;
 pub mod lookup;
@@ -43,9 +45,11 @@ pub mod refresh;
 pub mod reply;
 pub mod retrieve;
 pub mod route;
+pub mod selection;
 pub mod shard;
 pub mod shell;
 pub mod smalltalk;
+pub mod tally;
 pub mod validity;
 
 pub use error::OperatorError;

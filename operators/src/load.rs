@@ -89,6 +89,15 @@ pub struct LoadStats {
     pub saturation: f32,
 }
 
+/// What one queue holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueStats {
+    /// Turns that wait.
+    pub waiting: usize,
+    /// For how long the oldest has, in microseconds.
+    pub oldest_wait_us: u64,
+}
+
 /// A queue, and how fast it moves.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tracked {
@@ -216,6 +225,16 @@ impl Controller {
             waiting: self.waiting(),
             saturation: self.saturation,
         }
+    }
+
+    /// What every queue holds, in the order of their numbers.
+    #[must_use]
+    pub fn queues(&self, now_us: u64) -> Vec<QueueStats> {
+        let stats = |Tracked { now, .. }: &Tracked| QueueStats {
+            waiting: now.waiting,
+            oldest_wait_us: now.oldest_us.map_or(0, |oldest_us| now_us.saturating_sub(oldest_us)),
+        };
+        self.queues.iter().map(stats).collect()
     }
 
     fn waiting(&self) -> usize {

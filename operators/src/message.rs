@@ -303,6 +303,8 @@ pub struct Notice {
     pub event: TurnEvent,
     /// With a piece that a tier writes for this very turn: what is known of the answer.
     pub beginning: Option<Beginning>,
+    /// Whether it ends a turn with what the same turn id was answered before.
+    pub repeated: bool,
 }
 
 /// What is known of an answer while a tier writes it.
@@ -349,6 +351,8 @@ pub struct Ended {
     pub conversation: ConversationKey,
     /// Whether its conversation waits for it to end.
     pub started: bool,
+    /// Whether it is what the same turn id was answered before.
+    pub repeated: bool,
 }
 
 impl Ended {
@@ -361,6 +365,7 @@ impl Ended {
             events,
             conversation: (ask.turn.tenant.clone(), ask.turn.conversation.clone()),
             started: ask.started,
+            repeated: false,
         })
     }
 

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use turnflow_models::Lane;
-use turnflow_state::{Channel, TenantId, TurnError, TurnErrorKind};
+use turnflow_state::{Channel, TenantId, TurnError};
 
 use crate::deadline::{Earliest, is_late};
 use crate::load::Backlog;
@@ -423,9 +423,4 @@ pub fn tokens(ask: &Ask) -> usize {
 pub(crate) fn crowded(ask: Box<Ask>, retry_after_ms: u64) -> Outcome {
     let message = format!("too many turns at once; try again in {retry_after_ms} ms");
     Outcome::failed(ask, TurnError::overloaded(message, retry_after_ms))
-}
-
-/// The end of a turn that nobody waits for any more.
-pub(crate) fn abandoned(ask: Box<Ask>) -> Outcome {
-    Outcome::failed(ask, TurnError::new(TurnErrorKind::Internal, "nobody waits for the answer"))
 }

@@ -10,8 +10,8 @@ use crate::shell::Stage;
 
 /// Where events go.
 pub trait Deliver: 'static {
-    /// Delivers an event; a stream that is gone is no error. Must not block.
-    fn deliver(&self, notice: Notice);
+    /// Delivers an event, so many microseconds after its turn was admitted; a stream that is gone is no error. Must not block.
+    fn deliver(&self, notice: Notice, elapsed_us: u64);
 }
 
 /// The core.
@@ -23,9 +23,10 @@ impl<D: Deliver> Stage for Reply<D> {
     type Output = ();
 
     fn push(&mut self, mut notice: Notice, now_us: u64, _out: &mut Vec<()>) {
+        let elapsed_us = now_us.saturating_sub(notice.admitted_us);
         if let TurnEvent::Done(completion) = &mut notice.event {
-            completion.total_us = now_us.saturating_sub(notice.admitted_us);
+            completion.total_us = elapsed_us;
         }
-        self.0.deliver(notice);
+        self.0.deliver(notice, elapsed_us);
     }
 }

@@ -18,6 +18,7 @@ use turnflow_state::{
 use crate::audit::{Record, Tested};
 use crate::message::{Basis, QuestionKey};
 use crate::policy::{Policy, Prepared};
+use crate::selection::Selection;
 
 /// Graphs are built in [`Shard::improve`], when there is time: thousands of entries of an earlier run come at once.
 const INDEX: IndexConfig = IndexConfig { links_per_change: 0, ..IndexConfig::DEFAULT };
@@ -320,6 +321,18 @@ impl Shard {
     #[must_use]
     pub fn get(&self, id: EntryId) -> Option<&Remembered> {
         self.entries.get(&id)
+    }
+
+    /// The entries that are meant, in no order. Looks at all of them.
+    pub fn select<'a>(&'a self, selection: &'a Selection) -> impl Iterator<Item = &'a Remembered> {
+        self.entries.values().filter(|entry| selection.has(entry))
+    }
+
+    /// Whether an entry may be served to similar questions as well.
+    #[must_use]
+    pub fn is_shared(&self, entry: &Remembered) -> bool {
+        let index = self.by_vector.get(&entry.key.scope);
+        entry.record.disagreed == 0 && index.is_some_and(|index| index.contains(&entry.id))
     }
 
     /// The epoch of the knowledge base up to which everything here is known to be valid.

@@ -16,8 +16,10 @@ use turnflow_operators::bound::Strictness;
 use turnflow_operators::dedupe::{Boxes, Dedupe, Settle};
 use turnflow_operators::lookup::Search;
 use turnflow_operators::message::{
-    Ask, Ended, Ending, Found, Outcome, Purpose, Query, QuestionKey, RequestId, Resolution, Settled, Settlement, Step,
+    Ask, Basis, Ended, Ending, Found, Outcome, Purpose, Query, QuestionKey, RequestId, Resolution, Settled, Settlement,
+    Step,
 };
+use turnflow_operators::selection::Selection;
 use turnflow_operators::shard::{Forgotten, Shard, ShardLimits};
 use turnflow_operators::validity::keeper::{Effects, Keeper, Proposal};
 use turnflow_state::{Answer, CacheControl, CacheEntry, CacheLevel, EntryId, TenantId, TurnErrorKind};
@@ -252,6 +254,34 @@ fn a_kept_answer_that_falls_is_gone_at_once() {
     assert_eq!(keeper.fall(0, 5), None, "it falls once");
     let effects = keeper.take_effects();
     assert_eq!((effects.forgotten, effects.withdrawn.len()), (vec![EntryId(1)], 1));
+}
+
+#[test]
+fn a_flush_takes_what_is_kept_what_is_pending_and_what_is_being_written() {
+    let shard = shard_of(Vec::new());
+    let mut keeper = Keeper::new(shard.clone());
+    let proposal = |id: u64, question: &str, valid_at: u64| {
+        let entry = entry(id, scope("shop"), question, Some(vec![1.0]));
+        let (tenant, basis) = (entry.origin.tenant.clone(), Basis { valid_at, ..basis(&[1.0]) });
+        Proposal { tenant, basis, entry: Some(Box::new(entry)), stored: false, served: 0, resolution: None }
+    };
+    for (id, question) in [(1, "kept"), (2, "kept too"), (3, "something else")] {
+        keeper.propose(proposal(id, question, 4), 1);
+    }
+    keeper.pass(|_| true);
+    keeper.propose(proposal(4, "kept soon", 4), 2);
+    let tenant = proposal(0, "", 0).tenant;
+    assert_eq!(keeper.flush(&Selection::all(tenant.clone()).text("Kept"), 5), 2);
+    keeper.pass(|_| true);
+    let questions: Vec<_> =
+        shard.borrow().select(&Selection::all(tenant)).map(|entry| entry.question.clone()).collect();
+    assert_eq!(questions, ["something else"]);
+    let Effects { mut forgotten, withdrawn, .. } = keeper.take_effects();
+    forgotten.sort();
+    assert_eq!((forgotten, withdrawn.len()), (vec![EntryId(1), EntryId(2)], 3));
+    let admitted = |keeper: &mut Keeper, question, valid_at| keeper.admit(proposal(5, question, valid_at)).is_some();
+    assert!(!admitted(&mut keeper, "kept late", 4), "it was made before the flush");
+    assert!(admitted(&mut keeper, "kept anew", 5) && admitted(&mut keeper, "another", 4));
 }
 
 /// A unit vector at an angle, so that cosines are easy to say.

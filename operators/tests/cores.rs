@@ -29,18 +29,7 @@ use turnflow_state::{
 };
 
 fn record(turn: Turn) -> TurnRecord {
-    let verdict = Verdict {
-        level: CacheLevel::Miss,
-        entry: None,
-        similarity: None,
-        question: None,
-        origin: None,
-        refreshed: false,
-        reason: String::new(),
-        evidence: None,
-        route: None,
-        age_ms: None,
-    };
+    let verdict = Verdict::new(CacheLevel::Miss, "");
     let completion = Completion {
         text: format!("answer to {}", turn.id),
         tier: Tier::Extractive,

@@ -5,9 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tracing::Span;
 use turnflow_models::Cancel;
-use turnflow_operators::message::Beginning;
-use turnflow_state::{Completion, TenantId, TurnEvent};
+use turnflow_operators::message::{Beginning, Notice};
+use turnflow_operators::tally::TenantTally;
+use turnflow_state::{Completion, TenantId, TurnErrorKind, TurnEvent};
+
+use crate::span;
 
 /// Why a turn was not admitted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +34,18 @@ pub enum SubmitError {
     /// The pipeline is shutting down.
     #[error("shutting down")]
     ShuttingDown,
+}
+
+impl SubmitError {
+    /// What went wrong, as the errors of admitted turns tell it.
+    #[must_use]
+    pub const fn kind(&self) -> TurnErrorKind {
+        match self {
+            Self::Invalid { .. } => TurnErrorKind::Invalid,
+            Self::Overloaded { .. } => TurnErrorKind::Overloaded,
+            Self::ShuttingDown => TurnErrorKind::Unavailable,
+        }
+    }
 }
 
 /// The events of one turn: `Accepted`, pieces of the answer, and exactly one terminal event.
@@ -143,7 +159,33 @@ struct Waiting {
     epoch: u64,
     /// Cancelled when the client has left, and whoever waits for the same answer.
     cancel: Cancel,
+    /// When its first piece was told that is not void, in microseconds since its admission.
+    first_piece_us: Option<u64>,
+    /// Where its end is booked.
+    tally: TenantTally,
+    /// Ends with it.
+    span: Span,
     _places: (OwnedSemaphorePermit, Option<TenantPlace>),
+}
+
+impl Waiting {
+    /// Takes in what is told to it.
+    fn hears(&mut self, event: &TurnEvent, elapsed_us: u64, repeated: bool) {
+        match event {
+            TurnEvent::Accepted => {}
+            TurnEvent::Delta(_) => self.first_piece_us = self.first_piece_us.or(Some(elapsed_us)),
+            TurnEvent::Restart => self.first_piece_us = None,
+            TurnEvent::Done(_) if repeated => self.tally.repeated(),
+            TurnEvent::Done(completion) => {
+                self.tally.answered(completion, self.first_piece_us.unwrap_or(elapsed_us));
+            }
+            // It is given up for no other reason.
+            TurnEvent::Error(error) if error.kind == TurnErrorKind::Internal && self.cancel.is_cancelled() => {
+                self.tally.cancelled();
+            }
+            TurnEvent::Error(error) => self.tally.failed(error.kind),
+        }
+    }
 }
 
 /// Locks of their own for parts of the numbers, so that admission and delivery seldom meet.
@@ -160,28 +202,41 @@ impl Streams {
         Self { shards: Default::default(), next: AtomicU64::new(1) }
     }
 
-    /// Opens a stream that holds a place until its terminal event.
-    pub(crate) fn open(&self, places: (OwnedSemaphorePermit, Option<TenantPlace>), epoch: u64) -> (u64, TurnStream) {
+    /// Opens a stream that holds a place until its terminal event, which is told to the tally and to the span.
+    pub(crate) fn open(
+        &self,
+        places: (OwnedSemaphorePermit, Option<TenantPlace>),
+        epoch: u64,
+        (tally, span): (TenantTally, Span),
+    ) -> (u64, TurnStream) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, events) = mpsc::unbounded_channel();
         // The receiver is right here.
         let _ = sender.send((TurnEvent::Accepted, None));
         let cancel = Cancel::new();
-        let waiting = Waiting { events: sender, epoch, cancel: cancel.clone(), _places: places };
+        let stream = TurnStream { events, told: false, end: None, beginning: None, cancel: cancel.clone() };
+        let waiting = Waiting { events: sender, epoch, cancel, first_piece_us: None, tally, span, _places: places };
         self.shard(number).insert(number, waiting);
-        (number, TurnStream { events, told: false, end: None, beginning: None, cancel })
+        (number, stream)
     }
 
-    /// Delivers an event; the terminal one closes the stream and frees the place.
-    pub(crate) fn deliver(&self, number: u64, event: TurnEvent, beginning: Option<Beginning>) {
+    /// Delivers an event, so many microseconds after its turn was admitted; the terminal one closes the stream and frees the place.
+    pub(crate) fn deliver(&self, notice: Notice, elapsed_us: u64) {
+        let Notice { request, event, beginning, repeated, .. } = notice;
+        let number = request.number;
         let mut shard = self.shard(number);
         if event.is_terminal() {
             let waiting = shard.remove(&number);
             drop(shard);
             debug_assert!(waiting.is_some(), "a second terminal event for turn {number}");
-            // The client may have left: that is its right.
-            let _ = waiting.map(|waiting| waiting.events.send((event, beginning)));
-        } else if let Some(waiting) = shard.get(&number) {
+            if let Some(mut waiting) = waiting {
+                waiting.hears(&event, elapsed_us, repeated);
+                span::end(&waiting.span, &event);
+                // The client may have left: that is its right.
+                let _ = waiting.events.send((event, beginning));
+            }
+        } else if let Some(waiting) = shard.get_mut(&number) {
+            waiting.hears(&event, elapsed_us, repeated);
             let _ = waiting.events.send((event, beginning));
         }
     }

@@ -209,6 +209,8 @@ section!(
         commit_queue_max: usize,
         /// RocksDB's block cache, in bytes.
         block_cache_bytes: usize,
+        /// Where backups go; empty for `backups` beside the store's folder.
+        backup_folder: PathBuf,
     }
 );
 section!(

@@ -12,7 +12,6 @@ use timely::dataflow::operators::probe::Handle;
 use timely::dataflow::operators::vec::{Broadcast, Map};
 use timely::dataflow::operators::{Concatenate, Exchange as _, OkErr, Probe};
 use timely::worker::Worker;
-use turnflow_operators::account::Accounts;
 use turnflow_operators::acknowledge::Acknowledge;
 use turnflow_operators::audience::Audiences;
 use turnflow_operators::audit::{AuditLimits, Sampler};
@@ -33,6 +32,7 @@ use turnflow_operators::retrieve::{PooledRetriever, Retrieve};
 use turnflow_operators::route::Route;
 use turnflow_operators::shard::{Shard, ShardLimits};
 use turnflow_operators::shell::{Mailbox, Turns, stage};
+use turnflow_operators::tally::Tallies;
 use turnflow_operators::validity::TopK;
 use turnflow_operators::{Clock, pool::Pool};
 use turnflow_state::{Committer, EntryId, TierSize};
@@ -56,7 +56,7 @@ pub(crate) struct Blueprint {
     /// Turns that wait for the answer to a similar question.
     pub(crate) following: Arc<AtomicUsize>,
     pub(crate) committer: Arc<Committer>,
-    pub(crate) accounts: Accounts,
+    pub(crate) tallies: Tallies,
     /// How loaded the process is; each worker has [`QUEUES`] queues.
     pub(crate) load: Load,
     pub(crate) searchers: Pool,
@@ -80,8 +80,8 @@ type Closing = Result<Box<Settlement>, Box<Ended>>;
 struct ToStreams(Arc<Streams>);
 
 impl Deliver for ToStreams {
-    fn deliver(&self, notice: Notice) {
-        self.0.deliver(notice.request.number, notice.event, notice.beginning);
+    fn deliver(&self, notice: Notice, elapsed_us: u64) {
+        self.0.deliver(notice, elapsed_us);
     }
 }
 
@@ -275,7 +275,7 @@ impl Blueprint {
             let (pieces, closing): (Turns<'_, Notice>, Turns<'_, Closing>) =
                 stage(ending, by_owner, "commit", clock, |wake| {
                     let numbers = EntryNumbers::new(self.last_entry, index, peers);
-                    Commit::new(journal.clone(), self.prices(), numbers, wake).booking(self.accounts.clone())
+                    Commit::new(journal.clone(), self.prices(), numbers, wake).booking(self.tallies.clone())
                 })
                 .ok_err(|committed| match committed {
                     Committed::Piece(notice) => Ok(notice),

@@ -13,6 +13,9 @@ pub enum PipelineError {
     /// The store, the index or the knowledge base failed.
     #[error("the store failed")]
     State(#[from] StateError),
+    /// A write that others waited with failed.
+    #[error("the store failed")]
+    Commit(#[source] Arc<StateError>),
     /// A model failed.
     #[error("a model failed")]
     Model(#[from] ModelError),

@@ -15,7 +15,7 @@ use turnflow_state::{
 };
 
 use crate::pipeline::Running;
-use crate::shared::{Change, Forecast, Question};
+use crate::shared::{Change, ChangeKind, Forecast, Question};
 use crate::{Parts, PipelineError};
 
 /// An article that is to be written, or deleted.
@@ -168,7 +168,8 @@ impl Knowledge {
                 let Some(acknowledge) = acknowledge.take() else { return };
                 let event = event(&tenant, applied, &articles);
                 let (tenant, change) = (tenant.clone(), applied.change.clone());
-                running.validity.submit(Change { tenant, change, event, acknowledge });
+                let kind = ChangeKind::Articles(event);
+                running.validity.submit(Change { tenant, change, kind, acknowledge });
             })?;
             // Searches find it now.
             running.validity.wake();
@@ -269,7 +270,7 @@ impl Knowledge {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, PipelineError> + Send + 'static,
 ) -> Result<T, PipelineError> {
     match tokio::task::spawn_blocking(work).await {

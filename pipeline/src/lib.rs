@@ -11,7 +11,9 @@
 mod admission;
 mod auditing;
 mod bridge;
+mod caches;
 mod config;
+mod conversations;
 mod dataflow;
 mod error;
 #[cfg(test)]
@@ -21,31 +23,38 @@ mod parts;
 mod pipeline;
 mod resident;
 mod shared;
+mod span;
+mod stats;
 mod validity;
 
 pub use admission::{SubmitError, TurnStream};
 pub use auditing::Feedback;
+pub use caches::{CachedAnswer, Caches, Flushed, LISTED_MAX, Listing};
 pub use config::{
     AuditConfig, CacheConfig, Config, ConfigError, GatewayConfig, HttpConfig, KnowledgeConfig, OtherModels,
     RefreshConfig, RoutingConfig, ScopeConfig, ServerConfig, StorageConfig, SystemMessages, TierConfig, TierKind,
     Validity, WorkersConfig,
 };
+pub use conversations::{Conversations, PAGE_CONVERSATIONS_MAX, Summary};
 pub use error::PipelineError;
 pub use knowledge::{
     ArticleChanged, ArticleDraft, ChangeEvent, DraftContent, DraftError, Embedded, Knowledge, Prepared, Receipt,
 };
 pub use parts::{Parts, chooser, fitted_with, policy, tier, tiers, verifier};
-pub use pipeline::{Pipeline, PipelineStats, Submission};
+pub use pipeline::{Pipeline, Submission};
 pub use resident::resident_bytes;
 pub use shared::{Forecast, ValidityStats};
-pub use turnflow_operators::account::{ACCOUNTS_MAX, Account};
+pub use stats::{EngineQueue, EngineStats, PipelineStats, TierState};
 pub use turnflow_operators::audit::AuditStats;
 pub use turnflow_operators::bound::BoundStats;
 pub use turnflow_operators::generate::Tiers;
 pub use turnflow_operators::guard::Mentions;
-pub use turnflow_operators::load::{LoadLimits, LoadStats};
+pub use turnflow_operators::histogram::{BOUNDS_US, Histogram};
+pub use turnflow_operators::load::{LoadLimits, LoadStats, QueueStats};
 pub use turnflow_operators::message::{Beginning, Wishes};
 pub use turnflow_operators::prioritise::{Order, QueueLimits};
 pub use turnflow_operators::refresh::RefreshStats;
 pub use turnflow_operators::route::Chooser;
+pub use turnflow_operators::selection::Selection;
+pub use turnflow_operators::tally::{Account, TALLIES_MAX, Tally};
 pub use turnflow_operators::validity::{Fall, Invalidated};

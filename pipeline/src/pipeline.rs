@@ -3,32 +3,31 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use timely::WorkerConfig;
 use timely::communication::WorkerGuards;
-use tokio::sync::{OwnedRwLockReadGuard, OwnedSemaphorePermit, RwLock, Semaphore};
+use tokio::sync::{OwnedRwLockReadGuard, OwnedSemaphorePermit, RwLock, Semaphore, watch};
 use turnflow_operators::Clock;
-use turnflow_operators::account::{Account, Accounts};
-use turnflow_operators::audit::AuditStats;
-use turnflow_operators::bound::BoundStats;
-use turnflow_operators::load::{Load, LoadStats};
+use turnflow_operators::load::Load;
 use turnflow_operators::message::{Ask, QuestionKey, RequestId, Wishes, conversation_owner};
 use turnflow_operators::pool::Pool;
-use turnflow_operators::refresh::RefreshStats;
+use turnflow_operators::tally::{Tallies, TenantTally};
 use turnflow_operators::validity::KnowledgeUpdate;
-use turnflow_state::{CacheControl, Committer, Exchange, StoreBatch, TenantId, Tier, TierSize, Turn};
+use turnflow_state::{CacheControl, Committer, Exchange, Store, StoreBatch, Tier, TierSize, Turn};
 
 use crate::admission::{Streams, TenantPlace, TenantPlaces};
 use crate::bridge::Port;
+use crate::caches::Caches;
 use crate::config::Validity;
+use crate::conversations::{Conversations, Recent};
 use crate::dataflow::{Blueprint, QUEUES};
 use crate::knowledge::Knowledge;
 use crate::resident;
-use crate::shared::{Shared, ValidityStats};
+use crate::shared::Shared;
 use crate::validity::Left;
-use crate::{Config, Parts, PipelineError, SubmitError, TurnStream};
+use crate::{Config, Parts, PipelineError, SubmitError, TurnStream, span};
 
 /// Entry ids that one run may use before they could meet those of the next.
 const ENTRY_IDS_PER_RUN: u64 = 1 << 24;
@@ -44,20 +43,26 @@ pub(crate) struct Running {
     /// What the tiers say of themselves.
     tiers: String,
     pub(crate) validity: Arc<Shared>,
+    /// Which conversations had turns of late.
+    pub(crate) recent: Recent,
+    /// Lives as long as the workers.
+    pub(crate) committer: Weak<Committer>,
     /// Held for reading by every write of the knowledge base; shutting down waits for it.
     pub(crate) writes: Arc<RwLock<()>>,
-    clock: Clock,
+    pub(crate) clock: Clock,
     ports: Vec<Port>,
     background: Vec<Port>,
-    streams: Arc<Streams>,
-    following: Arc<AtomicUsize>,
+    pub(crate) streams: Arc<Streams>,
+    pub(crate) following: Arc<AtomicUsize>,
     places: Arc<Semaphore>,
     tenants: Arc<TenantPlaces>,
-    accounts: Accounts,
-    load: Load,
+    pub(crate) tallies: Tallies,
+    pub(crate) load: Load,
     /// Keeps memory watched, where there is a limit to it.
     _memory: Option<Mutex<mpsc::Sender<()>>>,
     draining: AtomicBool,
+    /// Whether somebody asked for the end.
+    drain: watch::Sender<bool>,
     workers: Mutex<Option<WorkerGuards<()>>>,
 }
 
@@ -79,25 +84,6 @@ impl From<Turn> for Submission {
     fn from(turn: Turn) -> Self {
         Self { turn, time_max: None, told: Vec::new(), wishes: Wishes::default() }
     }
-}
-
-/// What a pipeline is doing.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct PipelineStats {
-    /// Turns admitted and not yet ended.
-    pub turns_in_flight: usize,
-    /// Of them, those that wait for the answer to a similar question.
-    pub turns_following: usize,
-    /// The caches, and what became of what was in them.
-    pub validity: ValidityStats,
-    /// What is answered anew in the background.
-    pub refresh: RefreshStats,
-    /// Hits that are answered in full as well, in the background.
-    pub audit: AuditStats,
-    /// What that means for the policy.
-    pub bound: BoundStats,
-    /// How loaded it is.
-    pub load: LoadStats,
 }
 
 /// Ends the process when a worker panics: the other workers would wait for it for ever, and everything that was
@@ -138,7 +124,7 @@ impl Pipeline {
         let (clock, streams, following) = (Clock::start(), Arc::new(Streams::new()), Arc::new(AtomicUsize::new(0)));
         let knowledge_epoch = parts.knowledge.epoch();
         let validity = Arc::new(Shared::new(threads, knowledge_epoch, &config.knowledge, config.audit.bound_limits()));
-        let accounts = Accounts::default();
+        let tallies = Tallies::default();
         let load = Load::new(config.load, threads * QUEUES);
         let has_limit = config.load.enabled && config.load.memory_bytes_max > 0;
         let memory = has_limit.then(|| resident::watch(load.clone(), clock)).transpose()?;
@@ -153,7 +139,7 @@ impl Pipeline {
             streams: streams.clone(),
             following: following.clone(),
             committer: committer.clone(),
-            accounts: accounts.clone(),
+            tallies: tallies.clone(),
             load: load.clone(),
             searchers: Pool::start("turnflow-search", config.workers.search_threads, room)?,
             validity: validity.clone(),
@@ -164,6 +150,7 @@ impl Pipeline {
             fault: crate::validity::Fault::None,
         };
         adjust(&mut blueprint);
+        let committer_of_workers = Arc::downgrade(&committer);
         let timely = timely::Config {
             communication: if threads == 1 {
                 timely::CommunicationConfig::Thread
@@ -190,6 +177,8 @@ impl Pipeline {
             parts: parts.clone(),
             tiers: parts.tiers_identity()?,
             validity,
+            recent: Recent::default(),
+            committer: committer_of_workers,
             writes: Arc::default(),
             clock,
             ports,
@@ -198,10 +187,11 @@ impl Pipeline {
             following,
             places: Arc::new(Semaphore::new(room)),
             tenants: Arc::new(TenantPlaces::new(config.limits.tenant_turns_in_flight_max)),
-            accounts,
+            tallies,
             load,
             _memory: memory.map(Mutex::new),
             draining: AtomicBool::new(false),
+            drain: watch::Sender::new(false),
             workers: Mutex::new(Some(workers)),
         })))
     }
@@ -210,6 +200,36 @@ impl Pipeline {
     #[must_use]
     pub fn knowledge(&self) -> Knowledge {
         Knowledge(self.0.clone())
+    }
+
+    /// What it keeps.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.0.parts.store
+    }
+
+    /// What is cached, to be looked at and flushed.
+    #[must_use]
+    pub fn caches(&self) -> Caches {
+        Caches(self.0.clone())
+    }
+
+    /// The conversations that are kept, to be looked at.
+    #[must_use]
+    pub fn conversations(&self) -> Conversations {
+        Conversations(self.0.clone())
+    }
+
+    /// Asks for the end: no turn is admitted from now on, and [`drained`](Self::drained) resolves. Those who serve shut down then.
+    pub fn drain(&self) {
+        self.0.draining.store(true, Ordering::Release);
+        self.0.drain.send_replace(true);
+    }
+
+    /// Resolves when [`drain`](Self::drain) was called. Cancel-safe.
+    pub async fn drained(&self) {
+        // The sender lives as long as this handle.
+        drop(self.0.drain.subscribe().wait_for(|&asked| asked).await);
     }
 
     /// Checks a turn against the limits, waits at most `limits.admission-wait-ms` for a place, and admits it.
@@ -237,6 +257,11 @@ impl Pipeline {
     /// # Errors
     /// As [`submit`](Self::submit).
     pub async fn submit_with(&self, submission: Submission) -> Result<TurnStream, SubmitError> {
+        let tally = self.0.tallies.of(&submission.turn.tenant);
+        self.admitted(submission, &tally).await.inspect_err(|error| tally.failed(error.kind()))
+    }
+
+    async fn admitted(&self, submission: Submission, tally: &TenantTally) -> Result<TurnStream, SubmitError> {
         let (turn, time_max) = (&submission.turn, submission.time_max);
         self.check(turn)?;
         let began = Instant::now();
@@ -247,7 +272,7 @@ impl Pipeline {
         let patience = Duration::from_millis(wait_ms).min(time_max.unwrap_or(Duration::MAX));
         let place = tokio::time::timeout(patience, self.place()).await.unwrap_or_else(|_| Err(overloaded()))?;
         let time_max = time_max.map(|time_max| time_max.saturating_sub(began.elapsed()));
-        self.admit(Submission { time_max, ..submission }, place, Some(tenant))
+        self.admit(Submission { time_max, ..submission }, (place, Some(tenant)), tally)
     }
 
     /// As [`submit`](Self::submit), but waits for a place and for the answer as long as it takes, and whatever its tenant has in flight.
@@ -255,9 +280,13 @@ impl Pipeline {
     /// # Errors
     /// [`SubmitError`] when the turn is invalid or the pipeline is shutting down.
     pub async fn submit_patiently(&self, turn: Turn) -> Result<TurnStream, SubmitError> {
-        self.check(&turn)?;
-        let place = self.place().await?;
-        self.admit(turn.into(), place, None)
+        let tally = self.0.tallies.of(&turn.tenant);
+        let admitted = async {
+            self.check(&turn)?;
+            let place = self.place().await?;
+            self.admit(turn.into(), (place, None), &tally)
+        };
+        admitted.await.inspect_err(|error| tally.failed(error.kind()))
     }
 
     /// Takes no new turns and no changes of the knowledge base, waits until those inside have ended and are written, and
@@ -275,26 +304,10 @@ impl Pipeline {
         debug_assert!(joined.is_ok(), "a worker that panics ends the process");
     }
 
-    /// What the pipeline is doing.
-    #[must_use]
-    pub fn stats(&self) -> PipelineStats {
-        let (validity, refresh) = self.0.validity.stats();
-        let (audit, bound) = self.0.validity.audits.stats();
-        let turns_following = self.0.following.load(Ordering::Relaxed);
-        let load = self.0.load.lock().stats(self.0.clock.now_us());
-        PipelineStats { turns_in_flight: self.0.streams.len(), turns_following, validity, refresh, audit, bound, load }
-    }
-
     /// The kind of the tier of a size: of the only one, where there is one.
     #[must_use]
     pub fn tier_of(&self, size: TierSize) -> Tier {
         self.0.parts.tiers.of(size).tier()
-    }
-
-    /// What each tenant's turns consumed and cost since this was started; None stands for the tenants beyond [`ACCOUNTS_MAX`](crate::ACCOUNTS_MAX).
-    #[must_use]
-    pub fn accounts(&self) -> Vec<(Option<TenantId>, Account)> {
-        self.0.accounts.read()
     }
 
     /// Waits until what fell by changes that were acknowledged before is answered anew, or let go. Cancel-safe.
@@ -323,13 +336,14 @@ impl Pipeline {
     fn admit(
         &self,
         submission: Submission,
-        place: OwnedSemaphorePermit,
-        tenant: Option<TenantPlace>,
+        places: (OwnedSemaphorePermit, Option<TenantPlace>),
+        tally: &TenantTally,
     ) -> Result<TurnStream, SubmitError> {
         let Submission { mut turn, time_max, told: history, wishes } = submission;
         turn.cache_control = allowed(turn.cache_control, wishes);
+        self.0.recent.note(&turn.tenant, &turn.conversation);
         let acknowledged = self.0.validity.acknowledged();
-        let (number, stream) = self.0.streams.open((place, tenant), acknowledged);
+        let (number, stream) = self.0.streams.open(places, acknowledged, (tally.clone(), span::of(&turn)));
         let scope = self.0.config.scope_of(&turn.tenant, &self.0.tiers);
         let worker = conversation_owner(&turn) % self.0.ports.len() as u64;
         #[expect(clippy::cast_possible_truncation, reason = "a count of threads")]

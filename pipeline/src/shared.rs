@@ -12,6 +12,7 @@ use turnflow_operators::validity::{Epoch, Fall, Invalidated};
 use turnflow_state::{EntryId, KnowledgeChange, TenantId};
 
 use crate::auditing::SharedAudits;
+use crate::caches::{Flush, Look};
 use crate::config::KnowledgeConfig;
 use crate::knowledge::ChangeEvent;
 
@@ -19,9 +20,16 @@ use crate::knowledge::ChangeEvent;
 pub(crate) struct Change {
     pub(crate) tenant: TenantId,
     pub(crate) change: KnowledgeChange,
-    /// What to tell those who watch; completed when it is acknowledged.
-    pub(crate) event: ChangeEvent,
+    pub(crate) kind: ChangeKind,
     pub(crate) acknowledge: oneshot::Sender<Vec<Invalidated>>,
+}
+
+/// What a change is of.
+pub(crate) enum ChangeKind {
+    /// Of articles: what to tell those who watch, completed when it is acknowledged.
+    Articles(ChangeEvent),
+    /// Of the caches alone, and nobody is told.
+    Flush(Arc<Flush>),
 }
 
 /// A change that is only thought of.
@@ -43,6 +51,9 @@ pub struct Forecast {
     pub fall: Fall,
 }
 
+/// A channel for each worker.
+type ForEach<T> = Vec<(Sender<T>, Receiver<T>)>;
+
 /// What all workers share.
 pub(crate) struct Shared {
     pub(crate) epoch: AtomicU64,
@@ -52,7 +63,11 @@ pub(crate) struct Shared {
     pub(crate) submitted: AtomicU64,
     pub(crate) workers: Mutex<Vec<Option<Thread>>>,
     pub(crate) changes: (Sender<Change>, Receiver<Change>),
-    pub(crate) questions: Vec<(Sender<Question>, Receiver<Question>)>,
+    pub(crate) questions: ForEach<Question>,
+    /// For each worker, what is to be flushed. Bounded by the changes in line.
+    pub(crate) flushes: ForEach<Arc<Flush>>,
+    /// For each worker, who wants to see what is cached.
+    pub(crate) looks: ForEach<Look>,
     pub(crate) watchers: broadcast::Sender<Arc<ChangeEvent>>,
     pub(crate) stats: Vec<Mutex<(ValidityStats, RefreshStats)>>,
     /// For each worker, the epoch before which everything that fell was handed over to be deleted.
@@ -95,6 +110,8 @@ impl Shared {
             workers: Mutex::new(vec![None; workers]),
             changes: bounded(knowledge.writes_waiting_max),
             questions: (0..workers).map(|_| unbounded()).collect(),
+            flushes: (0..workers).map(|_| unbounded()).collect(),
+            looks: (0..workers).map(|_| unbounded()).collect(),
             watchers: broadcast::Sender::new(knowledge.events_kept_max),
             stats: (0..workers).map(|_| Mutex::default()).collect(),
             handed_over: (0..workers).map(|_| AtomicU64::new(0)).collect(),
@@ -148,14 +165,16 @@ impl Shared {
 
     /// Waits until nothing is left to be answered anew that fell before; ends when the workers do.
     pub(crate) async fn refreshed(&self) {
-        // What an acknowledged change made invalid fell before this epoch. A worker has handed it over when it has queued
-        // what of it is to be answered anew.
+        // A worker has handed over what fell when it has queued what of it is to be answered anew.
+        self.handed_over_and(|| self.refreshing.iter().all(|pending| pending.load(Ordering::Acquire) == 0)).await;
+    }
+
+    /// Waits until all workers have handed over the deletion of what acknowledged changes made invalid, and until something
+    /// holds; ends when the workers do.
+    pub(crate) async fn handed_over_and(&self, holds: impl Fn() -> bool) {
+        // What an acknowledged change made invalid fell before this epoch.
         let epoch = self.epoch.load(Ordering::Acquire);
-        self.until(|| {
-            let has_met = self.handed_over.iter().all(|met| met.load(Ordering::Acquire) >= epoch);
-            has_met && self.refreshing.iter().all(|pending| pending.load(Ordering::Acquire) == 0)
-        })
-        .await;
+        self.until(|| self.handed_over.iter().all(|met| met.load(Ordering::Acquire) >= epoch) && holds()).await;
     }
 
     /// Waits until something holds that the workers' progress brings about; ends when the workers do.

@@ -35,7 +35,7 @@ use turnflow_state::{CacheEntry, ChunkKey, Committer, EntryId, KnowledgeBase, Kn
 use crate::admission::Streams;
 use crate::auditing::Auditor;
 use crate::bridge::Port;
-use crate::shared::{Change, FIRST_EPOCH, Forecast, Question, Shared, ValidityStats};
+use crate::shared::{Change, ChangeKind, FIRST_EPOCH, Forecast, Question, Shared, ValidityStats};
 
 /// Entries that an index which is being built takes in between two steps of the worker, when there is other work.
 const IMPROVED_WHEN_BUSY: usize = 4;
@@ -156,6 +156,7 @@ impl Driver {
         self.adopt(self.parts.shared.epoch.load(Ordering::Acquire));
         let passed = self.setup.probe.with_frontier(|frontier| frontier.first().copied().unwrap_or(Epoch::MAX));
         let has_questions = self.answer_questions();
+        self.show();
         let mut has_new = false;
         if self.worker == 0 {
             self.acknowledge(passed);
@@ -214,6 +215,7 @@ impl Driver {
     fn propose(&mut self, proposal: Proposal) {
         #[cfg(test)]
         let proposal = self.parts.fault.trusting(proposal, &self.parts.store);
+        let Some(proposal) = self.setup.keeper.borrow_mut().admit(proposal) else { return };
         let change = self.setup.keeper.borrow_mut().propose(proposal, self.now);
         if self.parts.exact {
             self.inputs.claim(self.setup.worker, change);
@@ -335,7 +337,9 @@ impl Driver {
                 self.acknowledge_early(change);
                 continue;
             }
-            if self.parts.exact {
+            if let ChangeKind::Flush(flush) = &change.kind {
+                self.parts.shared.tell_flush(flush);
+            } else if self.parts.exact {
                 self.put_in(&change.tenant, &change.change);
             }
             self.unacknowledged.push_back((self.now, change));
@@ -358,7 +362,7 @@ impl Driver {
     fn acknowledge(&mut self, passed: Epoch) {
         let searched = self.parts.knowledge.epoch();
         while let Some((epoch, change)) = self.unacknowledged.front()
-            && (*epoch < passed || !self.parts.exact)
+            && (*epoch < passed || !self.parts.exact && matches!(change.kind, ChangeKind::Articles(_)))
             && change.change.epoch <= searched
             && let Some((epoch, change)) = self.unacknowledged.pop_front()
         {
@@ -452,6 +456,8 @@ impl Driver {
 
     fn adopt(&mut self, epoch: Epoch) {
         if epoch > self.now {
+            // The probe passes no epoch at which there was a flush before every worker has come here.
+            self.flush();
             self.now = epoch;
             self.inputs.advance_to(epoch);
         }
@@ -459,10 +465,12 @@ impl Driver {
 }
 
 fn tell(shared: &Shared, change: Change, invalidated: Vec<Invalidated>) {
-    let Change { mut event, acknowledge, .. } = change;
-    event.invalidated = invalidated.len();
+    let Change { kind, acknowledge, .. } = change;
     // Nobody may be watching, and who wrote may have gone.
-    let _ = shared.watchers.send(Arc::new(event));
+    if let ChangeKind::Articles(mut event) = kind {
+        event.invalidated = invalidated.len();
+        let _ = shared.watchers.send(Arc::new(event));
+    }
     let _ = acknowledge.send(invalidated);
 }
 

@@ -368,6 +368,8 @@ fn a_turn_whose_client_leaves_loses_its_place_unless_others_wait_for_its_answer(
             let asked_for = large.asked();
             assert_eq!(asked_for.iter().filter(|text| *text == LONG).count(), 1);
             assert_eq!(asked_for.len(), 5, "nobody was told anything of a kettle: {asked_for:?}");
+            let tally = pipeline.tally().remove(0).1;
+            assert_eq!((tally.cancelled, tally.failed), (1, [0; TurnErrorKind::ALL.len()]));
             assert_eq!(
                 asked(&pipeline, turn("leaves", "1", "How do I clean a kettle?")).await.verdict.level,
                 CacheLevel::Miss

@@ -15,6 +15,15 @@ pub enum StateError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Another process has the database open, or this one has.
+    #[error("the database at {path} is in use")]
+    Locked {
+        /// Where it is.
+        path: PathBuf,
+        /// RocksDB's own words.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The database was written by another version of Turnflow.
     #[error("the database at {path} has schema version {found}, this build reads version {expected}")]
     Schema {
@@ -38,6 +47,15 @@ pub enum StateError {
     Io {
         /// What was attempted.
         action: &'static str,
+        /// RocksDB's own words.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The database could not be copied.
+    #[error("cannot copy the database to {path}")]
+    Checkpoint {
+        /// Where to.
+        path: PathBuf,
         /// RocksDB's own words.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,

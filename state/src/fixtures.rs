@@ -29,16 +29,11 @@ pub(crate) fn record(tenant: &str, conversation: &str, turn: &str) -> TurnRecord
         cache_control: CacheControl::Default,
     };
     let verdict = Verdict {
-        level: CacheLevel::Semantic,
         entry: Some(EntryId(7)),
         similarity: Some(0.93),
-        question: None,
         origin: Some(turn.key()),
         refreshed: true,
-        evidence: None,
-        route: None,
-        reason: "similar".to_owned(),
-        age_ms: None,
+        ..Verdict::new(CacheLevel::Semantic, "similar")
     };
     let completion = Completion {
         text: format!("answer to {}", turn.id),

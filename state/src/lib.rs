@@ -33,7 +33,7 @@ pub use knowledge::{
 pub use limits::Limits;
 pub use lru::{BoundedCache, CacheStats};
 pub use store::{
-    BLOCK_CACHE_BYTES, Batch, Column, Committer, Conversation, Done, Durability, KeyValue, MemoryStore,
+    BLOCK_CACHE_BYTES, Batch, Column, ColumnSize, Committer, Conversation, Done, Durability, KeyValue, MemoryStore,
     RECENT_TURNS_MAX, RocksStore, Store, StoreBatch, StoreOptions, Visit,
 };
 pub use text::normalise;

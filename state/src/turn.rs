@@ -298,6 +298,25 @@ pub struct Verdict {
     pub age_ms: Option<u64>,
 }
 
+impl Verdict {
+    /// One that says no more than this.
+    #[must_use]
+    pub fn new(level: CacheLevel, reason: impl Into<String>) -> Self {
+        Self {
+            level,
+            entry: None,
+            similarity: None,
+            question: None,
+            origin: None,
+            refreshed: false,
+            reason: reason.into(),
+            evidence: None,
+            route: None,
+            age_ms: None,
+        }
+    }
+}
+
 /// Which tier was asked, and why.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RouteEvidence {

@@ -1,22 +1,26 @@
 //! What each command does. A command gets checked arguments and settings, and prints its result to stdout.
 
+mod backup;
 mod bench;
+mod cache;
 mod check;
 mod demo;
 mod feedback;
 mod kb;
 mod keys;
+mod manual;
 mod models;
 mod open;
 mod policy;
 mod prepare;
+mod reach;
 mod replay;
 mod router;
 mod serve;
 mod signal;
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use turnflow_models::{ModelHome, default_home};
@@ -63,6 +67,13 @@ impl Context {
         }
     }
 
+    /// Where backups of the store in a folder go.
+    #[must_use]
+    pub fn backup_folder(&self, data: &Path) -> PathBuf {
+        let named = &self.config.storage.backup_folder;
+        if named.as_os_str().is_empty() { data.with_file_name("backups") } else { named.clone() }
+    }
+
     /// Prints a result: as text, or as one line of JSON.
     ///
     /// # Errors
@@ -93,6 +104,9 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Kb(command) => open::runtime()?.block_on(kb::run(&context, command)),
         Command::Keys(command) => keys::run(&context, command),
         Command::Cache(CacheCommand::Explain(args)) => policy::run_explain(&context, &args),
+        Command::Cache(CacheCommand::List(args)) => open::runtime()?.block_on(cache::list(&context, args)),
+        Command::Cache(CacheCommand::Show(args)) => open::runtime()?.block_on(cache::show(&context, args)),
+        Command::Cache(CacheCommand::Flush(args)) => open::runtime()?.block_on(cache::flush(&context, args)),
         Command::Policy(PolicyCommand::Fit(args)) => policy::run_fit(&context, &args),
         Command::Policy(PolicyCommand::Eval(args)) => policy::run_eval(&context, &args),
         Command::Router(RouterCommand::Train(args)) => router::run_train(&context, &args),
@@ -106,6 +120,10 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
             Ok(open::runtime()?.block_on(chat::chat(endpoint, &args.key.key.into(), args.conversation))?)
         }
         Command::Feedback(args) => open::runtime()?.block_on(feedback::run(&context, args)),
+        Command::Backup(args) => open::runtime()?.block_on(backup::run(&context, args)),
+        Command::Restore(args) => backup::run_restore(&context, &args),
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Man { folder } => manual::man(&folder),
         Command::Check(args) => check::run(&context, &args),
     }
 }

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use tokio::runtime::Runtime;
 use turnflow_models::{Encoder, EncoderEngine, EncoderHandle, ModelFiles, Progress, WeightSource, ensure};
 use turnflow_pipeline::{ArticleDraft, DraftContent, DraftError, Knowledge, Parts};
-use turnflow_state::{Store, StoreOptions, TenantId, WriteRefused};
+use turnflow_state::{StateError, Store, StoreOptions, TenantId, WriteRefused};
 
 use super::Context;
 use crate::failure::Failure;
@@ -61,8 +61,14 @@ pub(super) fn store(context: &Context, dir: &Path) -> Result<Store, Failure> {
     let folder = std::fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {}", dir.display()));
     folder.map_err(|error| Failure::from(error).with_hint("choose another folder with --data"))?;
     let options = StoreOptions { block_cache_bytes: context.config.storage.block_cache_bytes };
-    Store::open_with(dir, &options).map_err(|error| {
-        Failure::from(error).with_hint("a store is open in one process at a time: is a server running on it?")
+    Store::open_with(dir, &options).map_err(|error| match error {
+        error @ StateError::Locked { .. } => {
+            Failure::from(error).with_hint("a store is open in one process at a time: is a server running on it?")
+        }
+        error @ StateError::Open { .. } => {
+            Failure::from(error).with_hint("where it is damaged, turnflow restore puts a backup in its place")
+        }
+        error => error.into(),
     })
 }
 

@@ -22,8 +22,13 @@ use crate::sample;
 pub(super) fn run(context: &Context, args: &ServeArgs) -> Result<(), Failure> {
     let dir = context.data_dir(args.store.data.as_ref())?;
     let files = keys::files(context, Some(&dir))?;
-    let gateway = Gateway::open(files, TenantId::new(TENANT_DEFAULT)?).map_err(keys::failed)?;
+    let gateway = Gateway::open(files.clone(), TenantId::new(TENANT_DEFAULT)?).map_err(keys::failed)?;
     let addresses = Addresses::of(context, args);
+    // What is beside the store by default is where the server says from here on.
+    let mut config = context.config.clone();
+    config.gateway.keys = files.path().to_owned();
+    config.storage.backup_folder = context.backup_folder(&dir);
+    let context = &context.with(config);
     guard(&gateway, &addresses, context.config.gateway.open)?;
     let store = open::store(context, &dir)?;
     let parts = open::parts(context, store)?;
@@ -127,6 +132,7 @@ async fn serve(
     let wait = async {
         tokio::select! {
             () = signal => eprintln!("stopping: no new turns, finishing those that were admitted"),
+            () = pipeline.drained() => eprintln!("stopping, as an operator asked: finishing the turns that were admitted"),
             () = told_to_stop() => {}
         }
         stop.send_replace(true);

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use turnflow_state::TenantId;
 
-use super::Refusal;
+use super::{Refusal, Traffic};
 use crate::keys::{KeyFiles, KeyId, KeyRecord, KeyState, KeysError, Pepper, Scope, Stamp, key_id};
 
 /// How often the file is looked at.
@@ -23,12 +23,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Where clients of other services put a key.
 const OTHER_HEADERS: [&str; 2] = ["api-key", "x-api-key"];
 
-/// Knows who calls.
+/// Knows who calls, and counts what comes.
 #[derive(Clone, Debug)]
 pub struct Gateway {
     ring: watch::Receiver<Ring>,
     /// Who calls without a key.
     keyless: TenantId,
+    traffic: Traffic,
 }
 
 /// Who calls.
@@ -64,7 +65,7 @@ impl Gateway {
     /// Lets everybody in, as this tenant.
     #[must_use]
     pub fn keyless(tenant: TenantId) -> Self {
-        Self { ring: watch::channel(Ring::default()).1, keyless: tenant }
+        Self { ring: watch::channel(Ring::default()).1, keyless: tenant, traffic: Traffic::default() }
     }
 
     /// Follows a file of keys until the gateway and its copies are gone. Without any key, everybody is `keyless`.
@@ -88,13 +89,18 @@ impl Gateway {
             }
         };
         std::thread::Builder::new().name("turnflow-keys".to_owned()).spawn(follow).map_err(KeysError::Thread)?;
-        Ok(Self { ring, keyless })
+        Ok(Self { ring, keyless, traffic: Traffic::default() })
     }
 
     /// Whether calls need a key.
     #[must_use]
     pub fn needs_key(&self) -> bool {
         self.ring.borrow().is_needed
+    }
+
+    /// What came through the door.
+    pub(crate) const fn traffic(&self) -> &Traffic {
+        &self.traffic
     }
 
     /// Who calls, by the headers of a call, when that one may do this.
@@ -117,6 +123,11 @@ impl Gateway {
 }
 
 impl Caller {
+    /// Whether the caller may still call.
+    pub(crate) fn may_call(&self) -> bool {
+        self.ring.borrow().denies(self.key.as_ref(), Timestamp::now()).is_none()
+    }
+
     /// Resolves when the caller may call no more, and never as long as it may. Cancel-safe.
     pub(crate) async fn ended(&self) {
         let mut ring = self.ring.clone();
@@ -269,7 +280,7 @@ mod tests {
             let loaded = files.stamp();
             let (sender, ring) = watch::channel(Ring::load(files, None).expect("usable"));
             let follower = Follower { files: files.clone(), loaded, complained: None, looked: Timestamp::now() };
-            Self { gateway: Gateway { ring, keyless: tenant("anybody") }, sender, follower }
+            Self { gateway: Gateway { ring, ..Gateway::keyless(tenant("anybody")) }, sender, follower }
         }
 
         fn look(&mut self) {

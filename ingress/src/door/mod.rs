@@ -8,6 +8,8 @@ mod check;
 mod gateway;
 mod outlet;
 mod refusal;
+mod trace;
+mod traffic;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -20,6 +22,8 @@ pub(crate) use self::refusal::{
     Conflict, INTERNAL_MESSAGE, Refusal, UNAUTHENTICATED_MESSAGE, UNAVAILABLE_MESSAGE, describe, forbidden, overloaded,
     slow_reader,
 };
+pub(crate) use self::trace::request as request_span;
+pub(crate) use self::traffic::{Open, Traffic};
 
 /// The tenant of every client, as long as there are no keys.
 pub const TENANT_DEFAULT: &str = "default";

@@ -12,9 +12,11 @@ use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder};
 use tonic_prost::ProstEncoder;
 
 use super::proto::{
-    AskRequest, AskResponse, ConverseRequest, ConverseResponse, DeleteRequest, DeleteResponse, FeedbackRequest,
-    FeedbackResponse, GetRequest, GetResponse, ImportRequest, ImportResponse, ListRequest, ListResponse, SearchRequest,
-    SearchResponse, UpsertRequest, UpsertResponse, WatchRequest, WatchResponse,
+    AskRequest, AskResponse, BackupRequest, BackupResponse, ConverseRequest, ConverseResponse, DeleteRequest,
+    DeleteResponse, DrainRequest, DrainResponse, FeedbackRequest, FeedbackResponse, FlushRequest, FlushResponse,
+    GetEntryRequest, GetEntryResponse, GetRequest, GetResponse, ImportRequest, ImportResponse, ListEntriesRequest,
+    ListEntriesResponse, ListRequest, ListResponse, SearchRequest, SearchResponse, StatsRequest, StatsResponse,
+    UpsertRequest, UpsertResponse, WatchRequest, WatchResponse,
 };
 use crate::door::Refusal;
 
@@ -36,23 +38,35 @@ macro_rules! inbound {
 
 inbound! {
     AskRequest => blame_client,
+    BackupRequest => blame_client,
     ConverseRequest => blame_client,
     DeleteRequest => blame_client,
+    DrainRequest => blame_client,
     FeedbackRequest => blame_client,
+    FlushRequest => blame_client,
     GetRequest => blame_client,
+    GetEntryRequest => blame_client,
     ImportRequest => blame_client,
     ListRequest => blame_client,
+    ListEntriesRequest => blame_client,
     SearchRequest => blame_client,
+    StatsRequest => blame_client,
     UpsertRequest => blame_client,
     WatchRequest => blame_client,
     AskResponse => blame_server,
+    BackupResponse => blame_server,
     ConverseResponse => blame_server,
     DeleteResponse => blame_server,
+    DrainResponse => blame_server,
     FeedbackResponse => blame_server,
+    FlushResponse => blame_server,
     GetResponse => blame_server,
+    GetEntryResponse => blame_server,
     ImportResponse => blame_server,
     ListResponse => blame_server,
+    ListEntriesResponse => blame_server,
     SearchResponse => blame_server,
+    StatsResponse => blame_server,
     UpsertResponse => blame_server,
     WatchResponse => blame_server,
 }

@@ -126,7 +126,7 @@ fn done(completion: Completion) -> proto::Done {
     }
 }
 
-fn tier(tier: Tier) -> proto::Tier {
+pub(super) fn tier(tier: Tier) -> proto::Tier {
     match tier {
         Tier::Extractive => proto::Tier::Extractive,
         Tier::Scripted => proto::Tier::Scripted,
@@ -135,7 +135,7 @@ fn tier(tier: Tier) -> proto::Tier {
     }
 }
 
-fn source(source: &Source) -> proto::Source {
+pub(super) fn source(source: &Source) -> proto::Source {
     proto::Source { article_id: source.article_id.to_string(), version: source.version, chunk: source.chunk }
 }
 
@@ -170,15 +170,16 @@ fn verdict(verdict: Verdict) -> proto::Verdict {
         entry: verdict.entry.map(|entry| entry.0),
         similarity: verdict.similarity,
         question: verdict.question,
-        origin: verdict.origin.map(|origin| proto::TurnName {
-            conversation_id: origin.conversation.to_string(),
-            turn_id: origin.turn.to_string(),
-        }),
+        origin: verdict.origin.as_ref().map(turn_name),
         refreshed: verdict.refreshed,
         reason: verdict.reason,
         evidence: verdict.evidence.map(|evidence| evidence_of(*evidence)),
         route: verdict.route.map(|route| route_of(*route)),
     }
+}
+
+pub(super) fn turn_name(turn: &TurnKey) -> proto::TurnName {
+    proto::TurnName { conversation_id: turn.conversation.to_string(), turn_id: turn.turn.to_string() }
 }
 
 fn route_of(route: RouteEvidence) -> proto::Route {
@@ -187,12 +188,15 @@ fn route_of(route: RouteEvidence) -> proto::Route {
         TierSize::Small => proto::TierSize::Small,
         TierSize::Large => proto::TierSize::Large,
     };
-    let load = match load {
+    proto::Route { size: size.into(), reason, probability, load: load_level(load).into(), escalated }
+}
+
+pub(super) const fn load_level(level: LoadLevel) -> proto::LoadLevel {
+    match level {
         LoadLevel::Normal => proto::LoadLevel::Normal,
         LoadLevel::Degraded => proto::LoadLevel::Degraded,
         LoadLevel::Shedding => proto::LoadLevel::Shedding,
-    };
-    proto::Route { size: size.into(), reason, probability, load: load.into(), escalated }
+    }
 }
 
 fn evidence_of(evidence: HitEvidence) -> proto::Evidence {

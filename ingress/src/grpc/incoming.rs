@@ -18,6 +18,8 @@ use tokio::time::Sleep;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
+use crate::door::{Open, Traffic};
+
 /// Open connections. More wait in the operating system's backlog.
 const CONNECTIONS_MAX: usize = 1024;
 /// How long a peer may take to send the HTTP/2 preface.
@@ -28,23 +30,23 @@ const PREFACE_BYTES: usize = 24;
 const ACCEPT_RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// Accepts connections until the stream is dropped, which closes the listener.
-pub(super) fn accept(listener: TcpListener) -> ReceiverStream<io::Result<Connection>> {
+pub(super) fn accept(listener: TcpListener, traffic: Traffic) -> ReceiverStream<io::Result<Connection>> {
     let (out, connections) = mpsc::channel(1);
     tokio::spawn(async move {
         tokio::select! {
             () = out.closed() => {}
-            () = accept_into(listener, &out) => {}
+            () = accept_into(listener, &traffic, &out) => {}
         }
     });
     ReceiverStream::new(connections)
 }
 
-async fn accept_into(listener: TcpListener, out: &mpsc::Sender<io::Result<Connection>>) {
+async fn accept_into(listener: TcpListener, traffic: &Traffic, out: &mpsc::Sender<io::Result<Connection>>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     // The semaphore is never closed.
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
         let connection = match listener.accept().await {
-            Ok((socket, _)) => Connection::new(socket, place, PREFACE_MAX),
+            Ok((socket, _)) => Connection::new(socket, (place, traffic.opened("grpc")), PREFACE_MAX),
             Err(error) => {
                 tracing::warn!("accepting a connection: {error}");
                 tokio::time::sleep(ACCEPT_RETRY_AFTER).await;
@@ -62,16 +64,16 @@ pub(super) struct Connection {
     socket: TcpStream,
     /// Until the preface is read: how much of it was, and until when the rest may take.
     preface: Option<(usize, Pin<Box<Sleep>>)>,
-    _place: OwnedSemaphorePermit,
+    _held: (OwnedSemaphorePermit, Open),
 }
 
 impl Connection {
-    fn new(socket: TcpStream, place: OwnedSemaphorePermit, preface_max: Duration) -> Self {
+    fn new(socket: TcpStream, held: (OwnedSemaphorePermit, Open), preface_max: Duration) -> Self {
         // Deltas are small and each is awaited by a reader: none may wait for the next to fill a packet.
         if let Err(error) = socket.set_nodelay(true) {
             tracing::debug!("setting TCP_NODELAY: {error}");
         }
-        Self { socket, preface: Some((0, Box::pin(tokio::time::sleep(preface_max)))), _place: place }
+        Self { socket, preface: Some((0, Box::pin(tokio::time::sleep(preface_max)))), _held: held }
     }
 }
 
@@ -138,7 +140,7 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("listening");
         let (socket, _) = listener.accept().await.expect("connected");
         let place = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("free");
-        (Connection::new(socket, place, preface_max), client)
+        (Connection::new(socket, (place, Traffic::default().opened("grpc")), preface_max), client)
     }
 
     #[tokio::test]

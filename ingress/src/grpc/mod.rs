@@ -1,9 +1,10 @@
-//! The gRPC server: conversations, the knowledge base, health and reflection on one port.
+//! The gRPC server: conversations, the knowledge base, administration, health and reflection on one port.
 //!
 //! [`serve`] owns the connections and nothing else: the pipeline is started before it and shut down after it. Every
 //! bound on what a connection may hold is set here or in `incoming`, and comes from the configured limits or from a
 //! named constant; none is left to a library's default.
 
+mod admin;
 mod article;
 mod changes;
 pub mod client;
@@ -11,19 +12,23 @@ pub mod codec;
 mod conflict;
 mod converse;
 mod convert;
+mod entries;
 mod import;
 mod in_process;
 mod incoming;
 mod knowledge;
+mod observed;
 pub mod proto;
 mod refusal;
 mod service;
+mod stats;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
@@ -32,9 +37,11 @@ use turnflow_state::Limits;
 
 pub use self::conflict::CURRENT_VERSION_KEY;
 pub use self::in_process::{InProcess, serve_in_process};
+use self::proto::admin_server::AdminServer;
 use self::proto::conversations_server::ConversationsServer;
 use self::proto::knowledge_base_server::KnowledgeBaseServer;
 use self::service::Service;
+use crate::backup::Backups;
 use crate::door::Gateway;
 pub use crate::door::TENANT_DEFAULT;
 
@@ -42,6 +49,8 @@ pub use crate::door::TENANT_DEFAULT;
 pub const SERVICE_NAME: &str = "turnflow.v1.Conversations";
 /// Full name of the service of the knowledge base, for health checks.
 pub const KNOWLEDGE_SERVICE_NAME: &str = "turnflow.v1.KnowledgeBase";
+/// Full name of the service of those who run a server, for health checks.
+pub const ADMIN_SERVICE_NAME: &str = "turnflow.v1.Admin";
 /// The whole server's name, for health checks.
 const WHOLE_SERVER: &str = "";
 
@@ -92,21 +101,24 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let limits = &config.limits;
     let (stop, stopping) = watch::channel(false);
+    let traffic = gateway.traffic().clone();
     let (health, health_service) = health_reporter();
     set_health(&health, ServingStatus::Serving).await;
 
     let response_bytes_max = RESPONSE_BYTES_MAX.max(limits.message_bytes_max.saturating_mul(2));
+    let admin = admin_service(&pipeline, gateway.clone(), config, stopping.clone());
     let knowledge_base = knowledge_service(&pipeline, gateway.clone(), limits, stopping.clone());
     let service = Service::new(pipeline, gateway, Arc::new(limits.clone()), stopping.clone());
     let conversations = ConversationsServer::new(service)
         .max_decoding_message_size(limits.message_bytes_max)
         .max_encoding_message_size(response_bytes_max);
-    let router = settings(&config.server, limits)
-        .add_service(health_service.max_decoding_message_size(limits.message_bytes_max))
+    let routes = Routes::new(health_service.max_decoding_message_size(limits.message_bytes_max))
         .add_service(reflection().build_v1()?.max_decoding_message_size(limits.message_bytes_max))
         .add_service(reflection().build_v1alpha()?.max_decoding_message_size(limits.message_bytes_max))
         .add_service(conversations)
-        .add_service(knowledge_base);
+        .add_service(knowledge_base)
+        .add_service(admin.max_decoding_message_size(limits.message_bytes_max));
+    let router = settings(&config.server, limits).add_routes(observed::observed(routes, traffic.clone()));
 
     let told_to_stop = async {
         shutdown.await;
@@ -115,10 +127,20 @@ pub async fn serve(
     };
     let grace = Duration::from_secs(config.server.shutdown_grace_s);
     tokio::select! {
-        served = router.serve_with_incoming_shutdown(incoming::accept(listener), told_to_stop) => served?,
+        served = router.serve_with_incoming_shutdown(incoming::accept(listener, traffic), told_to_stop) => served?,
         () = overdue(stopping, grace) => tracing::warn!("streams were still open {grace:?} after shutdown began"),
     }
     Ok(())
+}
+
+fn admin_service(
+    pipeline: &Pipeline,
+    gateway: Gateway,
+    config: &Config,
+    stopping: watch::Receiver<bool>,
+) -> AdminServer<admin::Service> {
+    let (pipeline, backups) = (pipeline.clone(), Backups::configured(config, pipeline.store()));
+    AdminServer::new(admin::Service { pipeline, gateway, backups, stopping })
 }
 
 fn knowledge_service(
@@ -162,7 +184,7 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    for name in [WHOLE_SERVER, SERVICE_NAME, KNOWLEDGE_SERVICE_NAME] {
+    for name in [WHOLE_SERVER, SERVICE_NAME, KNOWLEDGE_SERVICE_NAME, ADMIN_SERVICE_NAME] {
         health.set_service_status(name, status).await;
     }
 }
@@ -176,6 +198,7 @@ mod tests {
     #[test]
     fn health_is_reported_under_the_services_names() {
         assert_eq!(<ConversationsServer<Service> as NamedService>::NAME, SERVICE_NAME);
+        assert_eq!(<AdminServer<admin::Service> as NamedService>::NAME, ADMIN_SERVICE_NAME);
         assert_eq!(<KnowledgeBaseServer<knowledge::Service> as NamedService>::NAME, KNOWLEDGE_SERVICE_NAME);
     }
 }

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument as _;
 use turnflow_pipeline::{Feedback, Pipeline, TurnStream};
 use turnflow_state::{Limits, TurnKey};
 
@@ -67,7 +68,8 @@ impl Conversations for Service {
         let caller = self.caller(request.metadata())?;
         let (out, last, responses) = Outlet::open(&self.limits);
         let session = Session::new(self.pipeline.clone(), Arc::clone(&self.limits), caller, out);
-        tokio::spawn(session.run(request.into_inner(), self.stopping.clone(), last));
+        // Its turns are part of the call.
+        tokio::spawn(session.run(request.into_inner(), self.stopping.clone(), last).in_current_span());
         Ok(Response::new(responses))
     }
 

@@ -33,7 +33,17 @@ pub(super) async fn complete(
     headers: HeaderMap,
     Json(request): Json<ChatRequest>,
 ) -> Result<Response, ApiError> {
-    let asked = Asked::read(caller.tenant.clone(), &headers, request, &app.config, app.fresh_id())?;
+    answer(&app, caller, &headers, request).await
+}
+
+/// Answers a caller.
+pub(super) async fn answer(
+    app: &App,
+    caller: Caller,
+    headers: &HeaderMap,
+    request: ChatRequest,
+) -> Result<Response, ApiError> {
+    let asked = Asked::read(caller.tenant.clone(), headers, request, &app.config, app.fresh_id())?;
     let Asked { submission, model, stream, include_usage } = asked;
     let (key, created_s) = (submission.turn.key(), submission.turn.at_ms / 1_000);
     // Who names a tier gets its answer and no other.
@@ -41,7 +51,7 @@ pub(super) async fn complete(
     let events = app.pipeline.submit_with(submission).await?;
     let answer = Answer::new(caller, key.clone(), events, escalates);
     let frame = Frame { key, model, created_s, include_usage };
-    if stream { streamed(&app, answer, frame).await } else { whole(answer, &frame).await }
+    if stream { streamed(app, answer, frame).await } else { whole(answer, &frame).await }
 }
 
 async fn whole(mut answer: Answer, frame: &Frame) -> Result<Response, ApiError> {

@@ -12,10 +12,12 @@ mod chat;
 mod connection;
 mod embeddings;
 mod error;
+mod metrics;
 mod models;
 mod receive;
 mod reply;
 mod router;
+mod ui;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,8 +53,10 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) {
     let (stop, stopping) = watch::channel(false);
+    let traffic = gateway.traffic().clone();
     let is_local = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
-    let app = Arc::new(App::new(pipeline, gateway, config, is_local, stopping.clone()));
+    let app = Arc::new(App::new(pipeline.clone(), gateway, config, is_local, stopping.clone()));
+    let live = tokio::spawn(app.live.clone().run(pipeline, stopping.clone()));
     let service = TowerToHyperService::new(router::router(app));
     let places = Arc::new(Semaphore::new(config.http.connections_max));
     let mut connections = JoinSet::new();
@@ -69,14 +73,17 @@ pub async fn serve(
         };
         let (builder, service, stopping) = (builder(config), service.clone(), stopping.clone());
         let reader_wait = Duration::from_millis(config.limits.reader_wait_ms);
+        let open = traffic.opened("http");
         connections.spawn(async move {
             let io = TokioIo::new(Connection::new(socket, reader_wait));
             serve_connection(builder.serve_connection(io, service), stopping).await;
-            drop(place);
+            drop((place, open));
         });
     }
     drop(listener);
     stop.send_replace(true);
+    // It ends at once, and with nothing that anybody waits for.
+    drop(live.await);
     let grace = Duration::from_secs(config.server.shutdown_grace_s);
     let ended = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(grace, ended).await.is_err() {

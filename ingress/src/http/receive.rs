@@ -38,6 +38,17 @@ impl FromRequestParts<Arc<App>> for ForKb {
     }
 }
 
+/// Who calls to see what the server does.
+pub(super) struct ForAdmin;
+
+impl FromRequestParts<Arc<App>> for ForAdmin {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        caller(parts, app, Scope::Admin).map(|_| Self)
+    }
+}
+
 /// Who calls, unless the server takes no requests any more.
 fn caller(parts: &Parts, app: &App, scope: Scope) -> Result<Caller, ApiError> {
     if app.is_stopping() {
@@ -70,7 +81,7 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// Reads a body within its bounds of size and time.
-async fn read(body: Body, config: &HttpConfig) -> Result<Bytes, ApiError> {
+pub(super) async fn read(body: Body, config: &HttpConfig) -> Result<Bytes, ApiError> {
     let wait = Duration::from_millis(config.body_wait_ms);
     let collected = Limited::new(body, config.body_bytes_max).collect();
     match tokio::time::timeout(wait, collected).await {

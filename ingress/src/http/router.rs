@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use serde_json::json;
 use tokio::sync::{Semaphore, watch};
@@ -22,8 +22,10 @@ use turnflow_pipeline::{Config, Knowledge, Pipeline};
 
 use super::error::{ApiError, Kind};
 use super::reply::JsonReply;
-use super::{answer, articles, embeddings, models};
+use super::ui::{self, Live, Sessions};
+use super::{answer, articles, embeddings, metrics, models};
 use crate::door::{Gateway, Refusal, now_ms};
+use crate::metrics::Metrics;
 
 /// What the routes are, for programs.
 const OPENAPI: &str = include_str!("openapi.json");
@@ -36,10 +38,15 @@ pub(super) struct App {
     pub(super) knowledge: Knowledge,
     pub(super) gateway: Gateway,
     pub(super) config: Config,
+    pub(super) metrics: Metrics,
     /// When the server started, in seconds since 1970.
     pub(super) started_s: u64,
     /// Turns true once, when the server is told to stop.
     stopping: watch::Receiver<bool>,
+    /// Who looks at the page.
+    pub(super) sessions: Sessions,
+    /// What the page shows.
+    pub(super) live: Arc<Live>,
     work: Arc<Semaphore>,
     /// Whether only this machine can reach the server.
     is_local: bool,
@@ -57,13 +64,18 @@ impl App {
     ) -> Self {
         let (knowledge, config) = (pipeline.knowledge(), config.clone());
         let work = Arc::new(Semaphore::new(config.http.work_in_flight_max));
+        let started_s = now_ms() / 1_000;
+        let metrics = Metrics::new(pipeline.clone(), gateway.traffic().clone(), started_s);
         Self {
             pipeline,
             knowledge,
             gateway,
             config,
-            started_s: now_ms() / 1_000,
+            metrics,
+            started_s,
             stopping,
+            sessions: Sessions::new(),
+            live: Arc::default(),
             work,
             is_local,
             ids: Default::default(),
@@ -117,10 +129,13 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/openapi.json", get(openapi))
+        .route("/metrics", get(metrics::get))
+        .merge(ui::routes())
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_route)
         .layer(from_fn_with_state(app.clone(), for_this_host))
         .layer(from_fn(caught))
+        .layer(from_fn_with_state(app.clone(), metrics::observed))
         .with_state(app)
 }
 
@@ -138,8 +153,14 @@ async fn openapi() -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], OPENAPI)
 }
 
-async fn unknown_route(uri: Uri) -> ApiError {
+async fn unknown_route(uri: Uri, headers: HeaderMap) -> Response {
+    let accepted = headers.get(header::ACCEPT).and_then(|accepted| accepted.to_str().ok()).unwrap_or_default();
+    if uri.path() == "/" && accepted.contains("text/html") {
+        // Somebody with a browser.
+        return Redirect::to(ui::HOME).into_response();
+    }
     ApiError::not_found("unknown_route", format!("there is nothing at {}; /openapi.json lists what is", uri.path()))
+        .into_response()
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> ApiError {

@@ -89,6 +89,16 @@ impl KeyFiles {
         &self.keys
     }
 
+    /// The files that a backup has a copy of, with its names for them: the keys and their log, and never the pepper.
+    pub(crate) fn kept(&self) -> [(PathBuf, &'static str); 2] {
+        [(self.keys.clone(), FILE_NAME), (self.log(), "keys-audit.jsonl")]
+    }
+
+    /// The file of the secret that keys are hashed with.
+    pub(crate) fn pepper_file(&self) -> &Path {
+        &self.pepper_file
+    }
+
     /// The keys; none where there is no file.
     ///
     /// # Errors

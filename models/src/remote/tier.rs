@@ -192,6 +192,10 @@ impl TierBackend for RemoteTier {
     fn queued(&self) -> usize {
         self.shared.gate.waiting()
     }
+
+    fn remote(&self) -> Option<RemoteStats> {
+        Some(self.health().stats())
+    }
 }
 
 /// Runs jobs until no more can come and all are done.

@@ -14,6 +14,7 @@ use turnflow_state::{CacheEntry, ChunkKey, EntryId, TenantId};
 use super::{ClaimChange, Epoch, Invalidated};
 use crate::message::{Basis, Resolution};
 use crate::refresh::Fallen;
+use crate::selection::Selection;
 use crate::shard::{Forgotten, Shard};
 
 /// An answer that asks to be served to others.
@@ -62,6 +63,10 @@ enum Claim {
     Kept(EntryId),
 }
 
+/// Flushes that a keeper remembers, for answers that were being written when they came. An answer that takes longer than so many
+/// more flushes is kept.
+const FLUSHES_REMEMBERED_MAX: usize = 256;
+
 /// The claims of one worker.
 pub struct Keeper {
     shard: Rc<RefCell<Shard>>,
@@ -71,6 +76,8 @@ pub struct Keeper {
     next: u64,
     effects: Effects,
     stats: KeeperStats,
+    /// What was flushed of late, oldest first, with the knowledge base's epoch that the flush took.
+    flushed: VecDeque<(Selection, u64)>,
 }
 
 impl std::fmt::Debug for Keeper {
@@ -90,6 +97,7 @@ impl Keeper {
             next: 0,
             effects: Effects::default(),
             stats: KeeperStats::default(),
+            flushed: VecDeque::new(),
         }
     }
 
@@ -200,6 +208,46 @@ impl Keeper {
     pub fn throw_away(&mut self, entry: EntryId) {
         let forgotten = self.shard.borrow_mut().remove(entry);
         forgotten.into_iter().for_each(|forgotten| self.forget(forgotten));
+    }
+
+    /// Throws the answers away that are meant, kept or pending, and those that are still being written: what follows from the
+    /// knowledge base as it was before `epoch`. Gives how many cached answers that takes away.
+    pub fn flush(&mut self, selection: &Selection, epoch: u64) -> usize {
+        let kept: Vec<EntryId> = self.shard.borrow().select(selection).map(|entry| entry.id).collect();
+        kept.iter().for_each(|entry| self.throw_away(*entry));
+        let is_meant =
+            |claim: &Claim| matches!(claim, Claim::Pending { proposal, .. } if selection.has_proposed(proposal));
+        let pending: Vec<u64> =
+            self.claims.iter().filter(|(_, claim)| is_meant(claim)).map(|(number, _)| *number).collect();
+        for claim in pending {
+            if let Some(Claim::Pending { support, proposal, .. }) = self.claims.remove(&claim) {
+                self.effects.withdrawn.push((claim, support));
+                self.refuse(*proposal);
+            }
+        }
+        self.flushed.push_back((selection.clone(), epoch));
+        if self.flushed.len() > FLUSHES_REMEMBERED_MAX {
+            self.flushed.pop_front();
+        }
+        kept.len()
+    }
+
+    /// Takes a proposal unless it was flushed before it was made; then those who wait for it hear that there is no answer.
+    pub fn admit(&mut self, proposal: Proposal) -> Option<Proposal> {
+        let is_flushed = |(selection, epoch): &(Selection, u64)| {
+            proposal.basis.valid_at < *epoch && selection.has_proposed(&proposal)
+        };
+        if self.flushed.iter().any(is_flushed) {
+            self.refuse(proposal);
+            return None;
+        }
+        Some(proposal)
+    }
+
+    fn refuse(&mut self, proposal: Proposal) {
+        let Proposal { entry, stored, resolution, .. } = proposal;
+        self.effects.resolved.extend(resolution.map(Resolution::without_answer));
+        self.effects.forgotten.extend(entry.filter(|_| stored).map(|entry| entry.id));
     }
 
     fn forget(&mut self, Forgotten { entry, claim, support, .. }: Forgotten) {

@@ -37,7 +37,9 @@ pub use self::change::{Applied, ArticleOutcome, ArticleWrite, KnowledgeChange, N
 use self::linker::Linker;
 use self::partition::{Found, Gathered, Partition};
 use self::plan::Plan;
-use crate::{BoundedCache, CacheStats, Chunk, ChunkId, Durability, ScoredChunk, StateError, Store, TenantId};
+use crate::{
+    BoundedCache, CacheStats, Chunk, ChunkId, Durability, ScoredChunk, StateError, Store, StoreBatch, TenantId,
+};
 
 /// How often a search that met a write under way is tried again before it waits for the write.
 const OPTIMISTIC_TRIES: usize = 2;
@@ -218,6 +220,21 @@ impl KnowledgeBase {
         self.articles.fetch_sub(articles_deleted, Ordering::Relaxed);
         self.epoch.store(applied.epoch, Ordering::Release);
         Ok(applied)
+    }
+
+    /// Takes an epoch for something that changes no article. `publish` is called as [`KnowledgeBase::apply`] calls it.
+    ///
+    /// # Errors
+    /// When the epoch cannot be written. Then nothing is published.
+    pub fn take_epoch(&self, publish: &mut dyn FnMut(u64)) -> Result<u64, StateError> {
+        let _writer = lock(&self.writer);
+        let epoch = self.epoch() + 1;
+        let mut batch = StoreBatch::new();
+        batch.put_knowledge_epoch(epoch);
+        self.store.write(batch, Durability::Synced)?;
+        publish(epoch);
+        self.epoch.store(epoch, Ordering::Release);
+        Ok(epoch)
     }
 
     /// What [`KnowledgeBase::apply`] would do now. Changes nothing.

@@ -121,11 +121,12 @@ fn answer(waiting: Vec<Done>, written: Result<(), StateError>) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::store::{Batch, Column, KeyValue, MemoryStore, Visit};
+    use crate::store::{Batch, Column, ColumnSize, KeyValue, MemoryStore, Visit};
 
     /// Memory that counts its writes, waits for a permit before each, and fails from one of them on.
     struct Scripted {
@@ -160,6 +161,12 @@ mod tests {
                 return Err(StateError::Io { action: "write to", source: "disk full".into() });
             }
             self.memory.write(batch, durability)
+        }
+        fn checkpoint(&self, path: &Path) -> Result<(), StateError> {
+            self.memory.checkpoint(path)
+        }
+        fn size(&self, column: Column) -> Result<ColumnSize, StateError> {
+            self.memory.size(column)
         }
     }
 

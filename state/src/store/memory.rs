@@ -5,9 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
+use std::path::Path;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-use super::{Batch, Column, Durability, KeyValue, Operation, Visit};
+use super::{Batch, Column, ColumnSize, Durability, KeyValue, Operation, RocksStore, StoreOptions, Visit};
 use crate::StateError;
 
 type Columns = BTreeMap<Column, BTreeMap<Vec<u8>, Vec<u8>>>;
@@ -66,6 +67,17 @@ impl KeyValue for MemoryStore {
         Ok(self.read().get(&column).and_then(|values| values.keys().next_back().cloned()))
     }
 
+    fn size(&self, column: Column) -> Result<ColumnSize, StateError> {
+        let columns = self.read();
+        let bytes = |(key, value): (&Vec<u8>, &Vec<u8>)| (key.len() + value.len()) as u64;
+        let size = |values: &BTreeMap<_, _>| ColumnSize {
+            keys: values.len() as u64,
+            disk_bytes: 0,
+            memory_bytes: values.iter().map(bytes).sum(),
+        };
+        Ok(columns.get(&column).map(size).unwrap_or_default())
+    }
+
     fn write(&self, batch: Batch, _durability: Durability) -> Result<(), StateError> {
         let mut columns = self.columns.write().unwrap_or_else(PoisonError::into_inner);
         for operation in batch.into_operations() {
@@ -86,6 +98,14 @@ impl KeyValue for MemoryStore {
             }
         }
         Ok(())
+    }
+
+    fn checkpoint(&self, path: &Path) -> Result<(), StateError> {
+        let mut batch = Batch::new();
+        for (&column, values) in &*self.read() {
+            values.iter().for_each(|(key, value)| batch.put(column, key.clone(), value.clone()));
+        }
+        RocksStore::open(path, &StoreOptions::default())?.write(batch, Durability::Synced)
     }
 }
 

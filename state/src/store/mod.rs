@@ -13,6 +13,7 @@ mod codec;
 mod committer;
 #[cfg(test)]
 mod conformance;
+mod conversations;
 mod memory;
 mod rocks;
 mod schema;
@@ -21,6 +22,7 @@ mod tests;
 mod typed;
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::OnceLock;
 
 pub use batch::StoreBatch;
@@ -65,6 +67,30 @@ pub trait KeyValue: Send + Sync {
     /// # Errors
     /// [`StateError::Io`] when the write failed, and [`StateError::Poisoned`] ever after.
     fn write(&self, batch: Batch, durability: Durability) -> Result<(), StateError>;
+
+    /// Copies everything, as it is at one moment, into a database of its own at `path`, where nothing may be yet. Reads and
+    /// writes go on meanwhile.
+    ///
+    /// # Errors
+    /// When the copy cannot be made.
+    fn checkpoint(&self, path: &Path) -> Result<(), StateError>;
+
+    /// How much a column holds, as far as that is known without looking at all of it.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] when the database cannot be read.
+    fn size(&self, column: Column) -> Result<ColumnSize, StateError>;
+}
+
+/// How much a column holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ColumnSize {
+    /// Keys, which may be an estimate.
+    pub keys: u64,
+    /// Bytes of it on disk.
+    pub disk_bytes: u64,
+    /// Bytes of it in memory that are not in a file on disk yet.
+    pub memory_bytes: u64,
 }
 
 /// What looks at key and value in a scan.

@@ -4,20 +4,21 @@
 //! database of another schema version is refused before anything of it is touched. After the first failed write the
 //! store only reads.
 //!
-//! What it does not do: no back-ups and no repair. Memory is bounded by the block cache, the
-//! write buffers and the number of open files, each a named constant.
+//! What it does not do: no repair. Memory is bounded by the block cache, the write buffers and the number of open files,
+//! each a named constant.
 
 use std::num::NonZero;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, Direction, IteratorMode,
     LogLevel, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
 use super::schema::{self, SCHEMA_KEY, Verdict};
-use super::{Batch, Column, Durability, KEY_BYTES_MAX, KeyValue, Operation, Poison, Visit, prefix_end};
+use super::{Batch, Column, ColumnSize, Durability, KEY_BYTES_MAX, KeyValue, Operation, Poison, Visit, prefix_end};
 use crate::StateError;
 
 /// Default size of the cache of uncompressed blocks, in bytes.
@@ -68,8 +69,8 @@ impl RocksStore {
     /// Opens the database at `path`, or makes it when there is none.
     ///
     /// # Errors
-    /// [`StateError::Schema`] when another version of Turnflow wrote it; [`StateError::Open`] when it is locked by
-    /// another process, damaged, or not accessible.
+    /// [`StateError::Schema`] when another version of Turnflow wrote it; [`StateError::Locked`] when another process has it
+    /// open; [`StateError::Open`] when it is damaged, or not accessible.
     pub fn open(path: &Path, options: &StoreOptions) -> Result<Self, StateError> {
         check_schema(path)?;
         let db = open_writable(path, options).map_err(|source| open_error(path, source))?;
@@ -140,6 +141,18 @@ impl KeyValue for RocksStore {
         Ok(last.map(|(key, _)| key.into_vec()))
     }
 
+    fn size(&self, column: Column) -> Result<ColumnSize, StateError> {
+        let family = self.family(column)?;
+        let property = |name: &rocksdb::properties::PropName| {
+            self.db.property_int_value_cf(family, name).map(Option::unwrap_or_default).map_err(read_error)
+        };
+        Ok(ColumnSize {
+            keys: property(rocksdb::properties::ESTIMATE_NUM_KEYS)?,
+            disk_bytes: property(rocksdb::properties::TOTAL_SST_FILES_SIZE)?,
+            memory_bytes: property(rocksdb::properties::CUR_SIZE_ALL_MEM_TABLES)?,
+        })
+    }
+
     fn write(&self, batch: Batch, durability: Durability) -> Result<(), StateError> {
         let mut options = WriteOptions::default();
         options.set_sync(durability == Durability::Synced);
@@ -150,6 +163,13 @@ impl KeyValue for RocksStore {
                 .map_err(|source| StateError::Io { action: "write to", source: source.into() })
         })
     }
+
+    fn checkpoint(&self, path: &Path) -> Result<(), StateError> {
+        // What is in memory is written to tables first, so that the copy has no log to replay. Tables are never changed:
+        // where they lie on the same file system, the copy is another name for them.
+        let made = Checkpoint::new(&self.db).and_then(|checkpoint| checkpoint.create_checkpoint(path));
+        made.map_err(|source| StateError::Checkpoint { path: path.to_owned(), source: source.into() })
+    }
 }
 
 fn read_error(source: rocksdb::Error) -> StateError {
@@ -157,7 +177,10 @@ fn read_error(source: rocksdb::Error) -> StateError {
 }
 
 fn open_error(path: &Path, source: rocksdb::Error) -> StateError {
-    StateError::Open { path: path.to_owned(), source: source.into() }
+    // There is no kind of its own for that, only words; which they are depends on who holds the lock.
+    let is_locked = ["While lock file", "lock hold by"].iter().any(|words| source.as_ref().contains(words));
+    let (path, source) = (path.to_owned(), source.into());
+    if is_locked { StateError::Locked { path, source } } else { StateError::Open { path, source } }
 }
 
 /// Refuses a database of another schema, reading only.
@@ -262,11 +285,30 @@ mod tests {
     }
 
     #[test]
+    fn a_checkpoint_is_a_store_as_it_was() {
+        let folder = tempfile::tempdir().expect("folder");
+        let store = open(folder.path()).expect("opens");
+        let write = |key: &str| {
+            let mut batch = Batch::new();
+            batch.put(Column::Keys, key, "value");
+            store.write(batch, Durability::Buffered).expect("writes");
+        };
+        write("before");
+        let copy = folder.path().join("copy");
+        store.checkpoint(&copy).expect("copies");
+        write("after");
+        let error = store.checkpoint(&copy).expect_err("something is there");
+        assert!(matches!(&error, StateError::Checkpoint { path, .. } if *path == copy), "{error:?}");
+        let found = open(&copy).expect("opens").multi_get(Column::Keys, &[b"before".to_vec(), b"after".to_vec()]);
+        assert_eq!(found.expect("reads"), [Some(b"value".to_vec()), None]);
+    }
+
+    #[test]
     fn a_second_opening_names_path_and_cause() {
         let folder = tempfile::tempdir().expect("folder");
         let _first = open(folder.path()).expect("opens");
         let error = open(folder.path()).expect_err("locked");
-        assert!(matches!(&error, StateError::Open { path, .. } if path == folder.path()), "{error:?}");
+        assert!(matches!(&error, StateError::Locked { path, .. } if path == folder.path()), "{error:?}");
         let text = crate::store::with_sources(&error);
         assert!(text.contains(&folder.path().display().to_string()) && text.contains("lock"), "{text}");
     }

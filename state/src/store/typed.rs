@@ -65,8 +65,8 @@ impl Store {
     /// Opens the store on disk, or makes it.
     ///
     /// # Errors
-    /// [`StateError::Schema`] when another version of Turnflow wrote it; [`StateError::Open`] when it is locked by
-    /// another process, damaged, or not accessible.
+    /// [`StateError::Schema`] when another version of Turnflow wrote it; [`StateError::Locked`] when another process has it
+    /// open; [`StateError::Open`] when it is damaged, or not accessible.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StateError> {
         Self::open_with(path, &StoreOptions::default())
     }
@@ -103,6 +103,15 @@ impl Store {
     /// [`StateError::Io`] when the write failed, and [`StateError::Poisoned`] ever after.
     pub fn write(&self, batch: StoreBatch, durability: Durability) -> Result<(), StateError> {
         self.backend.write(batch.batch, durability)
+    }
+
+    /// Copies everything, as it is at one moment, into a store of its own at `path`, where nothing may be yet. Reads and
+    /// writes go on meanwhile.
+    ///
+    /// # Errors
+    /// When the copy cannot be made.
+    pub fn checkpoint(&self, path: &Path) -> Result<(), StateError> {
+        self.backend.checkpoint(path)
     }
 
     pub(super) fn get<T: DeserializeOwned>(&self, column: Column, key: Vec<u8>) -> Result<Option<T>, StateError> {

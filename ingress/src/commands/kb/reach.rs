@@ -3,10 +3,10 @@
 use tonic::transport::Channel;
 use turnflow_pipeline::Pipeline;
 
-use super::super::{Context, open};
+use super::super::{Context, open, reach};
 use crate::cli::KbTarget;
 use crate::failure::Failure;
-use crate::grpc::client::{CallerKey, Keyed, connect};
+use crate::grpc::client::{CallerKey, Keyed};
 use crate::grpc::proto::knowledge_base_client::KnowledgeBaseClient;
 use crate::grpc::{TENANT_DEFAULT, serve_in_process};
 
@@ -45,16 +45,7 @@ async fn server(context: &Context, target: &KbTarget) -> Result<Option<Channel>,
     if target.data.is_some() {
         return Ok(None);
     }
-    let is_named = target.endpoint.is_some();
-    let address = target.endpoint.clone().unwrap_or_else(|| context.config.server.listen.to_string());
-    let channel = match connect(&address).await {
-        Ok(channel) => channel,
-        Err(error) if error.is_refused && !is_named => {
-            eprintln!("no server at {address}");
-            return Ok(None);
-        }
-        Err(error) => return Err(error.into()),
-    };
+    let Some((channel, address)) = reach::server(context, target.endpoint.as_ref()).await? else { return Ok(None) };
     if target.tenant.as_str() != TENANT_DEFAULT {
         let error = anyhow::anyhow!(
             "the server at {address} cannot be asked for tenant {}: the key says whose knowledge base it is",

@@ -1,0 +1,47 @@
+//! The span of a request: what log and traces show of it beside everything that happens for it.
+
+use axum::http::HeaderMap;
+use tracing::Span;
+use tracing::field::Empty;
+
+/// Longest text that is taken from a client into the log, in bytes.
+const TEXT_BYTES_MAX: usize = 128;
+/// By what a client finds its request again.
+const REQUEST_ID: &str = "x-request-id";
+/// In which trace it stands, as W3C's Trace Context has it.
+const TRACEPARENT: &str = "traceparent";
+
+/// The span of a request to a route or method, with what its headers name it.
+pub(crate) fn request(protocol: &'static str, method: &str, headers: &HeaderMap) -> Span {
+    let method = Some(method).filter(|method| is_plain(method));
+    let span = tracing::info_span!("request", protocol, method, request_id = Empty, traceparent = Empty);
+    let named = |name: &str| headers.get(name)?.to_str().ok().filter(|text| is_plain(text));
+    if let Some(id) = named(REQUEST_ID) {
+        span.record("request_id", id);
+    }
+    if let Some(trace) = named(TRACEPARENT) {
+        span.record("traceparent", trace);
+    }
+    span
+}
+
+/// Whether a text is a name, and nothing that somebody said: short, printable, and without a space.
+fn is_plain(text: &str) -> bool {
+    !text.is_empty() && text.len() <= TEXT_BYTES_MAX && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_short_and_plain() {
+        let longest = "a".repeat(TEXT_BYTES_MAX);
+        for text in ["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "7f/3:b", longest.as_str()] {
+            assert!(is_plain(text), "{text}");
+        }
+        for text in ["", "where is my order", "tab\t", "naïve", &format!("{longest}a")] {
+            assert!(!is_plain(text), "{text}");
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! `GET /metrics`, and what is seen of every request: it is counted, and what happens for it is logged within its span.
+
+use std::sync::Arc;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{Method, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tracing::Instrument as _;
+
+use super::error::ApiError;
+use super::receive::ForAdmin;
+use super::router::App;
+use crate::door::request_span;
+use crate::metrics::CONTENT_TYPE;
+
+/// `GET /metrics`. It waits for no place of other work, so that it tells of overload as well.
+pub(super) async fn get(State(app): State<Arc<App>>, _: ForAdmin) -> Result<Response, ApiError> {
+    let metrics = app.metrics.clone();
+    match tokio::task::spawn_blocking(move || metrics.render()).await {
+        Ok(Ok(text)) => Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()),
+        Ok(Err(_)) | Err(_) => {
+            tracing::error!("the metrics cannot be written");
+            Err(ApiError::internal())
+        }
+    }
+}
+
+/// Counts what is answered, and gives it a span.
+pub(super) async fn observed(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let method = name_of(request.method());
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let name = route.as_ref().map_or("unknown", MatchedPath::as_str);
+    let span = request_span("http", name, request.headers());
+    let response = next.run(request).instrument(span).await;
+    app.gateway.traffic().answered(method, route.as_ref().map(MatchedPath::as_str), response.status().as_u16());
+    response
+}
+
+/// A client may send any word for a method.
+fn name_of(method: &Method) -> &'static str {
+    let known = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"];
+    known.into_iter().find(|name| *name == method.as_str()).unwrap_or("other")
+}

@@ -163,6 +163,8 @@ pub fn fitted_with(config: &Config) -> FittedWith {
     FittedWith { encoder: encoder_name(config), relevance_min, margin_min }
 }
 
+/// What stores are bound to, and what verifiers and routers are fitted with. The precision is no part of it, because vectors of one
+/// compare with those of the other.
 fn encoder_name(config: &Config) -> String {
     format!("{MODEL_NAME} with adapter {}", config.encoder.adapter)
 }

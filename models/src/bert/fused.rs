@@ -17,7 +17,7 @@ use crate::kernels::{
     Finish, InstructionChoice, Instructions, Matrix, Narrow, Pool, Sequences, Start, add, layer_norm,
 };
 
-/// Most threads of the encoder.
+/// Most threads of the encoder; where more are asked for, there are these.
 pub const ENCODER_THREADS_MAX: usize = 256;
 
 /// How exact the encoder's products are. Attention, norms and sums are in single precision always.

@@ -41,9 +41,9 @@ impl Kernel for ToPairs<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let (words, rest) = self.to.as_chunks_mut::<{ LANES / 2 }>();
         let (vectors, last) = self.from.as_chunks::<LANES>();
-        for (to, vector) in words.iter_mut().zip(vectors) {
+        let (whole, rest) = self.to.split_at_mut(vectors.len() * LANES / 2);
+        for (to, vector) in whole.as_chunks_mut().0.iter_mut().zip(vectors) {
             simd.narrow_pairs(simd.load(vector), to);
         }
         let mut copy = [Pair::default(); LANES / 2];

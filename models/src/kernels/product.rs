@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::matrix::WIDTH;
 use super::shared::Shared;
-use super::simd::{Element, Kernel, Simd};
+use super::simd::{Element, Kernel, ROWS_MAX, Simd};
 use super::tile::{Ahead, Line, Tiles, groups};
 
 /// What a product is added to.
@@ -92,7 +92,7 @@ impl<E: Element> Product<'_, E> {
                     }
                     let ahead = Ahead::share(ahead, N, group * together.div_ceil(N) + part, passes);
                     let rows = &self.rows[first * inputs..];
-                    let mut sums = [[[0.0; WIDTH]; N]; 12];
+                    let mut sums = [[[0.0; WIDTH]; N]; ROWS_MAX];
                     Tiles { rows, stride: inputs, count, panels, ahead }.run(simd, &mut sums);
                     for (m, sums) in sums[..count].iter().enumerate() {
                         self.end(simd, first + m, panel, part, &sums[..N.min(together)]);

@@ -12,7 +12,7 @@ use super::pool::Pool;
 use super::product::write;
 use super::rows::exponentials;
 use super::shared::Shared;
-use super::simd::{Instructions, Kernel, LANES, Simd};
+use super::simd::{Instructions, Kernel, LANES, ROWS_MAX, Simd};
 use super::tile::{Ahead, Tiles, groups};
 
 /// Pieces of work for each thread.
@@ -97,7 +97,7 @@ impl Kernel for Head<'_> {
         self.desk.scores.resize(S::ROWS * stride, 0.0);
         for (first, count) in groups(tokens, S::ROWS) {
             self.score(simd, first, count, stride);
-            let mut wholes = [0.0; 12];
+            let mut wholes = [0.0; ROWS_MAX];
             for (scores, whole) in self.desk.scores.chunks_exact_mut(stride).zip(&mut wholes[..count]) {
                 *whole = exponentials(simd, &mut scores[..tokens], 1.0 / (self.size as f32).sqrt());
             }
@@ -129,7 +129,7 @@ impl Head<'_> {
     #[inline(always)]
     fn score<S: Simd>(&mut self, simd: S, first: usize, count: usize, stride: usize) {
         let rows = &self.rows[first * 3 * self.width + self.head * self.size..];
-        let mut sums = [[[0.0; LANES]; 1]; 12];
+        let mut sums = [[[0.0; LANES]; 1]; ROWS_MAX];
         let Desk { keys, scores, .. } = &mut *self.desk;
         for (panel, lines) in keys.as_chunks().0.chunks_exact(self.size).enumerate() {
             let tiles = Tiles { rows, stride: 3 * self.width, count, panels: [lines], ahead: Ahead::NONE };
@@ -143,7 +143,7 @@ impl Head<'_> {
     /// The values, weighted with the shares.
     #[inline(always)]
     fn sum<S: Simd>(&self, simd: S, first: usize, wholes: &[f32], stride: usize) {
-        let mut sums = [[[0.0; LANES]; 1]; 12];
+        let mut sums = [[[0.0; LANES]; 1]; ROWS_MAX];
         let Desk { values, scores, .. } = &*self.desk;
         let tokens = self.rows.len() / (3 * self.width);
         for (panel, lines) in values.as_chunks().0.chunks_exact(tokens).enumerate() {

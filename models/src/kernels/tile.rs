@@ -1,6 +1,6 @@
 //! The inner loop of all matrix products: a few rows times narrow panels of columns, summed in registers.
 
-use super::simd::{Element, LANES, Simd};
+use super::simd::{Element, LANES, ROWS_MAX, Simd};
 
 /// What a panel has for one input: a vector of weights.
 pub(crate) type Line<E> = [E; LANES];
@@ -126,7 +126,7 @@ pub(crate) struct Tiles<'a, E: Element, const N: usize> {
 }
 
 /// The sums of a group of rows.
-pub(crate) type Sums<const N: usize> = [[[f32; LANES]; N]; 12];
+pub(crate) type Sums<const N: usize> = [[[f32; LANES]; N]; ROWS_MAX];
 
 impl<E: Element, const N: usize> Tiles<'_, E, N> {
     /// `to = rows · panels`, compiled for each number of rows.

@@ -24,12 +24,14 @@ use crate::error::ModelError;
 
 /// Floats of a vector.
 pub(crate) const LANES: usize = 16;
+/// Most rows whose sums stay in registers with any set.
+pub(crate) const ROWS_MAX: usize = 12;
 /// 1.5 · 2²³: added to a float of moderate size, it leaves the nearest integer in the lowest bits.
 const ROUNDER: f32 = 12_582_912.0;
 
 /// Operations on vectors of [`LANES`] floats.
 pub(crate) trait Simd: Copy {
-    /// Most rows of a product whose sums stay in registers, beside [`Simd::PANELS`] vectors of weights: at most 12.
+    /// Most rows of a product whose sums stay in registers, beside [`Simd::PANELS`] vectors of weights: [`ROWS_MAX`] at most.
     const ROWS: usize;
     /// Vectors of weights that each number of a row is multiplied with at once: 1 or 2.
     const PANELS: usize;

@@ -279,6 +279,14 @@ fn a_key_that_was_revoked_stays_revoked() {
     assert!(stdout.contains(id) && stdout.contains("revoked"), "{stdout}");
     assert!(shop.path("data/keys.pepper").exists() && shop.path("data/keys-audit.jsonl").exists());
 
+    // However their path is written.
+    let config = shop.path("turnflow.toml");
+    let other_way = shop.path("data/../data/keys.jsonl");
+    fs::write(&config, format!("[gateway]\nkeys = {:?}\n", text(&other_way))).expect("written");
+    assert_eq!(shop.run(&["restore", "two", "--replace", "--config", text(&config)]).0, 0);
+    let (_, stdout, _) = shop.run(&["keys", "list"]);
+    assert!(stdout.contains(id) && stdout.contains("revoked"), "{stdout}");
+
     // Where there are no keys, the backup's are better than an open door.
     let elsewhere = shop.path("elsewhere");
     let (code, stdout, _) =

@@ -43,6 +43,8 @@ pub(crate) struct Running {
     pub(crate) config: Config,
     /// As it holds now, where that may differ.
     pub(crate) current: sync::RwLock<Arc<Config>>,
+    /// Held while they are read again.
+    pub(crate) reloading: Mutex<()>,
     pub(crate) prices: PriceList,
     pub(crate) parts: Parts,
     /// What the tiers say of themselves.
@@ -182,6 +184,7 @@ impl Pipeline {
         Ok(Self(Arc::new(Running {
             config: config.clone(),
             current: sync::RwLock::new(Arc::new(config.clone())),
+            reloading: Mutex::default(),
             prices,
             parts: parts.clone(),
             tiers: parts.tiers_identity()?,
@@ -274,8 +277,7 @@ impl Pipeline {
         let (turn, time_max) = (&submission.turn, submission.time_max);
         self.check(turn)?;
         let began = Instant::now();
-        let config = self.config();
-        let (wait_ms, default_ms) = (config.limits.admission_wait_ms, config.limits.default_deadline_ms);
+        let (wait_ms, default_ms) = (self.0.config.limits.admission_wait_ms, self.config().limits.default_deadline_ms);
         let time_max = time_max.or((default_ms > 0).then_some(Duration::from_millis(default_ms)));
         let overloaded = || SubmitError::Overloaded { retry_after_ms: self.0.load.lock().retry_after_ms() };
         let tenant = self.0.tenants.enter(&submission.turn.tenant).ok_or_else(overloaded)?;

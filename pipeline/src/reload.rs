@@ -15,7 +15,6 @@ use crate::{Config, ConfigError, Pipeline};
 /// Settings, and sections of them, that may change while the pipeline runs.
 pub const LIVE: &[&str] = &[
     "gateway.limits",
-    "limits.admission-wait-ms",
     "limits.default-deadline-ms",
     "load.calm-ms",
     "load.calm-ms-max",
@@ -70,6 +69,8 @@ impl Pipeline {
     /// # Errors
     /// [`ReloadError`]; then nothing has changed.
     pub fn reload(&self) -> Result<Vec<Change>, ReloadError> {
+        // Of two at once, the later one reads the file later.
+        let _alone = self.0.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.config();
         let path = before.file.as_deref().ok_or(ReloadError::NoFile)?;
         let mut config = Config::load(Some(path))?;
@@ -83,12 +84,10 @@ impl Pipeline {
         if !others.is_empty() {
             return Err(ReloadError::Restart(others));
         }
-        // Held meanwhile, so that of two that come at once neither is mixed with the other.
-        let mut current = self.0.current.write().unwrap_or_else(PoisonError::into_inner);
         self.0.load.lock().set_limits(config.load);
         self.0.parts.policy.set_delta(config.policy.delta);
         self.0.prices.set(Prices { small: config.small_tier.price, large: config.tier.price });
-        *current = Arc::new(config);
+        *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
         Ok(changes)
     }
 

@@ -339,6 +339,8 @@ impl Driver {
             }
             if let ChangeKind::Flush(flush) = &change.kind {
                 self.parts.shared.tell_flush(flush);
+                // A worker may have come to a later epoch before it was told: the flush belongs to one that none has come to yet.
+                self.adopt(self.parts.shared.epoch.load(Ordering::Acquire));
             } else if self.parts.exact {
                 self.put_in(&change.tenant, &change.change);
             }

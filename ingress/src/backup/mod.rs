@@ -23,7 +23,7 @@ use jiff::Timestamp;
 use turnflow_pipeline::Config;
 use turnflow_state::{StateError, Store};
 
-use self::files::{copy, make_folder, sync};
+use self::files::{copy, make_folder, private_folder, sync};
 use self::manifest::{MANIFEST_NAME, Manifest};
 pub use self::restore::{Restored, restore};
 use crate::keys::KeyFiles;
@@ -104,6 +104,16 @@ pub enum BackupError {
         #[source]
         source: io::Error,
     },
+    /// A store is another user's.
+    #[error("{path} belongs to user {owner}, and this is user {writer}: do it as that one")]
+    Foreign {
+        /// The store's folder.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who wants to write.
+        writer: u32,
+    },
     /// The store could not be copied or opened.
     #[error(transparent)]
     Store(#[from] StateError),
@@ -150,8 +160,7 @@ impl Backups {
             return Err(BackupError::Exists(path));
         }
         make_folder(&self.folder)?;
-        let unfinished = tempfile::Builder::new().prefix(".unfinished-").tempdir_in(&self.folder);
-        let unfinished = unfinished.map_err(BackupError::io("make a folder in", &self.folder))?;
+        let unfinished = private_folder(".unfinished-", &self.folder)?;
         let manifest = self.fill(unfinished.path(), now)?;
         std::fs::rename(unfinished.path(), &path).map_err(BackupError::io("name the backup", &path))?;
         // It has another name now.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use turnflow_state::{StateError, Store};
 
-use super::files::{copy, make_folder, sync};
+use super::files::{check_owner, copy, make_folder, private_folder, sync};
 use super::manifest::Manifest;
 use super::{BackupError, KEYS_FOLDER, STORE_FOLDER};
 use crate::keys::KeyFiles;
@@ -39,20 +39,27 @@ pub fn restore(folder: &Path, data: &Path, keys: &KeyFiles, replace: bool) -> Re
     check_unused(data)?;
     let beside = data.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     make_folder(beside)?;
-    let unfinished = tempfile::Builder::new().prefix(".restoring-").tempdir_in(beside);
-    let unfinished = unfinished.map_err(BackupError::io("make a folder in", beside))?;
+    let unfinished = private_folder(".restoring-", beside)?;
     let fresh = unfinished.path();
+    if is_occupied {
+        check_owner(data, fresh)?;
+    }
     for file in &manifest.files {
         if let Ok(name) = Path::new(&file.path).strip_prefix(STORE_FOLDER) {
             copy(&folder.join(&file.path), &fresh.join(name))?;
         }
     }
     drop(Store::open(fresh)?);
-    let took_keys = bring_keys(keys, &folder.join(KEYS_FOLDER), data, fresh)?;
+    let (took_keys, outside) = bring_keys(keys, &folder.join(KEYS_FOLDER), data, fresh)?;
     sync(fresh)?;
     check_unused(data)?;
     let replaced = is_occupied.then(|| put_aside(data)).transpose()?;
-    fs::rename(fresh, data).map_err(BackupError::io("put the store at", data))?;
+    if let Err(source) = fs::rename(fresh, data) {
+        // As it was. What cannot be undone is where the error does not say, so that it is no worse than before.
+        let _ = replaced.map(|aside| fs::rename(aside, data));
+        outside.iter().for_each(|file| drop(fs::remove_file(file)));
+        return Err(BackupError::io("put the store at", data)(source));
+    }
     // It has another name now.
     let _renamed = unfinished.keep();
     sync(beside)?;
@@ -69,25 +76,36 @@ fn check_unused(data: &Path) -> Result<(), BackupError> {
 }
 
 /// Sees to it that the keys are there once `fresh` is in the place of `data`: those that are there now, or else those of the
-/// backup, in `kept`. Says whether it is these.
-fn bring_keys(keys: &KeyFiles, kept: &Path, data: &Path, fresh: &Path) -> Result<bool, BackupError> {
+/// backup, in `kept`. Says whether it is these, and which files it has made outside of `fresh`.
+fn bring_keys(keys: &KeyFiles, kept: &Path, data: &Path, fresh: &Path) -> Result<(bool, Vec<PathBuf>), BackupError> {
     let has_keys = keys.path().exists();
+    let inside = |file: &Path| real(file).strip_prefix(real(data)).ok().map(|inside| fresh.join(inside));
+    let mut outside = Vec::new();
     for (file, name) in keys.kept() {
-        let (inside, kept) = (file.strip_prefix(data).ok(), kept.join(name));
+        let kept = kept.join(name);
         let from = if has_keys { &file } else { &kept };
-        match inside {
-            Some(inside) if from.exists() => copy(from, &fresh.join(inside))?,
-            None if !has_keys && kept.exists() => copy(&kept, &file)?,
+        match inside(&file) {
+            Some(to) if from.exists() => copy(from, &to)?,
+            None if !has_keys && kept.exists() => {
+                copy(&kept, &file)?;
+                outside.push(file);
+            }
             _ => {}
         }
     }
     let pepper = keys.pepper_file();
-    if let Ok(inside) = pepper.strip_prefix(data)
-        && pepper.exists()
-    {
-        copy(pepper, &fresh.join(inside))?;
+    if let Some(to) = inside(pepper).filter(|_| pepper.exists()) {
+        copy(pepper, &to)?;
     }
-    Ok(!has_keys && kept.join(keys.kept()[0].1).exists())
+    Ok((!has_keys && kept.join(keys.kept()[0].1).exists(), outside))
+}
+
+/// A path by which a file is the same as by any other, even if only the folders are there that it is to be in.
+fn real(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let found = absolute.ancestors().find_map(|folder| Some((folder, folder.canonicalize().ok()?)));
+    let real = found.and_then(|(folder, real)| Some(real.join(absolute.strip_prefix(folder).ok()?)));
+    real.unwrap_or(absolute)
 }
 
 /// Gives a folder another name, and says which.

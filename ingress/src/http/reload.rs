@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode, header};
 use serde_json::{Value, json};
 use turnflow_pipeline::{Change, ReloadError};
 
@@ -11,10 +11,16 @@ use super::error::{ApiError, Kind};
 use super::receive::ForAdmin;
 use super::reply::JsonReply;
 use super::router::App;
+use super::ui;
 use crate::door::reload;
 
 /// Has the configuration's file read again, and tells what has changed.
-pub(super) async fn post(State(app): State<Arc<App>>, _: ForAdmin) -> Result<JsonReply, ApiError> {
+pub(super) async fn post(State(app): State<Arc<App>>, _: ForAdmin, headers: HeaderMap) -> Result<JsonReply, ApiError> {
+    // A page of another site needs no key while there are none, and no permission to send this.
+    if headers.contains_key(header::ORIGIN) && !ui::is_own(&headers) {
+        let message = "this comes from a page of another site, by its Origin";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, Kind::InvalidRequest, "wrong_origin", message));
+    }
     let changes = reload(&app.pipeline, &app.gateway).map_err(|error| refused(&error))?;
     let told = |Change { key, before, after }: Change| json!({ "key": key, "before": before, "after": after });
     Ok(JsonReply(json!({ "changed": changes.into_iter().map(told).collect::<Vec<Value>>() })))

@@ -59,7 +59,9 @@ impl Day {
 impl Meter {
     /// The limit that keeps a call out for longest, and for how long; None when it may come in.
     pub(super) fn wait(&self, quota: &Amounts, need: &Amounts, now: Moment) -> Option<(Limit, Duration)> {
-        let waits = quota.limits().filter(|&limit| need.of(limit) > 0);
+        // What a turn will cost is not known, so that it needs something of a budget even where its estimate is rounded to nothing.
+        let is_needed = |limit| need.of(limit) > 0 || limit == Limit::Budget && need.turns > 0;
+        let waits = quota.limits().filter(|&limit| is_needed(limit));
         let waits = waits.map(|limit| (limit, self.wait_for(limit, quota.of(limit), need.of(limit), now)));
         waits.filter(|(_, wait)| !wait.is_zero()).max_by_key(|(_, wait)| *wait)
     }
@@ -72,7 +74,9 @@ impl Meter {
             Limit::Turns => places(self.turns),
             Limit::Streams => places(self.streams),
             // As with a rate, who needs more than a whole day has is let in when nothing is spent.
-            Limit::Budget if self.day.spent(now).saturating_add(need.min(quota)) > quota => Day::until_midnight(now),
+            Limit::Budget if self.day.spent(now).saturating_add(need.clamp(1, quota)) > quota => {
+                Day::until_midnight(now)
+            }
             Limit::Budget => Duration::ZERO,
         }
     }
@@ -91,8 +95,8 @@ impl Meter {
         self.streams = self.streams.saturating_sub(places.streams);
     }
 
-    /// Charges the rest of what a call has cost, beyond what was taken for it, or gives back what it has not.
-    pub(super) fn settle(&mut self, quota: &Amounts, taken: &Amounts, cost: &Amounts, now: Moment) {
+    /// Charges the rest of what a call has cost, beyond what was taken for it at `then`, or gives back what it has not.
+    pub(super) fn settle(&mut self, quota: &Amounts, (taken, then): (&Amounts, Moment), cost: &Amounts, now: Moment) {
         let more = Amounts {
             tokens: cost.tokens.saturating_sub(taken.tokens),
             micros: cost.micros.saturating_sub(taken.micros),
@@ -102,7 +106,10 @@ impl Meter {
         if quota.tokens > 0 {
             self.tokens.give_back(quota.tokens, taken.tokens.saturating_sub(cost.tokens));
         }
-        self.day.micros = self.day.micros.saturating_sub(taken.micros.saturating_sub(cost.micros));
+        // What was charged on a day that is over is not given back on another.
+        if self.day.number == Day::number_at(then) {
+            self.day.micros = self.day.micros.saturating_sub(taken.micros.saturating_sub(cost.micros));
+        }
     }
 
     fn spend(&mut self, quota: &Amounts, amounts: &Amounts, now: Moment) {
@@ -169,14 +176,37 @@ mod tests {
         assert_eq!(meter.wait(&quota, &need, at(0)), Some((Limit::Turns, PLACE_WAIT)));
         meter.leave(&need);
         assert_eq!(meter.wait(&quota, &need, at(0)), None);
-        meter.settle(&quota, &need, &turn(800, 20), at(0));
+        meter.settle(&quota, (&need, at(0)), &turn(800, 20), at(0));
         // 200 tokens of debt and the 100 that are needed, at 10 a second.
         assert_eq!(meter.wait(&quota, &need, at(0)), Some((Limit::Tokens, Duration::from_secs(30))));
         assert_eq!(meter.wait(&quota, &Amounts { requests: 1, ..Amounts::default() }, at(0)), None);
-        meter.settle(&quota, &need, &turn(100, 41), at(0));
+        meter.settle(&quota, (&need, at(0)), &turn(100, 41), at(0));
         assert_eq!(meter.wait(&quota, &need, at(0)), Some((Limit::Budget, Duration::from_secs(43_200))));
         assert_eq!(meter.wait(&quota, &need, at(43_200)), None, "the next day");
         assert!(!meter.is_idle(at(43_199)) && meter.is_idle(at(43_200)));
+    }
+
+    #[test]
+    fn a_turn_whose_estimate_costs_nothing_needs_a_budget_too() {
+        let quota = Amounts { micros: 50, ..Amounts::default() };
+        let mut meter = Meter::default();
+        let need = turn(1, 0);
+        meter.take(&quota, &need, at(0));
+        assert_eq!(meter.wait(&quota, &need, at(0)), None);
+        meter.settle(&quota, (&need, at(0)), &turn(1, 50), at(0));
+        assert_eq!(meter.wait(&quota, &need, at(0)), Some((Limit::Budget, Duration::from_secs(43_200))));
+        // What is no turn costs no money.
+        assert_eq!(meter.wait(&quota, &Amounts { requests: 1, ..Amounts::default() }, at(0)), None);
+    }
+
+    #[test]
+    fn what_was_charged_yesterday_is_not_given_back_today() {
+        let quota = Amounts { micros: 50, ..Amounts::default() };
+        let mut meter = Meter::default();
+        meter.take(&quota, &turn(1, 40), at(0));
+        meter.take(&quota, &turn(1, 10), at(43_200));
+        meter.settle(&quota, (&turn(1, 40), at(0)), &turn(1, 0), at(43_201));
+        assert_eq!(meter.left(Limit::Budget, 50, at(43_201)), 40);
     }
 
     #[test]
@@ -186,7 +216,7 @@ mod tests {
         let need = turn(100, 10);
         meter.take(&quota, &need, at(0));
         assert_eq!((meter.left(Limit::Tokens, 600, at(0)), meter.left(Limit::Budget, 50, at(0))), (500, 40));
-        meter.settle(&quota, &need, &Amounts::default(), at(0));
+        meter.settle(&quota, (&need, at(0)), &Amounts::default(), at(0));
         meter.leave(&need);
         assert_eq!((meter.left(Limit::Tokens, 600, at(0)), meter.left(Limit::Budget, 50, at(0))), (600, 50));
         assert!(meter.is_idle(at(0)));

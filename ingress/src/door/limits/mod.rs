@@ -270,7 +270,7 @@ impl Account {
             table.meter(holder, now).take(quota, &need, now);
         }
         drop(table);
-        Ok(Charge { account: self, taken: need })
+        Ok(Charge { account: self, taken: need, at: now })
     }
 
     /// How all limits stand.
@@ -297,6 +297,7 @@ impl Account {
 pub(crate) struct Charge {
     account: Account,
     taken: Amounts,
+    at: Moment,
 }
 
 impl Charge {
@@ -311,7 +312,7 @@ impl Charge {
         let cost = Amounts { tokens, micros, ..self.taken };
         let mut table = self.account.limiter.lock();
         for (holder, quota) in &self.account.holders {
-            table.meter(holder, now).settle(quota, &self.taken, &cost, now);
+            table.meter(holder, now).settle(quota, (&self.taken, self.at), &cost, now);
         }
         self.taken = cost;
     }

@@ -107,7 +107,7 @@ async fn guarded(request: Request, next: Next) -> Response {
 }
 
 /// Whether a request comes from a page of this server: browsers tell the origin of whatever changes something.
-fn is_own(headers: &HeaderMap) -> bool {
+pub(super) fn is_own(headers: &HeaderMap) -> bool {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let origin = text(header::ORIGIN).and_then(|origin| origin.split_once("://"));
     origin.zip(text(header::HOST)).is_some_and(|((_, authority), host)| authority.eq_ignore_ascii_case(host))

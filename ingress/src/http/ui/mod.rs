@@ -12,6 +12,7 @@ mod conversations;
 mod format;
 mod layout;
 mod live;
+mod notes;
 mod overview;
 mod playground;
 mod session;

@@ -45,6 +45,10 @@ fn about(article: &str) -> Option<EntrySelection> {
     Some(EntrySelection { article_id: article.to_owned(), ..EntrySelection::default() })
 }
 
+fn with_words(text: &str) -> Option<EntrySelection> {
+    Some(EntrySelection { text: text.to_owned(), ..EntrySelection::default() })
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_cached_is_listed_shown_and_flushed() {
     bounded(async {
@@ -66,10 +70,19 @@ async fn what_is_cached_is_listed_shown_and_flushed() {
         let many = ListEntriesRequest { limit: 1_001, ..ListEntriesRequest::default() };
         assert_eq!(refused(admin.list_entries(many).await.map(drop)), Some(Code::InvalidArgument));
         assert_eq!(refused(admin.get_entry(GetEntryRequest { id: 77 }).await.map(drop)), Some(Code::NotFound));
-        for (selection, all) in [(None, false), (about("delivery-times"), true), (about("\u{1}"), false)] {
+        for (selection, all) in [
+            (None, false),
+            (about("delivery-times"), true),
+            (about("\u{1}"), false),
+            (about(" "), false),
+            (with_words(" \n\u{3000}"), false),
+            (with_words(" "), true),
+        ] {
             let request = FlushRequest { selection, all, dry_run: false };
             assert_eq!(refused(admin.flush(request).await.map(drop)), Some(Code::InvalidArgument));
         }
+        let blank = ListEntriesRequest { selection: with_words(" "), ..ListEntriesRequest::default() };
+        assert_eq!(refused(admin.list_entries(blank).await.map(drop)), Some(Code::InvalidArgument));
 
         let request = |dry_run| FlushRequest { selection: about("delivery-times"), all: false, dry_run };
         let would = admin.flush(request(true)).await.expect("counted").into_inner();

@@ -10,10 +10,13 @@ mod support;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
+use axum::body::Bytes;
+use axum::http::Method;
+use serde_json::{Value, json};
 use tonic::Request;
-use turnflow::grpc::proto::AskRequest;
+use turnflow::grpc::proto::admin_client::AdminClient;
 use turnflow::grpc::proto::conversations_client::ConversationsClient;
+use turnflow::grpc::proto::{AskRequest, EntrySelection, FlushRequest};
 
 use self::binary::turnflow;
 use self::support::http::HttpClient;
@@ -25,7 +28,7 @@ const SAID: &str = "zwetschgenkuchen";
 const TOLD: &str = "working days";
 const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-/// Has a server answer over HTTP and gRPC, and gives every line of its log.
+/// Has a server answer over HTTP and gRPC, and flush what was answered, and gives every line of its log.
 async fn log_of_two_turns() -> Vec<Value> {
     let dir = tempfile::tempdir().expect("a folder");
     let mut server = turnflow()
@@ -58,6 +61,7 @@ async fn log_of_two_turns() -> Vec<Value> {
     request.metadata_mut().insert("traceparent", format!("where is my {SAID}").parse().expect("a value"));
     let mut events = grpc.ask(request).await.expect("asked").into_inner();
     while events.message().await.expect("an event").is_some() {}
+    flush(&client, &address).await;
 
     let killed = Command::new("kill").args(["-TERM", &server.id().to_string()]).status().expect("kill runs");
     assert!(killed.success() && server.wait().expect("an end").success());
@@ -65,6 +69,19 @@ async fn log_of_two_turns() -> Vec<Value> {
     eprintln!("{log}");
     // Beside the log, the command tells people what it does.
     log.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+/// Flushes what somebody said, from the page and over gRPC.
+async fn flush(client: &HttpClient, address: &impl Fn(&str) -> String) {
+    let page = client.send(Method::GET, "/ui/", &[], Bytes::new()).await.body;
+    let (_, token) = page.split_once("name=\"token\" content=\"").expect("a token");
+    let (token, origin) = (token.split('"').next().expect("a token"), format!("http://{}", address("http")));
+    let headers = [("origin", origin.as_str()), ("x-csrf-token", token)];
+    let reply = client.post("/ui/flush", &headers, &json!({ "text": SAID })).await;
+    assert_eq!(reply.json()["count"], 1, "{reply:?}");
+    let mut admin = AdminClient::connect(format!("http://{}", address("listening"))).await.expect("it listens");
+    let selection = Some(EntrySelection { text: SAID.to_owned(), ..EntrySelection::default() });
+    admin.flush(FlushRequest { selection, all: false, dry_run: false }).await.expect("flushed");
 }
 
 #[tokio::test]
@@ -75,6 +92,8 @@ async fn turns_are_logged_within_their_requests_and_no_word_of_a_customer_at_inf
             let text = line.to_string();
             assert!(!text.contains(SAID) && !text.contains(TOLD), "{text}");
         }
+        let flushed = |line: &&Value| line["fields"]["has_text"] == true;
+        assert_eq!(log.iter().filter(flushed).count(), 2, "both flushes are told");
         let answered: Vec<&Value> =
             log.iter().filter(|line| line["fields"]["message"] == "a turn was answered").collect();
         let [first, second] = answered[..] else { panic!("two turns were answered: {log:?}") };

@@ -11,7 +11,7 @@ use std::path::Path;
 use axum::body::Bytes;
 use axum::http::Method;
 use jiff::Timestamp;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use turnflow::keys::{KeyFiles, KeyId, KeyLimits, NewKey, Scope};
 use turnflow_pipeline::Config;
@@ -41,9 +41,12 @@ impl Keys {
     }
 
     fn create(&self, tenant: &str, scope: Scope) -> (String, KeyId) {
+        self.create_limited(tenant, scope, KeyLimits::default())
+    }
+
+    fn create_limited(&self, tenant: &str, scope: Scope, limits: KeyLimits) -> (String, KeyId) {
         let tenant = TenantId::new(tenant).expect("valid id");
-        let wanted =
-            NewKey { tenant, scopes: BTreeSet::from([scope]), name: None, expires: None, limits: KeyLimits::default() };
+        let wanted = NewKey { tenant, scopes: BTreeSet::from([scope]), name: None, expires: None, limits };
         let (key, record) = self.files.create(wanted, Timestamp::now()).expect("made");
         (key.reveal().to_owned(), record.id)
     }
@@ -101,6 +104,12 @@ impl Visitor {
         rest.split('"').next().expect("a token").to_owned()
     }
 
+    /// Sends what a page of the session sends.
+    async fn post(&self, token: &str, path: &str, body: &Value) -> Reply {
+        let headers = [("origin", self.origin.as_str()), ("x-csrf-token", token), ("cookie", &self.cookie)];
+        self.client.post(path, &headers, body).await
+    }
+
     async fn flush(&self, origin: &str, token: &str) -> Reply {
         let headers = [("origin", origin), ("x-csrf-token", token), ("cookie", &self.cookie)];
         self.client.post("/ui/flush", &headers, &json!({ "all": true, "dry_run": true })).await
@@ -128,8 +137,16 @@ async fn without_keys_everybody_here_is_let_in() {
         {
             assert_eq!(visitor.get(path).await.status, status, "{path}");
         }
-        assert_eq!(visitor.get("/ui/assets/nothing.js").await.error().0, 404);
-        assert_eq!(visitor.get("/ui/entry?id=x").await.error().0, 400);
+        assert_eq!(visitor.client.get("/ui/assets/nothing.js").await.error().0, 404);
+        assert_eq!(visitor.client.get("/ui/entry?id=x").await.error().0, 400);
+        let failed = visitor.get("/ui/entry?id=x").await;
+        assert_eq!((failed.status, failed.header("content-type")), (400, Some("text/html; charset=utf-8")));
+        assert!(failed.body.contains("invalid digit") && failed.body.contains("href=\"/ui/\""), "{failed:?}");
+        assert!(failed.header("content-security-policy").is_some(), "{failed:?}");
+        assert!(!visitor.get("/ui/").await.body.contains("all tenants"), "there is one");
+        for path in ["/ui/caches?text=%20", "/ui/caches?text=%20&article=%20"] {
+            assert!(visitor.get(path).await.body.contains("Nothing is cached yet"), "{path} filters nothing");
+        }
         server.stop().await;
     })
     .await;
@@ -180,13 +197,87 @@ async fn a_session_needs_an_admins_key_and_a_change_a_page_of_it() {
         let path = format!("/ui/conversation?id={conversation}");
         assert_eq!((visitor.get(&path).await.status, foreign.get(&path).await.status), (200, 404));
 
+        for (path, expected) in [("/ui/", true), ("/ui/playground", false)] {
+            let page = foreign.get(path).await.body;
+            assert_eq!(page.contains("all tenants"), expected, "{path}");
+            assert_eq!(page.contains("The knowledge base is empty"), !expected, "{path}");
+        }
+
         // A session ends with its key.
         keys.files.revoke(&other_id, Timestamp::now()).expect("revoked");
         while foreign.get("/ui/numbers").await.status == 200 {
             tokio::task::yield_now().await;
         }
         assert_eq!(foreign.get("/ui/").await.header("location"), Some("/ui/login"));
+        let headers = [
+            ("origin", foreign.origin.as_str()),
+            ("accept", "text/html"),
+            ("cookie", &foreign.cookie),
+            ("content-type", "application/x-www-form-urlencoded"),
+        ];
+        let logged_out = foreign.client.send(Method::POST, "/ui/logout", &headers, "token=x").await;
+        assert_eq!((logged_out.status, logged_out.header("location")), (303, Some("/ui/login")));
         assert_eq!(visitor.get("/ui/").await.status, 200);
+        server.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn notes_stay_as_they_are_kept_unless_they_are_edited() {
+    bounded(async {
+        let server = TestServer::start(|_| {}).await;
+        let visitor = Visitor::of(&server);
+        let token = visitor.token().await;
+        let metadata =
+            async |id: &str| visitor.client.get(&format!("/v1/articles/{id}")).await.json()["metadata"].clone();
+        let save = async |id: &str, version: u64, notes: Value| {
+            let mut content =
+                json!({ "title": "Gifts", "body": format!("Gifts are wrapped, since version {version}.") });
+            if !notes.is_null() {
+                content["notes"] = notes;
+            }
+            visitor.post(&token, "/ui/article", &json!({ "id": id, "version": version, "content": content })).await
+        };
+
+        assert_eq!(save("gifts", 0, json!("audience: customers")).await.json()["version"], 1);
+        assert_eq!(save("gifts", 1, Value::Null).await.json()["version"], 2);
+        assert_eq!(metadata("gifts").await, json!({ "audience": "customers" }));
+        assert_eq!(save("gifts", 1, Value::Null).await.error().1, "version_mismatch");
+        assert_eq!(save("gifts", 2, json!("")).await.json()["version"], 3);
+        assert_eq!(metadata("gifts").await, json!({}));
+        assert!(!visitor.get("/ui/article?id=gifts").await.body.contains("readonly"));
+
+        let unfit = json!({ "dc:title": "Gifts", "note": "two\nlines" });
+        let article = json!({ "id": "imported", "title": "Gifts", "body": "Gifts.", "metadata": unfit });
+        assert_eq!(visitor.client.post("/v1/articles", &[], &article).await.status, 200);
+        assert!(visitor.get("/ui/article?id=imported").await.body.contains("readonly"));
+        assert_eq!(save("imported", 1, json!("note: two")).await.error().2.as_deref(), Some("notes"));
+        assert_eq!(save("imported", 1, Value::Null).await.json()["version"], 2);
+        assert_eq!(metadata("imported").await, unfit);
+        server.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_page_sends_counts_as_a_request_of_its_key() {
+    bounded(async {
+        let keys = Keys::new();
+        let limits = "requests-per-minute=2".parse().expect("limits");
+        let (admin, _) = keys.create_limited("default", Scope::Admin, limits);
+        let server = keys.server().await;
+        let visitor = Visitor::of(&server).with(&admin).await;
+        let token = visitor.token().await;
+        let blank = visitor.post(&token, "/ui/flush", &json!({ "text": " " })).await;
+        assert_eq!((blank.status, blank.error().2.as_deref()), (400, Some("all")));
+        let counted = visitor.flush(&visitor.origin, &token).await;
+        assert!(counted.status == 200 && counted.header("ratelimit").is_some(), "{counted:?}");
+        for path in ["/ui/flush", "/ui/chat", "/ui/article"] {
+            let body = json!({ "all": true, "dry_run": true });
+            assert_eq!(visitor.post(&token, path, &body).await.error().1, "rate_limit_exceeded", "{path}");
+        }
+        assert_eq!(visitor.get("/ui/").await.status, 200, "looking is free");
         server.stop().await;
     })
     .await;

@@ -130,7 +130,10 @@ impl Admin for Service {
             return Ok(Response::new(FlushResponse { entries: matched as u64, epoch: 0 }));
         }
         let flushed = caches.flush(selection).await.map_err(Conflict::from)?;
-        tracing::info!(%tenant, ?wanted, count = flushed.entries, "the caches were flushed");
+        let EntrySelection { entry, article_id: article, text } = wanted;
+        // Words may be a customer's.
+        let (has_text, count) = (!text.is_empty(), flushed.entries);
+        tracing::info!(%tenant, entry, article, has_text, count, "the caches were flushed");
         Ok(Response::new(FlushResponse { entries: flushed.entries as u64, epoch: flushed.epoch }))
     }
 

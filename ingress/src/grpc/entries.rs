@@ -15,10 +15,18 @@ const BEGINNING_CHARS_MAX: usize = 240;
 pub(super) fn selection(tenant: TenantId, wanted: EntrySelection) -> Result<Selection, Conflict> {
     let EntrySelection { entry, article_id: article, text } = wanted;
     let mut selection = Selection { entry: entry.map(EntryId), ..Selection::all(tenant) };
-    if !article.is_empty() {
+    if is_set("selection.article_id", &article)? {
         selection = selection.article(article_id("selection.article_id", &article)?);
     }
-    Ok(if text.is_empty() { selection } else { selection.text(&text) })
+    Ok(if is_set("selection.text", &text)? { selection.text(&text) } else { selection })
+}
+
+/// Whether a field narrows what is meant. White space alone would not, though it looks as if it did: it is in every question.
+fn is_set(field: &str, text: &str) -> Result<bool, Conflict> {
+    if text.trim().is_empty() && !text.is_empty() {
+        return Err(Conflict::invalid(field, "white space alone; leave it empty where it does not matter"));
+    }
+    Ok(!text.is_empty())
 }
 
 /// A cached answer, whole or in short.

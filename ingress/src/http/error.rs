@@ -196,6 +196,8 @@ impl IntoResponse for ApiError {
         if let Some(version) = self.version {
             headers.insert(header::ETAG, etag(version));
         }
+        // Who shows errors in another way finds it there.
+        response.extensions_mut().insert(self);
         response
     }
 }

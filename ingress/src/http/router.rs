@@ -156,8 +156,7 @@ async fn openapi() -> impl IntoResponse {
 }
 
 async fn unknown_route(uri: Uri, headers: HeaderMap) -> Response {
-    let accepted = headers.get(header::ACCEPT).and_then(|accepted| accepted.to_str().ok()).unwrap_or_default();
-    if uri.path() == "/" && accepted.contains("text/html") {
+    if uri.path() == "/" && ui::wants_page(&headers) {
         // Somebody with a browser.
         return Redirect::to(ui::HOME).into_response();
     }

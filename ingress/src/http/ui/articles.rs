@@ -1,6 +1,5 @@
 //! The knowledge base: found, read and written, with what a write does to the cached answers.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -10,11 +9,12 @@ use maud::{Markup, html};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use turnflow_pipeline::{ArticleDraft, CachedAnswer, DraftContent, DraftError, Fall, Forecast, Receipt, Selection};
-use turnflow_state::{Article, ArticleOutcome};
+use turnflow_state::{Article, ArticleOutcome, TenantId, WriteRefused};
 
 use super::caches::row;
 use super::format::{beginning, count, encoded};
 use super::layout::{Place, failed, page as laid_out};
+use super::notes;
 use super::session::{Actor, Visitor};
 use crate::door::{self, Conflict, article_id, text};
 use crate::http::error::ApiError;
@@ -64,9 +64,8 @@ pub(super) struct Sent {
 struct Content {
     title: String,
     body: String,
-    /// A line `name: value` for each.
-    #[serde(default)]
-    notes: String,
+    /// A line `name: value` for each; None keeps those that there are.
+    notes: Option<String>,
 }
 
 /// `GET /ui/articles`.
@@ -161,8 +160,8 @@ pub(super) async fn page(State(app): State<Arc<App>>, visitor: Visitor, uri: Uri
 }
 
 fn editor(article: Option<&Article>, entries: &[CachedAnswer], matched: usize) -> Markup {
-    let notes = article.map(|article| article.metadata.iter().map(|(name, value)| format!("{name}: {value}")));
-    let notes = notes.map(|notes| notes.collect::<Vec<_>>().join("\n")).unwrap_or_default();
+    let notes = article.map(|article| notes::written(&article.metadata)).unwrap_or_default();
+    let fit = article.is_none_or(|article| notes::fit(&article.metadata));
     html! {
         header class="head" {
             div {
@@ -184,8 +183,11 @@ fn editor(article: Option<&Article>, entries: &[CachedAnswer], matched: usize) -
                 details open[!notes.is_empty()] {
                     summary { "Your own notes" }
                     label for="notes" class="hidden" { "Notes, a line of the form name: value for each" }
-                    textarea id="notes" rows="3" placeholder="audience: customers" spellcheck="false" { (notes) }
-                    p class="small quiet" { "No answer is made from them, and changing them makes none invalid." }
+                    textarea id="notes" rows="3" placeholder="audience: customers" spellcheck="false" readonly[!fit] { (notes) }
+                    p class="small quiet" {
+                        "No answer is made from them, and changing them makes none invalid."
+                        @if !fit { " They are not edited here: " (notes::UNFIT) "." }
+                    }
                 }
                 p id="effect" class="effect" role="status" aria-live="polite" { "Nothing has changed yet." }
                 div class="row" {
@@ -223,10 +225,7 @@ pub(super) async fn write(
     Json(Sent { id, content, version, dry_run }): Json<Sent>,
 ) -> Result<JsonReply, ApiError> {
     let draft = match content {
-        Some(Content { title, body, notes }) => {
-            let content = DraftContent { title, body, metadata: metadata(&notes)?, version: None };
-            door::draft("", &id, content, Some(version))?
-        }
+        Some(content) => drafted(&app, &visitor.caller.tenant, &id, content, version).await?,
         None => ArticleDraft { id: article_id("id", &id)?, content: None, expected_version: Some(version) },
     };
     let (knowledge, conversations, tenant) =
@@ -267,13 +266,27 @@ fn falling(Forecast { entry, question, fall }: Forecast) -> Value {
     json!({ "entry": entry.0, "question": question, "why": why })
 }
 
-fn metadata(notes: &str) -> Result<BTreeMap<String, String>, ApiError> {
-    let lines = notes.lines().filter(|line| !line.trim().is_empty());
-    let pairs = lines.map(|line| {
-        let (name, value) = line.split_once(':').ok_or_else(|| {
-            ApiError::invalid("notes", format!("{line:?}: a line of the form name: value is expected"))
-        })?;
-        Ok((name.trim().to_owned(), value.trim().to_owned()))
-    });
-    pairs.collect()
+/// An article as it is to be; its notes stay as they are kept unless others are sent.
+async fn drafted(
+    app: &App,
+    tenant: &TenantId,
+    id: &str,
+    Content { title, body, notes }: Content,
+    expected: u64,
+) -> Result<ArticleDraft, ApiError> {
+    let article = article_id("id", id)?;
+    let (knowledge, tenant, wanted) = (app.knowledge.clone(), tenant.clone(), article.clone());
+    let kept = app.work(async move { knowledge.get(&tenant, &wanted).await }).await??;
+    if let Some(current) = kept.as_ref().map(|kept| kept.version).filter(|version| *version != expected) {
+        // Its notes are not those that were read.
+        return Err(Conflict::of_draft(&article, WriteRefused::VersionMismatch { expected, current }.into()).into());
+    }
+    let kept = kept.map(|kept| kept.metadata).unwrap_or_default();
+    let metadata = match notes {
+        None => kept,
+        Some(_) if !notes::fit(&kept) => return Err(ApiError::invalid("notes", notes::UNFIT)),
+        Some(notes) => notes::read(&notes)?,
+    };
+    let content = DraftContent { title, body, metadata, version: None };
+    Ok(door::draft("", id, content, Some(expected))?)
 }

@@ -26,8 +26,8 @@ const PAGE: usize = 50;
 /// Characters of an answer in a list.
 const SHORT: usize = 160;
 
-/// Which cached answers are meant. Texts may be empty, as forms send them.
-#[derive(Debug, Default, Deserialize)]
+/// Which cached answers are meant. Texts may be empty, as forms send them, and white space alone is.
+#[derive(Default, Deserialize)]
 pub(super) struct Meant {
     #[serde(default)]
     entry: Option<u64>,
@@ -45,11 +45,15 @@ impl Meant {
             let article = ArticleId::new(self.article.trim()).map_err(|error| ApiError::invalid("article", error))?;
             selection = selection.article(article);
         }
-        Ok(if self.text.trim().is_empty() { selection } else { selection.text(&self.text) })
+        Ok(if self.has_text() { selection.text(&self.text) } else { selection })
     }
 
-    const fn is_all(&self) -> bool {
-        self.entry.is_none() && self.article.is_empty() && self.text.is_empty()
+    fn is_all(&self) -> bool {
+        self.entry.is_none() && self.article.trim().is_empty() && !self.has_text()
+    }
+
+    fn has_text(&self) -> bool {
+        !self.text.trim().is_empty()
     }
 }
 
@@ -232,7 +236,10 @@ pub(super) async fn flush(
         })
         .await??;
     if !dry_run {
-        tracing::info!(tenant = %visitor.caller.tenant, ?meant, count, "the caches were flushed from the page");
+        // Words may be a customer's.
+        let (tenant, has_text) = (visitor.caller.tenant, meant.has_text());
+        let Meant { entry, article, .. } = meant;
+        tracing::info!(%tenant, entry, article, has_text, count, "the caches were flushed from the page");
     }
     Ok(JsonReply(json!({ "count": count, "dry_run": dry_run })))
 }

@@ -80,14 +80,22 @@ pub(super) fn bare(title: &str, content: &Markup) -> Page {
 
 /// A page that says why another is not there.
 pub(super) fn failed(visitor: &Visitor, place: Place, error: &ApiError) -> Response {
-    let content = html! {
-        div class="empty" {
-            h1 { @if error.status == StatusCode::NOT_FOUND { "Not here" } @else { "That did not work" } }
-            p { (error.message) }
-            p { a href="/ui/" { "Back to the overview" } }
-        }
-    };
+    let content = html! { div class="empty" { (reason(error)) } };
     (error.status, page(visitor, place, "Not here", "app.js", &content)).into_response()
+}
+
+/// The same, with nothing around it.
+pub(super) fn failed_alone(error: &ApiError) -> Response {
+    let content = html! { main class="door" id="main" { div class="mark" { (mark()) } (reason(error)) } };
+    (error.status, bare("That did not work", &content)).into_response()
+}
+
+fn reason(error: &ApiError) -> Markup {
+    html! {
+        h1 { @if error.status == StatusCode::NOT_FOUND { "Not here" } @else { "That did not work" } }
+        p { (error.message) }
+        p { a href="/ui/" { "Back to the overview" } }
+    }
 }
 
 fn document(title: &str, live: Option<(&str, &str)>, body: &Markup) -> Page {

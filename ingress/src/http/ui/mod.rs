@@ -12,6 +12,7 @@ mod conversations;
 mod format;
 mod layout;
 mod live;
+mod notes;
 mod overview;
 mod playground;
 mod session;
@@ -92,18 +93,28 @@ async fn asset(Path(name): Path<String>) -> Result<Response, ApiError> {
     Ok((about, *content).into_response())
 }
 
-/// Refuses what pages of other sites send, and says what browsers may do with a response.
+/// Refuses what pages of other sites send, shows errors to people as pages, and says what browsers may do with a response.
 async fn guarded(request: Request, next: Next) -> Response {
+    let wants_page = wants_page(request.headers());
     let mut response = if request.method().is_safe() || is_own(request.headers()) {
         next.run(request).await
     } else {
         let message = "this does not come from a page of this server, by its Origin; open the page here and try again";
         ApiError::new(StatusCode::FORBIDDEN, Kind::InvalidRequest, "wrong_origin", message).into_response()
     };
+    if wants_page && let Some(error) = response.extensions_mut().remove::<ApiError>() {
+        response = layout::failed_alone(&error);
+    }
     for (name, value) in HEADERS {
         response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
     }
     response
+}
+
+/// Whether a browser asks for a page to show; scripts and programs do not.
+pub(super) fn wants_page(headers: &HeaderMap) -> bool {
+    let accepted = headers.get(header::ACCEPT).and_then(|accepted| accepted.to_str().ok());
+    accepted.is_some_and(|accepted| accepted.contains("text/html"))
 }
 
 /// Whether a request comes from a page of this server: browsers tell the origin of whatever changes something.

@@ -66,6 +66,8 @@ pub(super) async fn page(State(app): State<Arc<App>>, visitor: Visitor) -> Page 
     let mut levels: Vec<(&str, &str)> =
         CacheLevel::ALL.iter().map(|level| (level.as_str(), level_name(*level))).collect();
     levels.push(("failed", "not answered"));
+    // Not everything is counted by tenant.
+    let whose = visitor.has_key.then_some("all tenants");
     let content = html! {
         header class="head" {
             div { h1 { "Overview" } p class="quiet" { "What this server does now, a second at a time." } }
@@ -77,24 +79,24 @@ pub(super) async fn page(State(app): State<Arc<App>>, visitor: Visitor) -> Page 
             (tile("saved", "Saved", ""))
             (tile("hits", "Cached answer in", ""))
             (tile("rest", "Other answer in", ""))
-            (tile("inside", "Turns inside", ""))
+            (tile("inside", if visitor.has_key { "Turns inside, all tenants" } else { "Turns inside" }, ""))
         }
         (chart("levels", "Where answers came from", "Answers in each five seconds, of the last ten minutes at most.", &levels))
         (chart("times", "How long answers take", "Half of them at most, and 95 of 100, over the quarter of a minute before. A logarithmic scale.",
             &[("p50", "half"), ("p95", "95 of 100")]))
         section class="columns" aria-label="Inside" {
-            (group("Caches", &[("entries", "answers"), ("bytes", "memory"), ("invalidated", "taken away by edits"), ("refreshed", "made anew since")]))
-            (group("Audits", &[("agreed", "agreed"), ("disagreed", "disagreed"), ("barred", "answers held back"), ("bound", "of hits disagree, at most")]))
-            (group("Tokens", &[("input", "read"), ("output", "written"), ("spared", "spared by the caches"), ("background", "cost in the background")]))
+            (group("Caches", whose, &[("entries", "answers"), ("bytes", "memory"), ("invalidated", "taken away by edits"), ("refreshed", "made anew since")]))
+            (group("Audits", whose, &[("agreed", "agreed"), ("disagreed", "disagreed"), ("barred", "answers held back"), ("bound", "of hits disagree, at most")]))
+            (group("Tokens", None, &[("input", "read"), ("output", "written"), ("spared", "spared by the caches"), ("background", "cost in the background")]))
         }
     };
     laid_out(&visitor, Place::Overview, "Overview", "overview.js", &content)
 }
 
-fn group(title: &str, figures: &[(&str, &str)]) -> Markup {
+fn group(title: &str, whose: Option<&str>, figures: &[(&str, &str)]) -> Markup {
     html! {
         div {
-            h2 { (title) }
+            h2 { (title) @if let Some(whose) = whose { " " span class="quiet small" { (whose) } } }
             dl class="figures" {
                 @for (name, label) in figures { div { dt { (label) } dd data-figure=(name) { "–" } } }
             }
@@ -143,8 +145,9 @@ fn since_start(tally: &Tally) -> Value {
         CacheLevel::ALL.iter().filter(|level| wanted(**level)).map(|level| tally.answered_at(*level)).sum()
     };
     let account = &tally.account;
-    // What the small tier saves, and what the caches do.
-    let by_routing = account.large_cost_micros.saturating_sub(account.cost_micros);
+    // What the caches save, and what routing does: that may be a loss.
+    let saved =
+        (account.saved_cost_micros + account.large_cost_micros).cast_signed() - account.cost_micros.cast_signed();
     json!({
         "turns": answered(&|_| true),
         "hits": answered(&CacheLevel::is_hit),
@@ -152,7 +155,7 @@ fn since_start(tally: &Tally) -> Value {
         "input_tokens": account.input_tokens,
         "output_tokens": account.output_tokens,
         "saved_tokens": account.saved_tokens,
-        "saved_micros": account.saved_cost_micros + by_routing,
+        "saved_micros": saved,
         "cost_micros": account.cost_micros,
         "background_micros": account.background_cost_micros,
     })
@@ -177,4 +180,19 @@ fn inside(stats: &PipelineStats) -> Value {
         "bound": bound.disagreement_max(),
         "judged": bound.recent,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_by_routing_counts() {
+        let mut tally = Tally::default();
+        tally.account.cost_micros = 10;
+        tally.account.large_cost_micros = 4;
+        assert_eq!(since_start(&tally)["saved_micros"], -6);
+        tally.account.saved_cost_micros = 7;
+        assert_eq!(since_start(&tally)["saved_micros"], 1);
+    }
 }

@@ -1,34 +1,36 @@
 //! Who looks at the page: sessions, and how they begin and end.
 //!
 //! An admin's key opens a session, whose name is a cookie that no script reads and no other site sends. It ends when the key does,
-//! after [`AGE_MAX`], when its holder says so, or when [`SESSIONS_MAX`] others have begun since. The key itself is not kept.
+//! after [`AGE_MAX`], when its holder says so, or when its tenant begins another and there is no place: it has [`OF_TENANT_MAX`] at most, and
+//! all together [`SESSIONS_MAX`]. No tenant's sessions end another's. The key itself is not kept.
 //!
 //! What changes something needs a token as well, which a page of the session alone knows. Without keys there is one token for all.
 
 use std::collections::VecDeque;
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use maud::html;
 use serde::Deserialize;
 
-use super::HOME;
-use super::layout;
+use super::{HOME, layout, wants_page};
 use crate::door::{Caller, Refusal};
 use crate::http::error::{ApiError, Kind};
+use crate::http::quota;
 use crate::http::receive::{query, read};
 use crate::http::router::App;
 use crate::keys::Scope;
 
-/// Sessions at most; the oldest ends for a new one.
+/// Sessions at most.
 const SESSIONS_MAX: usize = 64;
+/// Sessions of a tenant at most; its oldest ends for a new one.
+const OF_TENANT_MAX: usize = 8;
 /// How long a session lasts.
 const AGE_MAX: Duration = Duration::from_secs(12 * 60 * 60);
 const COOKIE: &str = "turnflow";
@@ -38,8 +40,8 @@ const LOGIN: &str = "/ui/login";
 
 /// The sessions of a server.
 pub(in crate::http) struct Sessions {
-    /// The token of everybody, as long as there are no keys.
-    open: String,
+    /// The token of everybody, as long as there are no keys; None where the operating system gave no random bits.
+    open: Option<String>,
     /// Oldest first.
     kept: Mutex<VecDeque<Session>>,
 }
@@ -54,21 +56,19 @@ struct Session {
 
 impl Sessions {
     pub(in crate::http) fn new() -> Self {
-        Self { open: token(), kept: Mutex::default() }
+        Self { open: secret().ok(), kept: Mutex::default() }
     }
 
-    /// Begins a session; gives its name.
+    /// Begins a session; gives its name. Refused when all places are others'.
     fn begin(&self, caller: Caller) -> Result<String, ApiError> {
-        let mut bits = [0; 32];
-        getrandom::fill(&mut bits).map_err(|error| {
-            tracing::error!("the operating system gives no random bits: {error}");
-            ApiError::internal()
-        })?;
-        let name = URL_SAFE_NO_PAD.encode(bits);
-        let session = Session { hash: blake3::hash(name.as_bytes()), caller, token: token(), began: Instant::now() };
+        let (name, token) = (secret()?, secret()?);
+        let session = Session { hash: blake3::hash(name.as_bytes()), caller, token, began: Instant::now() };
+        let is_own = |other: &Session| other.caller.tenant == session.caller.tenant;
         let mut kept = self.lock();
-        if kept.len() == SESSIONS_MAX {
-            kept.pop_front();
+        kept.retain(Session::lasts);
+        if kept.len() >= SESSIONS_MAX || kept.iter().filter(|other| is_own(other)).count() >= OF_TENANT_MAX {
+            let oldest = kept.iter().position(is_own).ok_or_else(full)?;
+            kept.remove(oldest);
         }
         kept.push_back(session);
         Ok(name)
@@ -78,7 +78,7 @@ impl Sessions {
     fn find(&self, name: &str) -> Option<Visitor> {
         let hash = blake3::hash(name.as_bytes());
         let mut kept = self.lock();
-        kept.retain(|session| session.began.elapsed() < AGE_MAX && session.caller.may_call());
+        kept.retain(Session::lasts);
         let session = kept.iter().find(|session| session.hash == hash)?;
         Some(Visitor { caller: session.caller.clone(), token: session.token.clone(), has_key: true })
     }
@@ -93,10 +93,25 @@ impl Sessions {
     }
 }
 
-/// A token that no other site guesses: hashes under fresh keys of the process.
-fn token() -> String {
-    let secret = RandomState::new();
-    format!("{:016x}{:016x}", secret.hash_one(0_u8), secret.hash_one(1_u8))
+impl Session {
+    fn lasts(&self) -> bool {
+        self.began.elapsed() < AGE_MAX && self.caller.may_call()
+    }
+}
+
+/// 256 random bits as text, which nobody guesses.
+fn secret() -> Result<String, ApiError> {
+    let mut bits = [0; 32];
+    getrandom::fill(&mut bits).map_err(|error| {
+        tracing::error!("the operating system gives no random bits: {error}");
+        ApiError::internal()
+    })?;
+    Ok(URL_SAFE_NO_PAD.encode(bits))
+}
+
+fn full() -> ApiError {
+    let message = format!("other tenants have all {SESSIONS_MAX} sessions; log in again when one of them has ended");
+    ApiError::new(StatusCode::TOO_MANY_REQUESTS, Kind::RateLimit, "too_many_sessions", message)
 }
 
 /// Who looks at the page.
@@ -114,13 +129,13 @@ impl FromRequestParts<Arc<App>> for Visitor {
         if app.is_stopping() {
             return Err(ApiError::from(Refusal::Unavailable).into_response());
         }
-        if let Some(visitor) = keyless(app) {
-            return Ok(visitor);
+        if let Some(caller) = keyless(app) {
+            let token = app.sessions.open.clone().ok_or_else(|| ApiError::internal().into_response())?;
+            return Ok(Self { caller, token, has_key: false });
         }
         let found = cookie(&parts.headers).and_then(|name| app.sessions.find(name));
         found.ok_or_else(|| {
-            let accepted = parts.headers.get(header::ACCEPT).and_then(|accepted| accepted.to_str().ok());
-            if parts.method == Method::GET && accepted.is_some_and(|accepted| accepted.contains("text/html")) {
+            if wants_page(&parts.headers) {
                 return Redirect::to(LOGIN).into_response();
             }
             let message = "the session has ended; log in again";
@@ -129,7 +144,7 @@ impl FromRequestParts<Arc<App>> for Visitor {
     }
 }
 
-/// Who looks at the page and changes something.
+/// Who looks at the page and changes something, which counts as a request of the key.
 pub(super) struct Actor(pub(super) Visitor);
 
 impl FromRequestParts<Arc<App>> for Actor {
@@ -138,11 +153,12 @@ impl FromRequestParts<Arc<App>> for Actor {
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Response> {
         let visitor = Visitor::from_request_parts(parts, app).await?;
         let token = parts.headers.get(TOKEN).and_then(|token| token.to_str().ok());
-        if is_same(token.unwrap_or_default(), &visitor.token) {
-            Ok(Self(visitor))
-        } else {
-            Err(foreign().into_response())
+        if !is_same(token.unwrap_or_default(), &visitor.token) {
+            return Err(foreign().into_response());
         }
+        quota::remember(&parts.extensions, &visitor.caller);
+        visitor.caller.request().map_err(|refusal| ApiError::from(refusal).into_response())?;
+        Ok(Self(visitor))
     }
 }
 
@@ -156,9 +172,9 @@ fn is_same(one: &str, other: &str) -> bool {
     blake3::hash(one.as_bytes()) == blake3::hash(other.as_bytes())
 }
 
-fn keyless(app: &App) -> Option<Visitor> {
-    let caller = (!app.gateway.needs_key()).then(|| app.gateway.caller(&HeaderMap::new(), Scope::Admin).ok())??;
-    Some(Visitor { caller, token: app.sessions.open.clone(), has_key: false })
+/// Everybody, as long as there are no keys.
+fn keyless(app: &App) -> Option<Caller> {
+    (!app.gateway.needs_key()).then(|| app.gateway.caller(&HeaderMap::new(), Scope::Admin).ok())?
 }
 
 /// The name of the session that a request belongs to.
@@ -273,24 +289,39 @@ mod tests {
     use super::*;
     use crate::door::Gateway;
 
-    fn caller() -> Caller {
-        let gateway = Gateway::keyless(TenantId::new("t").expect("valid id"));
+    fn caller(tenant: &str) -> Caller {
+        let gateway = Gateway::keyless(TenantId::new(tenant).expect("valid id"));
         gateway.caller(&HeaderMap::new(), Scope::Admin).expect("everybody is let in")
     }
 
     #[test]
     fn a_session_is_found_by_its_name_until_it_ends() {
         let sessions = Sessions::new();
-        let (one, other) = (sessions.begin(caller()).expect("begun"), sessions.begin(caller()).expect("begun"));
+        let [one, other] = ["t", "t"].map(|tenant| sessions.begin(caller(tenant)).expect("begun"));
         let token = |name: &str| sessions.find(name).map(|visitor| visitor.token);
         assert!(token(&one).is_some() && token(&one) != token(&other));
         assert!(token("").is_none() && token(&one[1..]).is_none());
         sessions.end(&one);
         assert!(token(&one).is_none() && token(&other).is_some());
-        for _ in 0..SESSIONS_MAX {
-            sessions.begin(caller()).expect("begun");
+    }
+
+    #[test]
+    fn no_tenants_sessions_end_anothers() {
+        let sessions = Sessions::new();
+        let begin = |tenant: &str| sessions.begin(caller(tenant));
+        let lasts = |name: &str| sessions.find(name).is_some();
+        let theirs = begin("u").expect("begun");
+        let ours: Vec<String> = (0..=OF_TENANT_MAX).map(|_| begin("t").expect("begun")).collect();
+        assert!(!lasts(&ours[0]) && lasts(&ours[1]) && lasts(&theirs), "the tenant's own oldest makes room");
+        for number in sessions.lock().len()..SESSIONS_MAX {
+            begin(&format!("t{number}")).expect("begun");
         }
-        assert!(token(&other).is_none(), "the oldest makes room");
+        let refused = begin("late").expect_err("others have all places");
+        assert_eq!((refused.code, sessions.lock().len()), ("too_many_sessions", SESSIONS_MAX));
+        let again = begin("u").expect("begun");
+        assert!(!lasts(&theirs) && lasts(&again) && lasts(&ours[1]), "its own oldest makes room");
+        sessions.end(&again);
+        begin("late").expect("begun");
         assert_eq!(sessions.lock().len(), SESSIONS_MAX);
     }
 

@@ -11,9 +11,13 @@ const LOOKS = 8, LOOK_MS = 1500;
 
 let version = Number(form.dataset.version);
 let timer = 0, asked = 0;
+/** Whether a save is under way, and whether somebody writes meanwhile. */
+let saves = false, writes_on = false;
 
 const id = () => form.dataset.id ?? $("id").value.trim();
-const content = () => ({ title: $("title").value, body: $("body").value, notes: $("notes").value });
+/** Notes stay as they are kept where nobody changed them. */
+const notes = () => ($("notes").value === $("notes").defaultValue ? {} : { notes: $("notes").value });
+const content = () => ({ title: $("title").value, body: $("body").value, ...notes() });
 const write = async (body) => (await post("/ui/article", { id: id(), version, ...body })).json();
 
 function say(kind, text) {
@@ -62,21 +66,29 @@ async function look(looks) {
   if (looks > 1) setTimeout(() => look(looks - 1).catch(() => {}), LOOK_MS);
 }
 
-form.addEventListener("input", () => {
+function changed() {
   save.disabled = false;
   clearTimeout(timer);
   timer = setTimeout(preview, PAUSE_MS);
+}
+
+form.addEventListener("input", () => {
+  // Until the reply, the version to be replaced is not known.
+  if (saves) writes_on = true;
+  else changed();
 });
 
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
   clearTimeout(timer);
   asked += 1;
-  save.disabled = true;
+  save.disabled = saves = true;
+  const sent = content();
   try {
-    const written = await write({ content: content() });
+    const written = await write({ content: sent });
     if (!form.dataset.id) return location.assign(`/ui/article?${new URLSearchParams({ id: written.id })}`);
     version = written.version;
+    $("notes").defaultValue = sent.notes ?? $("notes").defaultValue;
     $("version").textContent = version;
     mark(written.fell, "gone");
     const gone = written.count === 0 ? "no cached answer was touched" : `${count(written.count, "cached answer")} gone: ${named(written.fell)}`;
@@ -86,6 +98,9 @@ form.addEventListener("submit", async (event) => {
     save.disabled = false;
     say("wrong", `Not saved: ${error.message}.`);
   }
+  saves = false;
+  if (writes_on) changed();
+  writes_on = false;
 });
 
 $("delete")?.addEventListener("click", async () => {

@@ -13,13 +13,15 @@ const STATES = {
 };
 
 let seconds = [];
+/** Whether an answer is waited for: two would tell the same seconds. */
+let asks = false;
 
 function size(bytes) {
   return bytes < 1e6 ? `${(bytes / 1e3).toFixed(0)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
 const share = (part, of) => (of === 0 ? "–" : `${((100 * part) / of).toFixed(1)} %`);
-const money = (micros) => (micros / 1e6).toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: micros < 1e6 ? 4 : 2 });
+const money = (micros) => (micros / 1e6).toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: Math.abs(micros) < 1e6 ? 4 : 2 });
 
 function fill(figures, abouts = {}) {
   for (const [name, text] of Object.entries(figures)) document.querySelector(`[data-figure="${name}"]`).textContent = text;
@@ -29,7 +31,7 @@ function fill(figures, abouts = {}) {
 function figures({ hits, rest, since_start: all, inside }) {
   const late = seconds.slice(-10);
   const turns = late.reduce((sum, second) => sum + second.parts.reduce((a, b) => a + b, 0), 0);
-  const costs = all.saved_micros > 0 || all.cost_micros > 0;
+  const costs = all.saved_micros !== 0 || all.cost_micros > 0;
   const saved = all.saved_micros - all.background_micros;
   fill({
     rate: (turns / Math.max(late.length, 1)).toFixed(1),
@@ -96,7 +98,8 @@ function charts(seconds_max) {
 }
 
 async function update() {
-  if (document.hidden) return;
+  if (document.hidden || asks) return;
+  asks = true;
   try {
     const numbers = await (await get(`/ui/numbers?after=${seconds.at(-1)?.at_ms ?? 0}`)).json();
     const fresh = numbers.seconds.map((second) => ({ ...second, parts: [...second.answered, second.failed] }));
@@ -106,6 +109,7 @@ async function update() {
   } catch (error) {
     state("lost", `Not up to date: ${error.message}`);
   }
+  asks = false;
 }
 
 update();

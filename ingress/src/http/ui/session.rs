@@ -313,7 +313,8 @@ mod tests {
         let theirs = begin("u").expect("begun");
         let ours: Vec<String> = (0..=OF_TENANT_MAX).map(|_| begin("t").expect("begun")).collect();
         assert!(!lasts(&ours[0]) && lasts(&ours[1]) && lasts(&theirs), "the tenant's own oldest makes room");
-        for number in sessions.lock().len()..SESSIONS_MAX {
+        let begun = sessions.lock().len();
+        for number in begun..SESSIONS_MAX {
             begin(&format!("t{number}")).expect("begun");
         }
         let refused = begin("late").expect_err("others have all places");

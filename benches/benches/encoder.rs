@@ -14,10 +14,9 @@
 #![expect(clippy::print_stdout, reason = "its output is its result")]
 
 use std::hint::black_box;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use turnflow_benches::Peer;
 use turnflow_models::{
     DeviceChoice, Encoder, EncoderOptions, EncoderPrecision, Instructions, ModelFiles, ModelHome, WeightSource,
     default_home, dot, ensure,
@@ -95,7 +94,9 @@ fn contenders(files: &ModelFiles, threads: usize, is_all: bool, python: Option<&
     }
     let folder = files.weights.parent().expect("a folder").display().to_string();
     for name in PEERS {
-        if let Some(mut peer) = python.and_then(|python| Peer::start(python, name, threads, &folder)) {
+        if let Some(mut peer) =
+            python.and_then(|python| Peer::start(python, "encoder_peers.py", &[name, &threads.to_string(), &folder]))
+        {
             let memory = peer.ask("memory").parse().expect("bytes");
             all.push(contender(name.to_owned(), Kind::Peer(peer), memory));
         }
@@ -221,50 +222,4 @@ fn resident_bytes() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<usize>().ok()).unwrap_or(0) << 10
-}
-
-/// A process of `encoder_peers.py`.
-struct Peer {
-    process: Child,
-    questions: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Peer {
-    /// None where Python has no such peer.
-    fn start(python: &str, name: &str, threads: usize, folder: &str) -> Option<Self> {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/encoder_peers.py");
-        let mut process = Command::new(python)
-            .args([script, name, &threads.to_string(), folder])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("a Python");
-        let (questions, answers) = (process.stdin.take().expect("piped"), process.stdout.take().expect("piped"));
-        let mut peer = Self { process, questions, answers: BufReader::new(answers) };
-        let greeting = peer.line();
-        if greeting != "ready" {
-            println!("{name}: {greeting}");
-            return None;
-        }
-        Some(peer)
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.answers.read_line(&mut line).expect("an answer");
-        line.trim().to_owned()
-    }
-
-    fn ask(&mut self, question: &str) -> String {
-        writeln!(self.questions, "{question}").and_then(|()| self.questions.flush()).expect("a peer that listens");
-        self.line()
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let _gone_already = writeln!(self.questions).and_then(|()| self.questions.flush());
-        let _ended = self.process.wait();
-    }
 }

@@ -13,10 +13,9 @@
 #![expect(clippy::print_stdout, reason = "its output is its result")]
 
 use std::hint::black_box;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use turnflow_benches::Peer;
 use turnflow_models::{
     DecoderConfig, DeviceChoice, EMBEDDING, Family, FusedDecoder, FusedOptions, Instructions, PlainDecoder, Precision,
     RopeScaling, Slice, StepModel, Weights,
@@ -96,7 +95,9 @@ fn contenders(weights: &Weights, threads: usize, python: Option<&str>) -> Vec<Co
         all.push(contender("plain Burn f32", None, Decoder::Ours(Box::new(model.expect("a decoder")))));
     }
     for name in PEERS {
-        if let Some(peer) = python.and_then(|python| Peer::start(python, name, threads)) {
+        if let Some(peer) =
+            python.and_then(|python| Peer::start(python, "generate_peers.py", &[name, &threads.to_string()]))
+        {
             all.push(contender(name, None, Decoder::Peer(peer)));
         }
     }
@@ -108,12 +109,12 @@ impl Contender {
         for (sequences, best) in SEQUENCES.into_iter().zip(&mut self.decode) {
             *best = best.min(match &mut self.decoder {
                 Decoder::Ours(model) => decode(model.as_mut(), sequences),
-                Decoder::Peer(peer) => peer.ask(&format!("decode {sequences} {PAST} {STEPS}")),
+                Decoder::Peer(peer) => told_by(peer, &format!("decode {sequences} {PAST} {STEPS}")),
             });
         }
         self.prefill = self.prefill.min(match &mut self.decoder {
             Decoder::Ours(model) => prefill(model.as_mut(), 0),
-            Decoder::Peer(peer) => peer.ask(&format!("prefill {PAST} 1")),
+            Decoder::Peer(peer) => told_by(peer, &format!("prefill {PAST} 1")),
         });
     }
 }
@@ -196,50 +197,9 @@ fn print(threads: usize, bandwidth: f64, contenders: &[Contender]) {
     }
 }
 
-/// A process of `generate_peers.py`.
-struct Peer {
-    process: Child,
-    questions: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Peer {
-    /// None where Python has no such peer.
-    fn start(python: &str, name: &str, threads: usize) -> Option<Self> {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/generate_peers.py");
-        let mut process = Command::new(python)
-            .args([script, name, &threads.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("a Python");
-        let (questions, answers) = (process.stdin.take().expect("piped"), process.stdout.take().expect("piped"));
-        let mut peer = Self { process, questions, answers: BufReader::new(answers) };
-        let greeting = peer.line();
-        if greeting != "ready" {
-            println!("{name}: {greeting}");
-            return None;
-        }
-        Some(peer)
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.answers.read_line(&mut line).expect("an answer");
-        line.trim().to_owned()
-    }
-
-    fn ask(&mut self, question: &str) -> f64 {
-        writeln!(self.questions, "{question}").and_then(|()| self.questions.flush()).expect("a peer that listens");
-        self.line().parse().expect("milliseconds")
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let _gone_already = writeln!(self.questions).and_then(|()| self.questions.flush());
-        let _ended = self.process.wait();
-    }
+/// How long a peer takes for something, in milliseconds.
+fn told_by(peer: &mut Peer, question: &str) -> f64 {
+    peer.ask(question).parse().expect("milliseconds")
 }
 
 fn config() -> DecoderConfig {

@@ -1,12 +1,16 @@
-//! What the benches share: a running pipeline over a small shop, and vectors from a seed.
+//! What the benches share: a running pipeline over a small shop, vectors from a seed, and peers in Python.
 //!
 //! Every figure stands beside a peer or a limit of the machine, measured in the same run; run them with
 //! `cargo bench -p turnflow-benches`.
+
+mod peer;
 
 use anyhow::Context as _;
 use turnflow_models::{ModelHome, WeightSource, default_home, ensure};
 use turnflow_pipeline::{ArticleDraft, Config, DraftContent, Parts, Pipeline};
 use turnflow_state::{ArticleId, CacheControl, Channel, ConversationId, Store, TenantId, Turn, TurnEvent, TurnId};
+
+pub use self::peer::Peer;
 
 /// A pipeline with default settings over one article, on a store in a folder or in memory.
 ///

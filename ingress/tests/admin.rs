@@ -2,10 +2,10 @@
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod announced;
 mod binary;
 mod support;
 
-use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 
 use serde_json::Value;
@@ -18,6 +18,7 @@ use turnflow::grpc::proto::{
     StatsRequest,
 };
 
+use self::announced::announced;
 use self::binary::{finish, sample, turnflow};
 use self::support::{TestServer, ask, bounded, turn};
 
@@ -177,10 +178,9 @@ async fn a_server_that_is_drained_ends_in_order() {
             .stdout(Stdio::piped())
             .spawn()
             .expect("turnflow starts");
-        let mut lines = BufReader::new(server.stdout.take().expect("a pipe")).lines();
-        let first = tokio::task::spawn_blocking(move || lines.next().expect("a line").expect("text")).await;
-        let told: Value = serde_json::from_str(&first.expect("read")).expect("JSON");
-        let address = told["listening"].as_str().expect("an address");
+        let waiting = tokio::task::spawn_blocking(move || (announced(&mut server), server));
+        let (announced, mut server) = waiting.await.expect("announced");
+        let address = announced["listening"].as_str().expect("an address");
         let mut admin = AdminClient::new(connect(address).await.expect("connected"));
         admin.drain(DrainRequest {}).await.expect("it goes");
         let ended = tokio::task::spawn_blocking(move || server.wait()).await.expect("waited").expect("an end");

@@ -4,10 +4,10 @@
 #![cfg(unix)]
 #![expect(clippy::expect_used, reason = "helpers of tests fail loudly too")]
 
+mod announced;
 mod binary;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -22,6 +22,7 @@ use turnflow::grpc::proto::knowledge_base_client::KnowledgeBaseClient;
 use turnflow::grpc::proto::{Article, AskRequest, CacheLevel, Channel, Done, Turn, UpsertRequest};
 use turnflow_state::{ArticleId, ConversationId, Store, TenantId, TurnId, TurnKey};
 
+use announced::announced;
 use binary::{finish, sample, turnflow};
 
 const BACKUPS: usize = 3;
@@ -41,9 +42,7 @@ impl Server {
             .stdout(Stdio::piped())
             .spawn()
             .expect("turnflow starts");
-        let mut line = String::new();
-        BufReader::new(process.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
-        let announced: Value = serde_json::from_str(&line).expect("JSON");
+        let announced = announced(&mut process);
         let address = announced["listening"].as_str().expect("an address").to_owned();
         Self { process, address }
     }

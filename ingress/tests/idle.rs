@@ -3,15 +3,14 @@
 #![cfg(target_os = "linux")]
 #![expect(clippy::expect_used, reason = "helpers of tests fail loudly too")]
 
+mod announced;
 mod binary;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-
+use announced::announced;
 use binary::{finish, sample, turnflow};
 
 /// Kernel ticks per second in /proc, the same on every Linux that is not built for something special.
@@ -33,9 +32,7 @@ fn an_idle_server_sleeps_and_ends_on_sigterm() {
         .stdout(Stdio::piped())
         .spawn()
         .expect("turnflow starts");
-    let mut line = String::new();
-    BufReader::new(server.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
-    let announced: Value = serde_json::from_str(&line).expect("JSON");
+    let announced = announced(&mut server);
     let address = announced["listening"].as_str().expect("an address");
     std::net::TcpStream::connect(address).expect("the announced address is served");
 

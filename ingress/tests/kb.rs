@@ -2,6 +2,7 @@
 
 #![expect(clippy::expect_used, reason = "helpers of tests fail loudly too")]
 
+mod announced;
 mod binary;
 
 use std::fs;
@@ -12,6 +13,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use announced::announced;
 use binary::{finish, sample, turnflow};
 
 const QUESTION: &str = "How long does the battery of the Brightside lantern last?";
@@ -43,9 +45,7 @@ impl Server {
             .stdout(Stdio::piped())
             .spawn()
             .expect("turnflow starts");
-        let mut line = String::new();
-        BufReader::new(process.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
-        let announced: Value = serde_json::from_str(&line).expect("JSON");
+        let announced = announced(&mut process);
         let address = announced["listening"].as_str().expect("an address").to_owned();
         Self { process, address, _dir: dir }
     }

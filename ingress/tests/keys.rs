@@ -3,10 +3,11 @@
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod announced;
 mod binary;
 mod support;
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::Read as _;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -18,6 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request};
 use turnflow::grpc::proto::{AskRequest, ConverseRequest, FeedbackRequest, GetRequest, ListRequest, WatchRequest};
 
+use self::announced::announced;
 use self::binary::{finish, sample, turnflow};
 use self::support::http::{CHAT, HttpClient, Reply, asks, whole, with};
 use self::support::{TestServer, bounded, converse_request, turn};
@@ -362,9 +364,7 @@ fn the_commands_that_call_a_server_take_a_key_and_no_log_has_its_text() {
         log.read_to_end(&mut text).expect("read");
         String::from_utf8_lossy(&text).into_owned()
     });
-    let mut line = String::new();
-    BufReader::new(server.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
-    let announced: Value = serde_json::from_str(&line).expect("JSON");
+    let announced = announced(&mut server);
     let address = announced["listening"].as_str().expect("an address");
     let run = |arguments: &[&str], key: Option<&str>| {
         let mut command = turnflow();

@@ -3,11 +3,12 @@
 #![cfg(unix)]
 #![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod announced;
 #[expect(dead_code, reason = "the server runs while it is asked, and no other command does")]
 mod binary;
 mod support;
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::Read as _;
 use std::process::{Command, Stdio};
 
 use axum::body::Bytes;
@@ -18,6 +19,7 @@ use turnflow::grpc::proto::admin_client::AdminClient;
 use turnflow::grpc::proto::conversations_client::ConversationsClient;
 use turnflow::grpc::proto::{AskRequest, EntrySelection, FlushRequest};
 
+use self::announced::announced;
 use self::binary::turnflow;
 use self::support::http::HttpClient;
 use self::support::{bounded, turn};
@@ -45,9 +47,7 @@ async fn log_of_two_turns() -> Vec<Value> {
         log.read_to_end(&mut text).expect("read");
         String::from_utf8_lossy(&text).into_owned()
     });
-    let mut line = String::new();
-    BufReader::new(server.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
-    let announced: Value = serde_json::from_str(&line).expect("JSON");
+    let announced = announced(&mut server);
     let address = |name: &str| announced[name].as_str().expect("an address").to_owned();
 
     let question = format!("How long does standard delivery of a {SAID} take?");

@@ -3,6 +3,7 @@
 #![cfg(unix)]
 #![expect(clippy::expect_used, reason = "helpers of tests fail loudly too")]
 
+mod announced;
 mod binary;
 
 use std::fs;
@@ -12,6 +13,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
+use announced::announced;
 use binary::{finish, sample, turnflow};
 
 fn post(address: &str) -> (String, Value) {
@@ -43,9 +45,7 @@ fn settings_change_on_a_signal_and_over_http() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("turnflow starts");
-    let mut line = String::new();
-    BufReader::new(server.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
-    let announced: Value = serde_json::from_str(&line).expect("JSON");
+    let announced = announced(&mut server);
     let http = announced["http"].as_str().expect("an address");
 
     write("0.02");

@@ -211,7 +211,7 @@ impl<J: Journal> Commit<J> {
                 out.push(Committed::End(Box::new(Ended { repeated: true, ..*ended })));
             }
             Ending::Served(served) if ask.purpose.is_background() => {
-                let cost_micros = self.cost_micros(&ask, served.answer.usage);
+                let cost_micros = cost_micros(&self.prices.now(), &ask, served.answer.usage);
                 self.tallies.of(&ask.turn.tenant).spent_in_background(cost_micros);
                 let settled =
                     self.settled(&ask, served.answer, &served.verdict, cost_micros, served.basis, served.offer);
@@ -240,7 +240,9 @@ impl<J: Journal> Commit<J> {
         let Served { answer, verdict, basis, offer, .. } = served;
         let asked_a_tier = !verdict.level.is_hit();
         let usage = if asked_a_tier { answer.usage } else { Usage::default() };
-        let cost_micros = self.cost_micros(ask, usage);
+        // Read once: a reload in between must not mix prices.
+        let prices = self.prices.now();
+        let cost_micros = cost_micros(&prices, ask, usage);
         let settled = self.settled(ask, answer.clone(), &verdict, cost_micros, basis, offer);
         let completion = Completion {
             text: answer.text.clone(),
@@ -250,7 +252,7 @@ impl<J: Journal> Commit<J> {
             usage: ask.spent + usage,
             cost_micros,
             // It alone would not have asked the small one first.
-            large_cost_micros: self.prices.now().large.cost_micros(usage),
+            large_cost_micros: prices.large.cost_micros(usage),
             verdict,
             latency: ask.latency,
             total_us: ask.latency.iter().map(|(_, elapsed_us)| u64::from(elapsed_us)).sum(),
@@ -263,10 +265,6 @@ impl<J: Journal> Commit<J> {
         let mut batch = StoreBatch::new();
         batch.put_turn(&TurnRecord { turn: ask.turn.clone(), completion: completion.clone() }, &conversation)?;
         Ok((Box::new(completion), settled, batch))
-    }
-
-    fn cost_micros(&self, ask: &Ask, usage: Usage) -> u64 {
-        self.prices.now().small.cost_micros(ask.spent) + self.prices.now().of(ask.size).cost_micros(usage)
     }
 
     /// What the question's shard hears of an answer.
@@ -315,6 +313,11 @@ impl<J: Journal> Commit<J> {
             None => out.push(failed(&ask, unwritten())),
         }
     }
+}
+
+/// What an answer costs, with what the small tier was asked before in vain.
+fn cost_micros(prices: &Prices, ask: &Ask, usage: Usage) -> u64 {
+    prices.small.cost_micros(ask.spent) + prices.of(ask.size).cost_micros(usage)
 }
 
 fn failed(ask: &Ask, error: TurnError) -> Committed {

@@ -21,7 +21,7 @@ pub(crate) use self::articles::{article_id, draft, write};
 pub(crate) use self::check::{OWN_CONVERSATION, conversation, text};
 pub(crate) use self::gateway::Caller;
 pub use self::gateway::Gateway;
-pub(crate) use self::limits::{Amounts, Charge, Exceeded, Limit, Standing};
+pub(crate) use self::limits::{Amounts, Exceeded, Limit, Standing};
 pub(crate) use self::outlet::{CutOff, LastWord, Outlet, Untold, next_event};
 pub(crate) use self::refusal::{
     Conflict, INTERNAL_MESSAGE, Refusal, UNAUTHENTICATED_MESSAGE, UNAVAILABLE_MESSAGE, describe, forbidden, overloaded,

@@ -16,10 +16,10 @@ use super::proto::{
     BackupRequest, BackupResponse, DrainRequest, DrainResponse, EntrySelection, FlushRequest, FlushResponse,
     GetEntryRequest, GetEntryResponse, ListEntriesRequest, ListEntriesResponse, StatsRequest, StatsResponse,
 };
-use super::service::STREAM;
+use super::service::stream;
 use super::stats;
 use crate::backup::{BackupError, BackupName, Backups};
-use crate::door::{Caller, Conflict, Gateway, Outlet, Refusal};
+use crate::door::{Caller, Conflict, Gateway, Refusal};
 use crate::keys::Scope;
 
 /// Cached answers of a list, when the client does not say.
@@ -77,14 +77,9 @@ impl Admin for Service {
             let message = format!("{interval_ms}, {} to {} are allowed", INTERVAL_MS.start(), INTERVAL_MS.end());
             return Err(Conflict::invalid("interval_ms", message).into());
         }
-        let place = caller.take(STREAM)?;
-        let (out, last, responses) = Outlet::open(&self.limits);
-        let telling = stats::tell(self.pipeline.clone(), caller, interval_ms, out, last, self.stopping.clone());
-        tokio::spawn(async move {
-            telling.await;
-            drop(place);
-        });
-        Ok(Response::new(responses))
+        stream(caller, &self.limits, |caller, out, last| {
+            stats::tell(self.pipeline.clone(), caller, interval_ms, out, last, self.stopping.clone())
+        })
     }
 
     async fn list_entries(

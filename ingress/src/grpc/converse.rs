@@ -19,7 +19,7 @@ use super::convert;
 use super::proto::converse_response::Event;
 use super::proto::{ConverseRequest, ConverseResponse};
 use super::refusal::event_of;
-use crate::door::{Admitted, Amounts, Caller, Charge, LastWord, Outlet, Refusal, Untold, admit, next_event, now_ms};
+use crate::door::{Admitted, Amounts, Caller, LastWord, Outlet, Refusal, Untold, admit, next_event, now_ms};
 
 /// What goes to the client.
 type Answer = Result<ConverseResponse, Status>;
@@ -29,8 +29,6 @@ pub(super) struct Session {
     pipeline: Pipeline,
     limits: Arc<Limits>,
     caller: Caller,
-    /// The stream's own, of those that its caller may have open.
-    _place: Charge,
     out: Outlet<Answer>,
     /// Told when the client has made no room for a response in time.
     slow: Arc<Notify>,
@@ -40,15 +38,10 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(
-        pipeline: Pipeline,
-        limits: Arc<Limits>,
-        (caller, place): (Caller, Charge),
-        out: Outlet<Answer>,
-    ) -> Self {
+    pub(super) fn new(pipeline: Pipeline, limits: Arc<Limits>, caller: Caller, out: Outlet<Answer>) -> Self {
         let places_max = u32::try_from(limits.turns_per_stream_max).unwrap_or(u32::MAX);
         let places = Arc::new(Semaphore::new(places_max as usize));
-        Self { pipeline, limits, caller, _place: place, out, slow: Arc::default(), places, places_max }
+        Self { pipeline, limits, caller, out, slow: Arc::default(), places, places_max }
     }
 
     /// Serves the stream to its end: the client's half-close, a broken request, the server's shutdown, or a client

@@ -14,7 +14,7 @@ use super::article::{count, draft};
 use super::conflict::outcome_of;
 use super::proto::import_response::Outcome;
 use super::proto::{ArticleWritten, ImportRequest, ImportResponse};
-use crate::door::{Caller, Charge, Conflict, CutOff as _, LastWord, Outlet, Refusal};
+use crate::door::{Caller, Conflict, CutOff as _, LastWord, Outlet, Refusal};
 
 /// Articles that are written together.
 const BATCH_ARTICLES_MAX: usize = 64;
@@ -28,8 +28,6 @@ type Told = Result<ImportResponse, Status>;
 pub(super) struct Import {
     pub(super) knowledge: Knowledge,
     pub(super) caller: Caller,
-    /// Its own, of the streams that its caller may have open.
-    pub(super) _place: Charge,
     pub(super) out: Outlet<Told>,
 }
 

@@ -17,8 +17,8 @@ use super::proto::{
     DeleteRequest, DeleteResponse, GetRequest, GetResponse, ImportRequest, ImportResponse, ListRequest, ListResponse,
     SearchRequest, SearchResponse, UpsertRequest, UpsertResponse, WatchRequest, WatchResponse,
 };
-use super::service::STREAM;
-use crate::door::{Caller, Conflict, Gateway, Outlet, Refusal, article_id, text, write};
+use super::service::stream;
+use crate::door::{Caller, Conflict, Gateway, Refusal, article_id, text, write};
 use crate::keys::Scope;
 
 /// Articles of a page, when the client does not say.
@@ -146,23 +146,17 @@ impl KnowledgeBase for Service {
 
     async fn import(&self, request: Request<Streaming<ImportRequest>>) -> Result<Response<Self::ImportStream>, Status> {
         let caller = self.caller(request.metadata())?;
-        let place = caller.take(STREAM)?;
-        let (out, last, responses) = Outlet::open(&self.limits);
-        let import = Import { knowledge: self.knowledge.clone(), caller, _place: place, out };
-        tokio::spawn(import.run(request.into_inner(), self.stopping.clone(), last));
-        Ok(Response::new(responses))
+        stream(caller, &self.limits, |caller, out, last| {
+            let import = Import { knowledge: self.knowledge.clone(), caller, out };
+            import.run(request.into_inner(), self.stopping.clone(), last)
+        })
     }
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let caller = self.caller(request.metadata())?;
-        let place = caller.take(STREAM)?;
-        let (out, last, responses) = Outlet::open(&self.limits);
         // Subscribed before the headers are sent: the client misses nothing that it does after it has them.
-        let watching = changes::forward(caller, self.knowledge.watch(), out, last, self.stopping.clone());
-        tokio::spawn(async move {
-            watching.await;
-            drop(place);
-        });
-        Ok(Response::new(responses))
+        stream(caller, &self.limits, |caller, out, last| {
+            changes::forward(caller, self.knowledge.watch(), out, last, self.stopping.clone())
+        })
     }
 }

@@ -20,7 +20,7 @@ use super::proto::conversations_server::Conversations;
 use super::proto::{AskRequest, AskResponse, ConverseRequest, ConverseResponse, FeedbackRequest, FeedbackResponse};
 use super::refusal::unknown_turn;
 use crate::door::{
-    Admitted, Amounts, Caller, Conflict, Gateway, LastWord, Outlet, Refusal, Untold, admit, next_event, now_ms,
+    Admitted, Amounts, Caller, Conflict, CutOff, Gateway, LastWord, Outlet, Refusal, Untold, admit, next_event, now_ms,
 };
 use crate::keys::Scope;
 
@@ -28,7 +28,31 @@ use crate::keys::Scope;
 type Answers = Outlet<Result<AskResponse, Status>>;
 
 /// What an open stream needs of its caller's limits.
-pub(super) const STREAM: Amounts = Amounts { requests: 0, tokens: 0, turns: 0, streams: 1, micros: 0 };
+const STREAM: Amounts = Amounts { requests: 0, tokens: 0, turns: 0, streams: 1, micros: 0 };
+
+/// Opens a stream of responses, which takes its place among those of its caller until whatever serves it has ended.
+pub(super) fn stream<R, F>(
+    caller: Caller,
+    limits: &Limits,
+    serve: impl FnOnce(Caller, Outlet<R>, Option<LastWord<R>>) -> F,
+) -> Result<Response<ReceiverStream<R>>, Status>
+where
+    R: CutOff,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let place = caller.take(STREAM)?;
+    let (out, last, responses) = Outlet::open(limits);
+    let serving = serve(caller, out, last);
+    // What it does is part of the call.
+    tokio::spawn(
+        async move {
+            serving.await;
+            drop(place);
+        }
+        .in_current_span(),
+    );
+    Ok(Response::new(responses))
+}
 
 /// The `Conversations` service.
 pub(super) struct Service {
@@ -70,12 +94,10 @@ impl Conversations for Service {
         request: Request<Streaming<ConverseRequest>>,
     ) -> Result<Response<Self::ConverseStream>, Status> {
         let caller = self.caller(request.metadata())?;
-        let place = caller.take(STREAM)?;
-        let (out, last, responses) = Outlet::open(&self.limits);
-        let session = Session::new(self.pipeline.clone(), Arc::clone(&self.limits), (caller, place), out);
-        // Its turns are part of the call.
-        tokio::spawn(session.run(request.into_inner(), self.stopping.clone(), last).in_current_span());
-        Ok(Response::new(responses))
+        stream(caller, &self.limits, |caller, out, last| {
+            let session = Session::new(self.pipeline.clone(), Arc::clone(&self.limits), caller, out);
+            session.run(request.into_inner(), self.stopping.clone(), last)
+        })
     }
 
     async fn ask(&self, request: Request<AskRequest>) -> Result<Response<Self::AskStream>, Status> {

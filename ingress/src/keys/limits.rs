@@ -6,6 +6,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use turnflow_pipeline::CallerLimits;
 
+/// The names of all limits.
+const NAMES: &str = "requests-per-minute, tokens-per-minute, turns-in-flight, streams, budget-per-day";
+
 /// What a key has of its own; the rest is as configured in `[gateway.limits.key]`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -46,6 +49,26 @@ impl KeyLimits {
         *self == Self::default()
     }
 
+    fn set(&mut self, name: &str, number: &str) -> Result<(), String> {
+        let expected = |what: &str| format!("{name}={number}: expected {what}, 0 for no limit");
+        let whole = |limit: &mut Option<u32>| match number.parse() {
+            Ok(number) => Ok(limit.replace(number).is_some()),
+            Err(_) => Err(expected(&format!("a whole number up to {}", u32::MAX))),
+        };
+        let was_set = match name {
+            "requests-per-minute" => whole(&mut self.requests_per_minute),
+            "tokens-per-minute" => whole(&mut self.tokens_per_minute),
+            "turns-in-flight" => whole(&mut self.turns_in_flight),
+            "streams" => whole(&mut self.streams),
+            "budget-per-day" => match number.parse() {
+                Ok(number) => Ok(self.budget_per_day.replace(number).is_some()),
+                Err(_) => Err(expected("a number such as 2.50")),
+            },
+            _ => Err(format!("there is no limit {name:?}, expected one of {NAMES}")),
+        };
+        if was_set? { Err(format!("{name} is given twice")) } else { Ok(()) }
+    }
+
     /// Checks what makes sense.
     ///
     /// # Errors
@@ -60,7 +83,11 @@ impl FromStr for KeyLimits {
 
     /// Reads `NAME=NUMBER,NAME=NUMBER`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let limits: Self = toml::from_str(&text.replace(',', "\n")).map_err(|error| error.message().to_owned())?;
+        let mut limits = Self::default();
+        for pair in text.split(',') {
+            let (name, number) = pair.split_once('=').ok_or_else(|| format!("{pair:?}: expected NAME=NUMBER"))?;
+            limits.set(name.trim(), number.trim())?;
+        }
         limits.check()?;
         Ok(limits)
     }
@@ -88,9 +115,12 @@ mod tests {
             let error = text.parse::<KeyLimits>().expect_err(text);
             assert!(error.contains(expected), "{text}: {error}");
         };
-        check("requests=60", "unknown field `requests`, expected one of `requests-per-minute`");
-        check("streams=-1", "invalid value");
-        check("streams", "key with no value");
+        check("requests=60", "there is no limit \"requests\", expected one of requests-per-minute, tokens-per-minute");
+        check("streams=-1", "streams=-1: expected a whole number up to 4294967295, 0 for no limit");
+        check("streams=2, streams=3", "streams is given twice");
+        check("streams", "\"streams\": expected NAME=NUMBER");
+        check("streams=1,", "\"\": expected NAME=NUMBER");
+        check("budget-per-day=much", "budget-per-day=much: expected a number such as 2.50, 0 for no limit");
         check("budget-per-day=-1", "budget-per-day: must be");
         check("budget-per-day=nan", "budget-per-day: must be");
     }

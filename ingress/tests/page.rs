@@ -133,10 +133,11 @@ async fn without_keys_everybody_here_is_let_in() {
             assert!(!page.body.contains("style=") && !page.body.contains("onclick"), "{path}");
         }
         assert_eq!(visitor.get("/ui/login").await.status, 303);
-        for (path, status) in [("/ui/article?id=nothing", 404), ("/ui/entry?id=7", 404), ("/ui/conversation?id=x", 404)]
-        {
-            assert_eq!(visitor.get(path).await.status, status, "{path}");
+        for path in ["/ui/article?id=nothing", "/ui/entry?id=7", "/ui/conversation?id=x", "/ui/nothing", "/ui/a/b"] {
+            let page = visitor.get(path).await;
+            assert_eq!((page.status, page.header("content-type")), (404, Some("text/html; charset=utf-8")), "{path}");
         }
+        assert_eq!(visitor.client.get("/ui/nothing").await.error().1, "unknown_route");
         assert_eq!(visitor.client.get("/ui/assets/nothing.js").await.error().0, 404);
         assert_eq!(visitor.client.get("/ui/entry?id=x").await.error().0, 400);
         let failed = visitor.get("/ui/entry?id=x").await;

@@ -25,7 +25,7 @@ use axum::extract::{Path, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Redirect, Response};
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 
 use super::error::{ApiError, Kind};
 use super::router::App;
@@ -81,16 +81,24 @@ pub(super) fn routes() -> Router<Arc<App>> {
         .route("/ui/login", get(session::form).post(session::login))
         .route("/ui/logout", post(session::logout))
         .route("/ui/assets/{name}", get(asset))
+        .route("/ui/{*rest}", any(nothing))
         .layer(from_fn(guarded))
 }
 
 async fn asset(Path(name): Path<String>) -> Result<Response, ApiError> {
     let found = ASSETS.iter().find(|(known, ..)| *known == name);
-    let (_, kind, content) = found.ok_or_else(|| {
-        ApiError::not_found("unknown_route", format!("there is no {name:?} here; {HOME} is where the page is"))
-    })?;
+    let (_, kind, content) = found.ok_or_else(|| unknown(&name))?;
     let about = [(header::CONTENT_TYPE, *kind), (header::CACHE_CONTROL, "no-cache")];
     Ok((about, *content).into_response())
+}
+
+/// An address that is none.
+async fn nothing(Path(rest): Path<String>) -> ApiError {
+    unknown(&rest)
+}
+
+fn unknown(name: &str) -> ApiError {
+    ApiError::not_found("unknown_route", format!("there is no {name:?} here; {HOME} is where the page is"))
 }
 
 /// Refuses what pages of other sites send, shows errors to people as pages, and says what browsers may do with a response.

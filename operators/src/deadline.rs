@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use turnflow_state::{TurnError, TurnErrorKind};
+use turnflow_state::{TurnError, TurnErrorKind, wait_text};
 
 use crate::message::{Ask, Outcome};
 
@@ -49,6 +49,6 @@ pub(crate) fn take_late(queue: &mut VecDeque<Box<Ask>>, now_us: u64) -> impl Ite
 /// The end of a turn that cannot be answered before its deadline.
 pub(crate) fn late(ask: Box<Ask>) -> Outcome {
     let limit_us = ask.deadline_us.map_or(0, |deadline_us| deadline_us.saturating_sub(ask.admitted_us));
-    let message = format!("no answer can be written within its deadline of {} ms", limit_us.div_ceil(1_000));
+    let message = format!("no answer can be written within its deadline of {}", wait_text(limit_us.div_ceil(1_000)));
     Outcome::failed(ask, TurnError::new(TurnErrorKind::Late, message))
 }

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use turnflow_models::Lane;
-use turnflow_state::{Channel, TenantId, TurnError};
+use turnflow_state::{Channel, TenantId, TurnError, wait_text};
 
 use crate::deadline::{Earliest, is_late};
 use crate::load::Backlog;
@@ -421,6 +421,6 @@ pub fn tokens(ask: &Ask) -> usize {
 
 /// The end of a turn that there is no place for.
 pub(crate) fn crowded(ask: Box<Ask>, retry_after_ms: u64) -> Outcome {
-    let message = format!("too many turns at once; try again in {retry_after_ms} ms");
+    let message = format!("too many turns at once; try again in {}", wait_text(retry_after_ms));
     Outcome::failed(ask, TurnError::overloaded(message, retry_after_ms))
 }

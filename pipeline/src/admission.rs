@@ -9,7 +9,7 @@ use tracing::Span;
 use turnflow_models::Cancel;
 use turnflow_operators::message::{Beginning, Notice};
 use turnflow_operators::tally::TenantTally;
-use turnflow_state::{Completion, TenantId, TurnErrorKind, TurnEvent};
+use turnflow_state::{Completion, TenantId, TurnErrorKind, TurnEvent, wait_text};
 
 use crate::span;
 
@@ -26,7 +26,7 @@ pub enum SubmitError {
         message: String,
     },
     /// No place became free in time, or the tenant has too many in flight.
-    #[error("too many turns are in flight, try again in {retry_after_ms} ms")]
+    #[error("too many turns are in flight, try again in {}", wait_text(*retry_after_ms))]
     Overloaded {
         /// When trying again makes sense, in milliseconds.
         retry_after_ms: u64,

@@ -390,7 +390,7 @@ fn a_turn_that_brings_no_deadline_has_the_configured_one() {
             let waiting = occupy(&pipeline, &large, 3).await;
             let waits = pipeline.submit(turn("waits", "1", "How do I clean a kettle?")).await.expect("admitted");
             let error = ended(waits).await.expect_err("too late");
-            let expected = (TurnErrorKind::Late, "no answer can be written within its deadline of 3000 ms");
+            let expected = (TurnErrorKind::Late, "no answer can be written within its deadline of 3 s");
             assert_eq!((error.kind, error.message.as_str()), expected);
             large.open(true);
             let mut answered = Vec::new();

@@ -20,6 +20,7 @@ mod lru;
 mod store;
 mod text;
 mod turn;
+mod wait;
 
 pub use article::{Article, Chunk, ChunkId, ChunkKey, ContentHash, ScoredChunk, Source};
 pub use entry::{Answer, CacheEntry, Support, SupportChunk};
@@ -41,3 +42,4 @@ pub use turn::{
     CacheControl, CacheLevel, Channel, Completion, Exchange, HitEvidence, HitReason, LoadLevel, RouteEvidence, Stage,
     StageLatencies, Tier, TierSize, Turn, TurnError, TurnErrorKind, TurnEvent, TurnRecord, Usage, Verdict,
 };
+pub use wait::wait_text;

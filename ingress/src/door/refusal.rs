@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use turnflow_pipeline::{DraftError, PipelineError, SubmitError};
-use turnflow_state::{ArticleId, TurnError, TurnErrorKind, TurnKey, WriteRefused};
+use turnflow_state::{ArticleId, TurnError, TurnErrorKind, TurnKey, WriteRefused, wait_text};
 
 use super::limits::Exceeded;
 
@@ -162,7 +162,7 @@ pub(crate) fn describe(field: Option<&str>, message: &str) -> String {
 }
 
 pub(crate) fn overloaded(retry_after_ms: u64) -> String {
-    format!("too many turns at once; try again in {retry_after_ms} ms")
+    format!("too many turns at once; try again in {}", wait_text(retry_after_ms))
 }
 
 /// What a client hears whose key is not for what it wants.
@@ -172,5 +172,6 @@ pub(crate) fn forbidden(scope: &str) -> String {
 
 /// What a client hears that does not read what it is sent.
 pub(crate) fn slow_reader(wait: Duration) -> String {
-    format!("the client made no room for a response within {} ms", wait.as_millis())
+    let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    format!("the client made no room for a response within {}", wait_text(ms))
 }

@@ -216,7 +216,7 @@ mod tests {
         let error = |kind: &str, code: &str, param: Value, message: &str| json!({ "message": message, "type": kind, "param": param, "code": code });
         let invalid = Refusal::Invalid { field: Some("turn.text".into()), message: "empty".into() };
         check(invalid.into(), 400, error("invalid_request_error", "invalid_value", json!("text"), "text: empty"));
-        let message = "too many turns at once; try again in 1500 ms";
+        let message = "too many turns at once; try again in 1.5 s";
         let overloaded = ApiError::from(Refusal::Overloaded { retry_after_ms: 1_500 });
         check(overloaded.clone(), 429, error("rate_limit_error", "overloaded", Value::Null, message));
         let headers = overloaded.into_response();

@@ -11,6 +11,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use turnflow_pipeline::HttpConfig;
 
+use turnflow_state::wait_text;
 use super::error::{ApiError, Kind};
 use super::quota;
 use super::router::App;
@@ -102,7 +103,7 @@ pub(super) async fn read(body: Body, config: &HttpConfig) -> Result<Bytes, ApiEr
         }
         Ok(Err(error)) => Err(ApiError::bad_request("broken_body", format!("the body broke off: {error}"))),
         Err(_) => {
-            let message = format!("the body was not complete within {} ms", wait.as_millis());
+            let message = format!("the body was not complete within {}", wait_text(config.body_wait_ms));
             Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, Kind::InvalidRequest, "body_too_slow", message))
         }
     }

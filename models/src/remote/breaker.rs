@@ -202,7 +202,7 @@ mod tests {
         assert_eq!(breaker.state(), (BreakerState::Closed, 0), "two failures between successes are not three in a row");
         open(&breaker, now);
         let told = breaker.admit(now + Duration::from_secs(4)).expect_err("it rests").to_string();
-        assert_eq!(told, "not asked: the server failed 3 times in a row, next try in 6000 ms");
+        assert_eq!(told, "not asked: the server failed 3 times in a row, next try in 6 s");
     }
 
     #[test]

@@ -6,6 +6,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use turnflow_state::wait_text;
+
 /// Which limit of time was reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -41,7 +43,7 @@ pub enum RemoteFault {
         reason: String,
     },
     /// A limit of time was reached.
-    #[error("{phase} within {limit_ms} ms")]
+    #[error("{phase} within {}", wait_text(*limit_ms))]
     Timeout {
         /// Which.
         phase: Phase,
@@ -91,7 +93,7 @@ pub enum RemoteFault {
         reason: String,
     },
     /// The server failed too often of late: it is not asked.
-    #[error("not asked: the server failed {failures} times in a row, next try in {retry_ms} ms")]
+    #[error("not asked: the server failed {failures} times in a row, next try in {}", wait_text(*retry_ms))]
     Resting {
         /// How often.
         failures: u32,

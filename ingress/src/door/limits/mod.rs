@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use turnflow_pipeline::{CallerLimits, Config, Price};
-use turnflow_state::TenantId;
+use turnflow_state::{TenantId, wait_text};
 
 use self::meter::{Meter, Moment};
 use crate::keys::{KeyId, KeyLimits};
@@ -151,8 +151,8 @@ impl Exceeded {
 
 impl fmt::Display for Exceeded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { holder, retry_after_ms, .. } = self;
-        write!(f, "the {holder} has used what it is allowed, {}; try again in {retry_after_ms} ms", self.allowed())
+        let (allowed, wait) = (self.allowed(), wait_text(self.retry_after_ms));
+        write!(f, "the {} has used what it is allowed, {allowed}; try again in {wait}", self.holder)
     }
 }
 
@@ -413,7 +413,7 @@ mod tests {
         };
         assert_eq!(
             exceeded(Limit::Requests, 60),
-            "the tenant shop has used what it is allowed, 60 requests a minute; try again in 1500 ms"
+            "the tenant shop has used what it is allowed, 60 requests a minute; try again in 1.5 s"
         );
         assert!(exceeded(Limit::Budget, 2_500_000).contains(", a budget of 2.5 a day;"));
     }

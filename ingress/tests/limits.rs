@@ -199,6 +199,31 @@ async fn tokens_count_once_they_are_known_and_a_hit_costs_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_turn_that_is_asked_again_under_its_id_costs_nothing_more() {
+    bounded(async {
+        let limited = Limited::start("budget-per-day=1", |config| {
+            config.tier.price.input_per_million = 1.0;
+            config.tier.price.output_per_million = 1.0;
+        })
+        .await;
+        let headers = [("api-key", limited.key.reveal()), ("idempotency-key", "1"), ("x-conversation-id", "c")];
+        let first = limited.http.ask(DELIVERY, &headers).await;
+        let spent = first.json()["turnflow"]["cost_micros"].as_u64().expect("a number");
+        assert!(spent > 0, "{first:?}");
+        assert_eq!((first.status, left(&first, "key-budget")), (200, 1_000_000 - spent));
+        let again = limited.http.ask(DELIVERY, &headers).await;
+        assert_eq!(again.json()["choices"], first.json()["choices"]);
+        assert_eq!((again.status, left(&again, "key-budget")), (200, 1_000_000 - spent));
+        let body = with(asks(DELIVERY), serde_json::json!({ "stream": true }));
+        assert_eq!(limited.http.post(CHAT, &headers, &body).await.status, 200);
+        // What a stream has cost is known at its end.
+        assert_eq!(left(&limited.models().await, "key-budget"), 1_000_000 - spent);
+        limited.server.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_days_budget_ends_with_the_answer_that_exceeds_it() {
     bounded(async {
         let limited = Limited::start("budget-per-day=0.00005", |config| {

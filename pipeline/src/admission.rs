@@ -60,11 +60,13 @@ pub struct TurnStream {
     end: Option<Box<Completion>>,
     /// What the last piece said of its answer.
     beginning: Option<Beginning>,
+    /// Whether the end said that the turn had been answered before.
+    repeated: bool,
     cancel: Cancel,
 }
 
-/// An event, and what is known of the answer with it.
-type Told = (TurnEvent, Option<Beginning>);
+/// An event, what is known of the answer with it, and whether it is that of an earlier time.
+type Told = (TurnEvent, Option<Beginning>, bool);
 
 impl TurnStream {
     /// The next event; None after the terminal one.
@@ -77,7 +79,8 @@ impl TurnStream {
         if let Some(end) = self.end.take() {
             return Some(TurnEvent::Done(end));
         }
-        let (event, beginning) = self.events.recv().await?;
+        let (event, beginning, repeated) = self.events.recv().await?;
+        self.repeated |= repeated;
         match event {
             TurnEvent::Delta(_) => (self.told, self.beginning) = (true, beginning),
             TurnEvent::Restart => self.told = false,
@@ -95,6 +98,12 @@ impl TurnStream {
     #[must_use]
     pub fn completion(&self) -> Option<&Completion> {
         self.end.as_deref()
+    }
+
+    /// Whether the turn ends with what its id was answered before; known with [`completion`](Self::completion), or with its end.
+    #[must_use]
+    pub const fn is_repeated(&self) -> bool {
+        self.repeated
     }
 
     /// What is known of an answer that is being written, from its first piece on; None for a turn that hears the answer to another one.
@@ -212,9 +221,10 @@ impl Streams {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, events) = mpsc::unbounded_channel();
         // The receiver is right here.
-        let _ = sender.send((TurnEvent::Accepted, None));
+        let _ = sender.send((TurnEvent::Accepted, None, false));
         let cancel = Cancel::new();
-        let stream = TurnStream { events, told: false, end: None, beginning: None, cancel: cancel.clone() };
+        let stream =
+            TurnStream { events, told: false, end: None, beginning: None, repeated: false, cancel: cancel.clone() };
         let waiting = Waiting { events: sender, epoch, cancel, first_piece_us: None, tally, span, _places: places };
         self.shard(number).insert(number, waiting);
         (number, stream)
@@ -233,11 +243,11 @@ impl Streams {
                 waiting.hears(&event, elapsed_us, repeated);
                 span::end(&waiting.span, &event);
                 // The client may have left: that is its right.
-                let _ = waiting.events.send((event, beginning));
+                let _ = waiting.events.send((event, beginning, repeated));
             }
         } else if let Some(waiting) = shard.get_mut(&number) {
             waiting.hears(&event, elapsed_us, repeated);
-            let _ = waiting.events.send((event, beginning));
+            let _ = waiting.events.send((event, beginning, repeated));
         }
     }
 

@@ -42,7 +42,8 @@ pub(crate) fn estimate<'a>(texts: impl IntoIterator<Item = &'a str>) -> u32 {
 /// The events of a turn that was let in.
 ///
 /// It holds its places until it is dropped, and is charged what its answer has cost. One that is dropped before that is known is charged
-/// what was estimated for its texts, and for what was told of the answer where that was being written for it.
+/// what was estimated for its texts, and for what was told of the answer where that was being written for it. An answer that its turn had before
+/// is free.
 pub(crate) struct Admitted {
     events: TurnStream,
     charge: Charge,
@@ -64,10 +65,15 @@ impl Admitted {
                 let written = estimate([piece.as_str()]);
                 self.usage.output_tokens = self.usage.output_tokens.saturating_add(written);
             }
-            TurnEvent::Done(completion) => self.settle(completion.usage, completion.cost_micros),
+            TurnEvent::Done(completion) => self.charge_for(completion.usage, completion.cost_micros),
             TurnEvent::Error(_) => self.is_settled = true,
         }
         event
+    }
+
+    /// Charges an answer. One that is told again was charged when it was made.
+    fn charge_for(&mut self, usage: Usage, micros: u64) {
+        if self.events.is_repeated() { self.settle(Usage::default(), 0) } else { self.settle(usage, micros) }
     }
 
     fn settle(&mut self, usage: Usage, micros: u64) {
@@ -92,7 +98,7 @@ impl Drop for Admitted {
             return;
         }
         if let Some((usage, micros)) = self.completion().map(|completion| (completion.usage, completion.cost_micros)) {
-            self.settle(usage, micros);
+            self.charge_for(usage, micros);
         } else if self.beginning().is_some() {
             self.settle(self.usage, self.charge.price().cost_micros(self.usage));
         }

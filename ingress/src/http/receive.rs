@@ -1,17 +1,18 @@
 //! Reads requests: who calls, and what they send, with an error that says where it is wrong.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use turnflow_pipeline::HttpConfig;
-
 use turnflow_state::wait_text;
+
 use super::error::{ApiError, Kind};
 use super::quota;
 use super::router::App;
@@ -116,10 +117,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
         if !error.is_data() {
             return ApiError::bad_request("invalid_json", format!("the body is not JSON: {error}"));
         }
-        match path.as_str() {
-            "." => ApiError::bad_request("invalid_value", error.to_string()),
-            path => ApiError::invalid(path, error),
-        }
+        invalid_at(&path, &error)
     })?;
     match json.end() {
         Ok(()) => Ok(parsed),
@@ -129,8 +127,21 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
 
 /// The parameters behind a path's question mark.
 pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, ApiError> {
-    let query = Query::try_from_uri(uri);
-    query.map(|Query(query)| query).map_err(|error| ApiError::bad_request("invalid_value", error.body_text()))
+    let pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
+    serde_path_to_error::deserialize(serde_urlencoded::Deserializer::new(pairs))
+        .map_err(|error| invalid_at(&error.path().to_string(), error.inner()))
+}
+
+/// What is wrong with the field at a path. One that is unknown, missing or there twice is named by the error, not by the path.
+fn invalid_at(path: &str, error: &dyn Display) -> ApiError {
+    let message = error.to_string();
+    let is_named = ["unknown field", "missing field", "duplicate field"].iter().any(|what| message.starts_with(what));
+    match (path, message.split('`').nth(1).filter(|_| is_named)) {
+        (".", None) => ApiError::bad_request("invalid_value", message),
+        (".", Some(field)) => ApiError::invalid(field, &message),
+        (path, Some(field)) if !path.ends_with(field) => ApiError::invalid(format!("{path}.{field}"), &message),
+        (path, _) => ApiError::invalid(path, &message),
+    }
 }
 
 /// The last part of a path.
@@ -175,8 +186,27 @@ mod tests {
         check("", None, "not JSON: EOF while parsing a value at line 1 column 0");
         check("{\"list\": [1]} x", None, "not JSON: trailing characters at line 1 column 15");
         check("{\"list\": [1, \"x\"]}", Some("list[1]"), "list[1]: invalid type: string \"x\", expected u8 at line 1");
-        check("{}", None, "missing field `list`");
+        check("{}", Some("list"), "list: missing field `list`");
         assert!(parse::<Form>(b"{\"list\": [], \"more\": 1}").is_ok());
+    }
+
+    #[test]
+    fn an_error_says_which_parameter_it_is() {
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Parameters {
+            limit: usize,
+        }
+        let check = |address: &str, param: &str, expected: &str| {
+            let error = query::<Parameters>(&address.parse().expect("an address")).expect_err(address);
+            assert_eq!(error.param.as_deref(), Some(param), "{address}");
+            assert!(error.message.contains(expected), "{address}: {}", error.message);
+        };
+        check("/?limit=many", "limit", "limit: invalid digit");
+        check("/?limit=1&limit=2", "limit", "duplicate field");
+        check("/?limit=1&top=2", "top", "unknown field `top`, expected `limit`");
+        check("/", "limit", "missing field");
+        assert_eq!(query::<Parameters>(&Uri::from_static("/?limit=%31")).expect("a number").limit, 1);
     }
 
     #[test]

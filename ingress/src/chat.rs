@@ -8,8 +8,10 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tonic::Status;
+use tonic::transport::Channel;
 
-use crate::grpc::client::{CallerKey, Keyed, connect};
+use crate::failure::written;
+use crate::grpc::client::{CallerKey, Keyed, told};
 use crate::grpc::proto::ask_response::Event;
 use crate::grpc::proto::conversations_client::ConversationsClient;
 use crate::grpc::proto::{self, AskRequest, CacheLevel, Done, Turn};
@@ -19,19 +21,20 @@ const QUESTION_CHARS_MAX: usize = 80;
 
 /// Reads questions from standard input and prints their answers, all as one conversation.
 ///
-/// `endpoint` is `host:port` or a URL. Without `conversation` a new one is begun.
+/// `server` is a connection to one, with its address. Without `conversation` a new one is begun.
 ///
 /// # Errors
-/// When there is no server, or standard input or output fails. A turn that fails ends a pipe, but not a terminal's
+/// When standard input or output fails. A turn that fails ends a pipe, but not a terminal's
 /// session.
-pub async fn chat(endpoint: String, key: &CallerKey, conversation: Option<String>) -> Result<()> {
-    let mut client = ConversationsClient::new(key.on(connect(&endpoint).await?));
+pub async fn chat(server: (Channel, &str), key: &CallerKey, conversation: Option<String>) -> Result<()> {
+    let (channel, address) = server;
+    let mut client = ConversationsClient::new(key.on(channel));
     // Turn ids have to be new in a conversation that is taken up again: they start with the time.
     let started = Timestamp::now().as_microsecond();
     let conversation = conversation.unwrap_or_else(|| format!("chat-{started}"));
     let interactive = io::stdin().is_terminal() && io::stdout().is_terminal();
     let mut screen = Screen::new(interactive);
-    screen.greet(&endpoint, &conversation)?;
+    screen.greet(address, &conversation)?;
 
     let mut lines = read_lines();
     let (mut turns, mut refused) = (0_u64, 0_u64);
@@ -170,9 +173,9 @@ impl Screen {
         Self { dim: colours && out.is_terminal(), out, interactive }
     }
 
-    fn greet(&mut self, endpoint: &str, conversation: &str) -> Result<()> {
+    fn greet(&mut self, address: &str, conversation: &str) -> Result<()> {
         if self.interactive {
-            self.print_dim(&format!("conversation {conversation} with {endpoint}; Ctrl-D ends it"))?;
+            self.print_dim(&format!("conversation {conversation} with {address}; Ctrl-D ends it"))?;
         }
         Ok(())
     }
@@ -187,11 +190,11 @@ impl Screen {
     }
 
     fn complain(&mut self, status: &Status) -> Result<()> {
-        self.print_dim(&format!("{}: {}", status.code(), status.message()))
+        self.print_dim(&format!("no answer: {}", told(status)))
     }
 
     fn print(&mut self, text: &str) -> Result<()> {
-        self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()).context("writing standard output")
+        written(self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()))
     }
 
     fn print_dim(&mut self, line: &str) -> Result<()> {

@@ -21,7 +21,7 @@ pub use self::router::{JudgedTurnArgs, RouterCommand, RouterEvalArgs, RouterTrai
 use crate::grpc::TENANT_DEFAULT;
 use crate::replay::{Format, OnBadLine, Scheme, Speed, Sweep};
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 64 bad configuration or usage.";
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 64 bad configuration or usage, 141 nobody reads the output.";
 
 /// Turnflow answers the questions of a shop's customers, most of them without asking a model.
 #[derive(Debug, Parser)]

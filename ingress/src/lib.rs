@@ -3,6 +3,8 @@
 //! The only crate that knows gRPC and HTTP. It holds no state of its own: a turn is checked, handed to the pipeline, and its
 //! events are passed on.
 
+#![warn(clippy::print_stderr, clippy::print_stdout)]
+
 pub mod backup;
 pub mod chat;
 pub mod cli;
@@ -23,6 +25,7 @@ pub mod progress;
 pub mod replay;
 pub mod router_report;
 pub mod sample;
+pub mod say;
 pub mod telemetry;
 
 pub use self::door::Gateway;

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use turnflow::cli::Cli;
-use turnflow::failure::{EXIT_USAGE, Failure};
+use turnflow::failure::{EXIT_UNREAD, EXIT_USAGE, Failure};
+use turnflow::say::line;
 use turnflow::{commands, telemetry};
 
 fn main() -> ExitCode {
@@ -27,9 +28,11 @@ fn main() -> ExitCode {
 }
 
 fn report(failure: &Failure) -> ExitCode {
-    eprintln!("turnflow: {failure}");
-    if let Some(hint) = failure.hint() {
-        eprintln!("  hint: {hint}");
+    if failure.exit_code() != EXIT_UNREAD {
+        line(format_args!("turnflow: {failure}"));
+        if let Some(hint) = failure.hint() {
+            line(format_args!("  hint: {hint}"));
+        }
     }
     ExitCode::from(failure.exit_code())
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::say::say;
+
 /// Without a terminal, a line is printed each time another such share is done.
 const LINE_EVERY_PERCENT: u64 = 25;
 const REDRAW_INTERVAL: Duration = Duration::from_millis(200);
@@ -49,7 +51,7 @@ impl Meter {
             let percent = done.min(total) * 100 / total / LINE_EVERY_PERCENT * LINE_EVERY_PERCENT;
             if percent > self.percent_told {
                 self.percent_told = percent;
-                eprintln!("{}: {percent} % of {}", self.label, amount(self.unit, total));
+                say!("{}: {percent} % of {}", self.label, amount(self.unit, total));
             }
         }
     }
@@ -57,8 +59,8 @@ impl Meter {
     /// Prints a line without tearing the bar.
     pub fn note(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| say!("{text}")),
+            None => say!("{text}"),
         }
     }
 

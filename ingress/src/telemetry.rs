@@ -31,7 +31,8 @@ pub fn start(verbosity: u8, format: LogFormat) -> Result<(), Failure> {
     };
     let filter = from_environment("TURNFLOW_LOG").or_else(|| from_environment("RUST_LOG")).transpose();
     let filter = filter.map_err(Failure::usage)?.unwrap_or_else(by_flag);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // It would complain on stderr that stderr cannot be written, and panic.
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     let lines = match format {
         LogFormat::Pretty => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
         LogFormat::Json => lines.json().boxed(),

@@ -254,10 +254,10 @@ fn without_a_server_the_store_is_opened_and_a_watch_refused() {
     assert!(home.path().join("data").is_dir());
 
     let (code, _, stderr) = run(&["watch"]);
-    assert!(code == 1 && stderr.contains("only a running server has changes to watch"), "{stderr}");
+    assert!(code == 1 && stderr.contains("start it with `turnflow serve`"), "{stderr}");
     // Who names a server wants that one.
     let (code, _, stderr) = run(&["list", "--endpoint", &free.to_string()]);
-    assert!(code == 1 && stderr.contains("turnflow: connecting to "), "{stderr}");
+    assert!(code == 1 && stderr.contains("turnflow: nothing answers at http://"), "{stderr}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use super::{Context, keys, open, reach};
 use crate::backup::{BackupError, Backups, restore};
@@ -12,6 +12,7 @@ use crate::failure::Failure;
 use crate::grpc::client::CallerKey;
 use crate::grpc::proto::admin_client::AdminClient;
 use crate::grpc::proto::{BackupRequest, BackupResponse};
+use crate::say::say;
 
 pub(super) async fn run(context: &Context, args: BackupArgs) -> Result<(), Failure> {
     let channel = match &args.store.data {
@@ -20,11 +21,11 @@ pub(super) async fn run(context: &Context, args: BackupArgs) -> Result<(), Failu
     };
     let made = match channel {
         Some((channel, address)) => {
-            eprintln!("asking the server at {address}");
+            say!("asking the server at {address}");
             let mut client = AdminClient::new(CallerKey::from(args.key.key).on(channel));
             let name = args.name.map_or_else(String::new, |name| name.as_str().to_owned());
             let made = client.backup(BackupRequest { name }).await;
-            made.map_err(|status| refused(status.code(), status.message()))?.into_inner()
+            made.map_err(|status| refused(&status))?.into_inner()
         }
         None => {
             let dir = context.data_dir(args.store.data.as_ref())?;
@@ -32,7 +33,7 @@ pub(super) async fn run(context: &Context, args: BackupArgs) -> Result<(), Failu
                 let error = anyhow::anyhow!("there is no store in {}", dir.display());
                 return Err(Failure::from(error).with_hint("name its folder with --data"));
             }
-            eprintln!("using the store in {}", dir.display());
+            say!("using the store in {}", dir.display());
             let store = open::store(context, &dir)?;
             let backups = Backups::new(store, keys::files(context, Some(&dir))?, context.backup_folder(&dir));
             let made = backups.make(args.name).map_err(failed)?;
@@ -73,9 +74,9 @@ fn found(backup: &Path, folder: &Path) -> PathBuf {
     if is_name { folder.join(backup) } else { backup.to_owned() }
 }
 
-fn refused(code: Code, message: &str) -> Failure {
-    let failure = Failure::from(anyhow::anyhow!("{message}"));
-    match code {
+fn refused(status: &Status) -> Failure {
+    let failure = reach::refused(status);
+    match status.code() {
         Code::AlreadyExists => failure.with_hint("give it another name"),
         Code::FailedPrecondition => failure.with_hint("name a folder in the server's configuration"),
         _ => failure,

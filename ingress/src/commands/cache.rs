@@ -1,13 +1,13 @@
 //! `cache list`, `show` and `flush`: the caches of a running server.
 
 use serde_json::{Value, json};
-use tonic::Status;
 use turnflow_state::ArticleId;
 
 use super::Context;
+use super::reach::{self, refused};
 use crate::cli::{CacheFlushArgs, CacheListArgs, CacheShowArgs, CacheTarget};
 use crate::failure::Failure;
-use crate::grpc::client::{CallerKey, Keyed, connect};
+use crate::grpc::client::{CallerKey, Keyed};
 use crate::grpc::proto::admin_client::AdminClient;
 use crate::grpc::proto::{
     Entry, EntrySelection, FlushRequest, GetEntryRequest, ListEntriesRequest, ListEntriesResponse, Source,
@@ -54,17 +54,13 @@ pub(super) async fn flush(context: &Context, args: CacheFlushArgs) -> Result<(),
 }
 
 async fn client(context: &Context, target: CacheTarget) -> Result<AdminClient<Keyed>, Failure> {
-    let address = target.endpoint.unwrap_or_else(|| context.config.server.listen.to_string());
-    Ok(AdminClient::new(CallerKey::from(target.key.key).on(connect(&address).await?)))
+    let (channel, _) = reach::running(context, target.endpoint).await?;
+    Ok(AdminClient::new(CallerKey::from(target.key.key).on(channel)))
 }
 
 fn meant(entry: Option<u64>, article: Option<&ArticleId>, text: Option<String>) -> EntrySelection {
     let article_id = article.map(ToString::to_string).unwrap_or_default();
     EntrySelection { entry, article_id, text: text.unwrap_or_default() }
-}
-
-fn refused(status: &Status) -> Failure {
-    anyhow::anyhow!("{}", status.message()).into()
 }
 
 /// An entry in one line: its number, how often it was served, whom it serves, and the question.

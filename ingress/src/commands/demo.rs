@@ -17,6 +17,7 @@ use crate::lines::BadLine;
 use crate::progress::{Meter, Unit};
 use crate::replay::{Gold, OnBadLine, Plan, Report, Sink, Speed, TurnResult};
 use crate::sample;
+use crate::say::say;
 
 /// Customers that ask at the same moment: few, so that times are those of answering and not of waiting in line.
 const IN_FLIGHT: usize = 4;
@@ -31,7 +32,7 @@ pub(super) fn run(context: &Context, args: &StoreArgs) -> Result<(), Failure> {
     };
     let parts = open::parts(context, open::store(context, &dir)?)?;
     let articles = sample::articles(limits)?;
-    eprintln!("A sample shop: {} help articles, {} questions of its customers.", articles.len(), sample::log_turns());
+    say!("A sample shop: {} help articles, {} questions of its customers.", articles.len(), sample::log_turns());
     let plan = Plan {
         speed: Speed::Max,
         on_bad_line: OnBadLine::Stop,

@@ -9,15 +9,15 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use serde_json::json;
-use tonic::{Code, Status};
 
 use self::reach::{client, with_client};
 use self::show::Effect;
 use super::Context;
+use super::reach::{refused, running};
 use crate::cli::{KbCommand, KbDeleteArgs, KbGetArgs, KbListArgs, KbSearchArgs, KbUpsertArgs, KbWatchArgs};
 use crate::failure::Failure;
-use crate::grpc::client::connect;
 use crate::grpc::proto::{Article, DeleteRequest, GetRequest, ListRequest, SearchRequest, UpsertRequest, WatchRequest};
+use crate::say::say;
 
 /// Articles of a page.
 const PAGE_ARTICLES: u32 = 1_000;
@@ -44,7 +44,7 @@ async fn upsert(context: &Context, args: KbUpsertArgs) -> Result<(), Failure> {
     let article = Article { id: id.clone(), title, body, metadata: meta.into_iter().collect(), version };
     let request = UpsertRequest { article: Some(article), expected_version: expect, dry_run };
     with_client(context, &target, async |mut client| {
-        let done = client.upsert(request).await.map_err(|status| failed(&status))?.into_inner();
+        let done = client.upsert(request).await.map_err(|status| refused(&status))?.into_inner();
         let effect = Effect {
             chunks_changed: done.chunks_changed,
             invalidated: done.cached_answers_invalidated,
@@ -70,7 +70,7 @@ async fn delete(context: &Context, args: KbDeleteArgs) -> Result<(), Failure> {
     let KbDeleteArgs { id, expect, dry_run, target } = args;
     with_client(context, &target, async |mut client| {
         let request = DeleteRequest { id: id.clone(), expected_version: expect, dry_run };
-        let done = client.delete(request).await.map_err(|status| failed(&status))?.into_inner();
+        let done = client.delete(request).await.map_err(|status| refused(&status))?.into_inner();
         let effect = Effect {
             chunks_changed: done.chunks_changed,
             invalidated: done.cached_answers_invalidated,
@@ -93,7 +93,7 @@ async fn delete(context: &Context, args: KbDeleteArgs) -> Result<(), Failure> {
 
 async fn get(context: &Context, args: KbGetArgs) -> Result<(), Failure> {
     with_client(context, &args.target, async |mut client| {
-        let found = client.get(GetRequest { id: args.id }).await.map_err(|status| failed(&status))?.into_inner();
+        let found = client.get(GetRequest { id: args.id }).await.map_err(|status| refused(&status))?.into_inner();
         let article = found.article.unwrap_or_default();
         context.print(&show::article_json(&article, true), show::article_text(&article))
     })
@@ -105,7 +105,7 @@ async fn list(context: &Context, args: &KbListArgs) -> Result<(), Failure> {
         let (mut page_token, mut left) = (String::new(), args.limit.unwrap_or(usize::MAX));
         loop {
             let request = ListRequest { page_size: PAGE_ARTICLES, page_token, with_body: args.with_body };
-            let page = client.list(request).await.map_err(|status| failed(&status))?.into_inner();
+            let page = client.list(request).await.map_err(|status| refused(&status))?.into_inner();
             for article in page.articles.iter().filter(|article| article.id.starts_with(&args.prefix)).take(left) {
                 let line = if args.with_body { show::article_text(article) } else { show::article_line(article) };
                 context.print(&show::article_json(article, args.with_body), line)?;
@@ -127,9 +127,9 @@ async fn search(context: &Context, args: KbSearchArgs) -> Result<(), Failure> {
     let tenant = &args.target.tenant;
     with_client(context, &args.target, async |mut client| {
         let request = SearchRequest { query: args.query, k: args.k };
-        let found = client.search(request).await.map_err(|status| failed(&status))?.into_inner().chunks;
+        let found = client.search(request).await.map_err(|status| refused(&status))?.into_inner().chunks;
         if found.is_empty() {
-            eprintln!("nothing found: is there a knowledge base for tenant {tenant}? turnflow kb import FILE");
+            say!("nothing found: is there a knowledge base for tenant {tenant}? turnflow kb import FILE");
         }
         context.print(&show::found_json(&found), show::found_text(&found))
     })
@@ -137,14 +137,11 @@ async fn search(context: &Context, args: KbSearchArgs) -> Result<(), Failure> {
 }
 
 async fn watch(context: &Context, args: KbWatchArgs) -> Result<(), Failure> {
-    let address = args.endpoint.unwrap_or_else(|| context.config.server.listen.to_string());
-    let channel = connect(&address).await.map_err(|error| {
-        Failure::from(error).with_hint("only a running server has changes to watch: turnflow serve")
-    })?;
+    let (channel, address) = running(context, args.endpoint).await?;
     let mut client = client(channel, &args.key.key.into());
-    let mut changes = client.watch(WatchRequest {}).await.map_err(|status| failed(&status))?.into_inner();
-    eprintln!("watching the server at {address}");
-    while let Some(change) = changes.message().await.map_err(|status| failed(&status))? {
+    let mut changes = client.watch(WatchRequest {}).await.map_err(|status| refused(&status))?.into_inner();
+    say!("watching the server at {address}");
+    while let Some(change) = changes.message().await.map_err(|status| refused(&status))? {
         context.print(&show::change_json(&change), show::change_text(&change))?;
     }
     Ok(())
@@ -157,17 +154,4 @@ fn read_text(file: &Path) -> anyhow::Result<String> {
         return Ok(text);
     }
     std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
-}
-
-/// What the service refused, in its own words where they say it all.
-fn failed(status: &Status) -> Failure {
-    let message = status.message();
-    match status.code() {
-        Code::InvalidArgument | Code::FailedPrecondition | Code::NotFound => anyhow::anyhow!("{message}").into(),
-        Code::Unauthenticated | Code::PermissionDenied => Failure::from(anyhow::anyhow!("{message}"))
-            .with_hint("give a key with the scope kb in TURNFLOW_KEY or --key; turnflow keys create makes one"),
-        Code::Unimplemented => Failure::from(anyhow::anyhow!("the server does not know the call"))
-            .with_hint("is it an older version of Turnflow, or another program?"),
-        code => anyhow::anyhow!("{code}: {message}").into(),
-    }
 }

@@ -9,6 +9,7 @@ use super::Context;
 use crate::cli::{KeyText, KeysCommand, KeysCreateArgs, KeysRevokeArgs, KeysRotateArgs, StoreArgs};
 use crate::failure::Failure;
 use crate::keys::{Key, KeyFiles, KeyId, KeyRecord, KeysError, NewKey, PEPPER_ENV, Scope, key_id};
+use crate::say::say;
 
 /// Where the keys are of a server with this store.
 pub(super) fn files(context: &Context, data: Option<&PathBuf>) -> Result<KeyFiles, Failure> {
@@ -64,8 +65,8 @@ fn rotate(context: &Context, args: &KeysRotateArgs) -> Result<(), Failure> {
 fn show(context: &Context, key: &Key, record: &KeyRecord) -> Result<(), Failure> {
     let KeyRecord { id, tenant, expires, .. } = record;
     let until = expires.map_or_else(|| "until it is revoked".to_owned(), |expires| format!("until {expires}"));
-    eprintln!("key {id} of tenant {tenant}, for {}, counts {until}", scopes(record));
-    eprintln!("it is shown this once, and a running server takes it within a second:");
+    say!("key {id} of tenant {tenant}, for {}, counts {until}", scopes(record));
+    say!("it is shown this once, and a running server takes it within a second:");
     let mut shown = described(record, Timestamp::now());
     shown["key"] = json!(key.reveal());
     context.print(&shown, format!("{}\n", key.reveal()))
@@ -88,7 +89,7 @@ fn list(context: &Context, args: &StoreArgs) -> Result<(), Failure> {
     let (files, now) = (files(context, args.data.as_ref())?, Timestamp::now());
     let records = files.load().map_err(failed)?;
     if records.is_empty() {
-        eprintln!("there are no keys in {}: whoever reaches the server may call", files.path().display());
+        say!("there are no keys in {}: whoever reaches the server may call", files.path().display());
     }
     let limits_of =
         |record: &KeyRecord| if record.limits.is_empty() { "-".to_owned() } else { record.limits.to_string() };

@@ -7,13 +7,13 @@ use clap::CommandFactory as _;
 use clap_complete::Shell;
 
 use crate::cli::Cli;
-use crate::failure::Failure;
+use crate::failure::{Failure, written};
 
 /// Prints the completions for a shell.
 pub(super) fn completions(shell: Shell) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "turnflow", &mut script);
-    Ok(std::io::Write::write_all(&mut std::io::stdout().lock(), &script)?)
+    Ok(written(std::io::Write::write_all(&mut std::io::stdout().lock(), &script))?)
 }
 
 /// Writes `turnflow.1`, and a page for each command.

@@ -28,7 +28,7 @@ use turnflow_pipeline::Config;
 
 use crate::chat;
 use crate::cli::{CacheCommand, Cli, Command, ModelsCommand, PolicyCommand, RouterCommand};
-use crate::failure::Failure;
+use crate::failure::{Failure, written};
 
 /// What every command has in hand.
 pub struct Context {
@@ -79,14 +79,9 @@ impl Context {
     /// # Errors
     /// When stdout is closed.
     pub fn print(&self, json: &impl Serialize, text: impl std::fmt::Display) -> Result<(), Failure> {
+        let text = if self.json { serde_json::to_string(json)? + "\n" } else { text.to_string() };
         let mut out = std::io::stdout().lock();
-        if self.json {
-            serde_json::to_writer(&mut out, json)?;
-            writeln!(out)?;
-        } else {
-            write!(out, "{text}")?;
-        }
-        Ok(out.flush()?)
+        Ok(written(out.write_all(text.as_bytes()).and_then(|()| out.flush()))?)
     }
 }
 
@@ -116,8 +111,11 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Models(ModelsCommand::Verify { checkpoint }) => models::verify(&context, &checkpoint),
         Command::Bench(command) => bench::run(&context, &command),
         Command::Chat(args) => {
-            let endpoint = args.endpoint.unwrap_or_else(|| context.config.server.listen.to_string());
-            Ok(open::runtime()?.block_on(chat::chat(endpoint, &args.key.key.into(), args.conversation))?)
+            let talk = async {
+                let (channel, address) = reach::running(&context, args.endpoint).await?;
+                Ok(chat::chat((channel, &address), &args.key.key.into(), args.conversation).await?)
+            };
+            open::runtime()?.block_on(talk)
         }
         Command::Feedback(args) => open::runtime()?.block_on(feedback::run(&context, args)),
         Command::Backup(args) => open::runtime()?.block_on(backup::run(&context, args)),

@@ -12,6 +12,7 @@ use turnflow_state::{StateError, Store, StoreOptions, TenantId, WriteRefused};
 use super::Context;
 use crate::failure::Failure;
 use crate::progress::{Meter, Unit};
+use crate::say::say;
 
 /// Articles of one write: enough to fill the encoder's batches and to wait seldom for the disk.
 const IMPORT_BATCH: usize = 64;
@@ -45,12 +46,12 @@ pub(super) fn show_pull() -> impl Fn(Progress<'_>) {
         }
         Progress::Trying { source } => {
             meter.take();
-            eprintln!("getting the sentence encoder's weights from the {source}");
+            say!("getting the sentence encoder's weights from the {source}");
         }
         Progress::Failed { source, error } => {
             meter.take();
             tracing::info!(%source, %error, "no weights from this source");
-            eprintln!("the {source} does not have them");
+            say!("the {source} does not have them");
         }
         _ => drop(meter.take()),
     }

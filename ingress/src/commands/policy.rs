@@ -17,6 +17,7 @@ use crate::cli::{ExplainArgs, PolicyEvalArgs, PolicyFitArgs};
 use crate::examples::{Examples, Pair};
 use crate::failure::Failure;
 use crate::policy_report::{Accepts, Recalls, Reliability, reliability_svg};
+use crate::say::say;
 
 /// Errors that a fitted verifier is reported for.
 const DELTAS: [f64; 4] = [0.005, 0.01, 0.02, 0.05];
@@ -61,7 +62,7 @@ pub(super) fn run_fit(context: &Context, args: &PolicyFitArgs) -> Result<(), Fai
                 FitStage::Calibration => "calibrating",
             };
             if told != Some(stage) || (stage == FitStage::Projection && step % 100 == 0) || stage == FitStage::Network {
-                eprintln!("{what}: step {step}, loss {loss:.4}");
+                say!("{what}: step {step}, loss {loss:.4}");
             }
             told = Some(stage);
         })?;

@@ -28,6 +28,7 @@ use crate::replay::{
     Comparison, ContentVersions, Ending, LogReader, Plan, Report, Run, Setting, Settings, Sink, Speed, Stop, Updates,
     WarmUp, page_of, page_of_settings, run,
 };
+use crate::say::say;
 
 /// Turns in flight at full speed, when nobody says.
 const IN_FLIGHT_DEFAULT: usize = 64;
@@ -90,7 +91,7 @@ fn replay_all(
     let encoder = if is_shared { Some(open::encoder(context, base.replay.memo_bytes_max)?) } else { None };
     let mut comparison = Comparison { variable, warm_up: None, runs: Vec::new() };
     if let Some(encoder) = &encoder {
-        eprintln!("encoding the texts:");
+        say!("encoding the texts:");
         let (started, mut sink) = (Instant::now(), FileSink::create(args, true)?);
         let args = &ReplayArgs { speed: Speed::Max, ..args.clone() };
         let (_, stop) =
@@ -103,7 +104,7 @@ fn replay_all(
     }
     let texts_encoded = || encoder.as_ref().map_or(0, |encoder| encoder.stats().texts);
     for Setting { name, value, config } in settings {
-        eprintln!("{} {name}:", comparison.variable.key);
+        say!("{} {name}:", comparison.variable.key);
         let (before, mut sink) = (texts_encoded(), FileSink::create(args, !is_shared && comparison.runs.is_empty())?);
         let replay = Replay { context: &context.with(config), args, inputs, encoder: encoder.as_ref() };
         let (report, stop) = replay.run(&mut sink)?;
@@ -219,7 +220,7 @@ pub(super) async fn replay<R: BufRead + Send + 'static>(
     let signal = shutdown_signal()?;
     let interrupt = async {
         signal.await;
-        eprintln!("stopping: no new turns, finishing those in flight");
+        say!("stopping: no new turns, finishing those in flight");
     };
     let ending = run(log, pipeline, plan, updates, sink, interrupt).await;
     pipeline.shutdown().await;

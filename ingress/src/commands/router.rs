@@ -14,6 +14,7 @@ use crate::cli::{JudgedTurnArgs, RouterEvalArgs, RouterTrainArgs};
 use crate::examples::routing::{JudgedTurn, read_judged_turns};
 use crate::failure::Failure;
 use crate::router_report::Routed;
+use crate::say::say;
 
 /// A line is printed for the first of so many passes.
 const PASSES_PER_LINE: usize = 10;
@@ -30,7 +31,7 @@ pub(super) fn run_train(context: &Context, args: &RouterTrainArgs) -> Result<(),
         encoder,
         &mut |weight_decay, pass, loss, validation_loss| {
             if pass % PASSES_PER_LINE == 0 {
-                eprintln!(
+                say!(
                     "weight decay {weight_decay}: pass {pass}, loss {loss:.4}, {validation_loss:.4} on turns that validate"
                 );
             }

@@ -18,6 +18,7 @@ use crate::failure::Failure;
 use crate::grpc::{self, TENANT_DEFAULT};
 use crate::http;
 use crate::sample;
+use crate::say::say;
 
 pub(super) fn run(context: &Context, args: &ServeArgs) -> Result<(), Failure> {
     let dir = context.data_dir(args.store.data.as_ref())?;
@@ -51,15 +52,15 @@ pub(super) fn run(context: &Context, args: &ServeArgs) -> Result<(), Failure> {
 async fn stock(context: &Context, args: &ServeArgs, knowledge: &Knowledge) -> Result<(), Failure> {
     let stats = knowledge.stats();
     if stats.articles > 0 {
-        eprintln!("knowledge base: {} articles in {} chunks", stats.articles, stats.chunks);
+        say!("knowledge base: {} articles in {} chunks", stats.articles, stats.chunks);
     } else if args.sample {
         let articles = sample::articles(&context.config.limits)?;
         let summary = open::import(knowledge, &TenantId::new(TENANT_DEFAULT)?, articles).await?;
-        eprintln!("knowledge base: the sample shop, {} articles in {} chunks", summary.articles, summary.chunks);
+        say!("knowledge base: the sample shop, {} articles in {} chunks", summary.articles, summary.chunks);
     } else {
-        eprintln!("the knowledge base is empty, so every answer will be \"I do not know\"");
-        eprintln!("  import yours, now or later: turnflow kb import FILE.jsonl");
-        eprintln!("  or try the sample shop: turnflow serve --sample");
+        say!("the knowledge base is empty, so every answer will be \"I do not know\"");
+        say!("  import yours, now or later: turnflow kb import FILE.jsonl");
+        say!("  or try the sample shop: turnflow serve --sample");
     }
     Ok(())
 }
@@ -135,8 +136,8 @@ async fn serve(
     };
     let wait = async {
         tokio::select! {
-            () = signal => eprintln!("stopping: no new turns, finishing those that were admitted"),
-            () = pipeline.drained() => eprintln!("stopping, as an operator asked: finishing the turns that were admitted"),
+            () = signal => say!("stopping: no new turns, finishing those that were admitted"),
+            () = pipeline.drained() => say!("stopping, as an operator asked: finishing the turns that were admitted"),
             () = told_to_stop() => {}
             () = reloading => {}
         }

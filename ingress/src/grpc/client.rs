@@ -52,10 +52,9 @@ impl Interceptor for CallerKey {
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-#[error("connecting to {address}: {reason}")]
+#[error("{message}")]
 pub struct ConnectError {
-    address: String,
-    reason: String,
+    message: String,
     /// Nobody listens there.
     pub is_refused: bool,
 }
@@ -70,10 +69,24 @@ pub async fn connect(address: &str) -> Result<Channel, ConnectError> {
         // Tonic's own words for what the system says repeat each other.
         let cause = root_cause(&error);
         let refused = cause.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::ConnectionRefused);
-        ConnectError { address: address.to_owned(), reason: cause.to_string(), is_refused: refused }
+        ConnectError { message: format!("nothing answers at {url}: {cause}"), is_refused: refused }
     };
-    let endpoint = Endpoint::from_shared(url).map_err(failed)?;
+    let endpoint = Endpoint::from_shared(url.clone()).map_err(|error| {
+        let message = format!("{address:?} is no address, HOST:PORT or http://HOST:PORT: {}", root_cause(&error));
+        ConnectError { message, is_refused: false }
+    })?;
     endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect().await.map_err(failed)
+}
+
+/// What became of a call, in a sentence.
+#[must_use]
+pub fn told(status: &Status) -> String {
+    match (status.source(), status.message()) {
+        // The connection said so, and no server.
+        (Some(cause), _) => format!("the connection to the server failed: {}", root_cause(cause)),
+        (None, "") => format!("the server says no more than {:?}", status.code()),
+        (None, message) => message.to_owned(),
+    }
 }
 
 fn root_cause<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
@@ -92,8 +105,9 @@ mod tests {
     async fn a_connection_that_is_refused_is_told_apart() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
         let error = connect(&free.to_string()).await.expect_err("nobody listens");
-        assert!(error.is_refused && error.to_string().starts_with(&format!("connecting to {free}: ")), "{error:?}");
+        let expected = format!("nothing answers at http://{free}: ");
+        assert!(error.is_refused && error.to_string().starts_with(&expected), "{error:?}");
         let error = connect("no address at all").await.expect_err("no URL");
-        assert!(!error.is_refused, "{error:?}");
+        assert!(!error.is_refused && error.to_string().contains("is no address, HOST:PORT"), "{error:?}");
     }
 }

@@ -14,7 +14,7 @@ use turnflow_state::{CacheControl, Limits, TenantId};
 
 use super::super::replay::{check_output, open_file, temporary_folder};
 use super::super::signal::shutdown_signal;
-use super::super::{Context, open};
+use super::super::{Context, open, reach};
 use crate::cli::{BenchLoadArgs, CacheArg, OrderArg};
 use crate::failure::Failure;
 use crate::grpc::TENANT_DEFAULT;
@@ -26,6 +26,7 @@ use crate::load::{
 use crate::replay::report::millis;
 use crate::replay::{Format, LogReader};
 use crate::sample;
+use crate::say::say;
 
 pub(super) fn run(context: &Context, args: &BenchLoadArgs) -> Result<(), Failure> {
     let read = [Some(args.log.as_path()), args.kb.as_deref(), args.arrivals.as_deref()];
@@ -39,7 +40,10 @@ pub(super) fn run(context: &Context, args: &BenchLoadArgs) -> Result<(), Failure
         None => in_process(context, &inputs)?,
         Some(address) => {
             let key = args.key.key.clone().into();
-            open::runtime()?.block_on(async { measure(Target::connect(address, &key).await?, &inputs).await })?
+            open::runtime()?.block_on(async {
+                let target = Target::connect(address, &key).await;
+                measure(target.map_err(|error| reach::unreachable(error, "--server"))?, &inputs).await
+            })?
         }
     };
     if let Some(path) = &args.report {
@@ -63,7 +67,7 @@ fn compare(context: &Context, args: &BenchLoadArgs, inputs: &Inputs, order: Orde
     let first = in_process(context, inputs)?;
     let again =
         Inputs { plan: Plan { capacity: Some(first.capacity.turns_per_s), ..inputs.plan.clone() }, ..inputs.clone() };
-    eprintln!("the same with the order {:?}", config.queue.order);
+    say!("the same with the order {:?}", config.queue.order);
     let other = config.queue.order;
     let second = in_process(&context.with(config), &again)?;
     if let Some(path) = &args.report {
@@ -187,7 +191,7 @@ async fn measure(target: Target, inputs: &Inputs) -> Result<LoadReport, Failure>
     let customers = Customers::new(Arc::clone(texts), tenant.clone(), *cache_control, *ongoing_share);
     let signal = shutdown_signal()?;
     tokio::select! {
-        report = drive(target, customers, plan, |text| eprintln!("{text}")) => Ok(report?),
+        report = drive(target, customers, plan, |text| say!("{text}")) => Ok(report?),
         () = signal => Err(anyhow::anyhow!("stopped before the end of the measurement").into()),
     }
 }

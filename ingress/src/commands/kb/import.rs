@@ -12,9 +12,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 use super::super::Context;
+use super::super::reach::refused;
+use super::PAGE_ARTICLES;
 use super::reach::{Client, with_client};
 use super::show::{Effect, falling_json};
-use super::{PAGE_ARTICLES, failed};
 use crate::cli::{KbImportArgs, OnBadItem};
 use crate::failure::Failure;
 use crate::grpc::CURRENT_VERSION_KEY;
@@ -89,7 +90,7 @@ impl Import<'_> {
         let (sender, requests) = mpsc::channel(UNANSWERED_MAX);
         let mut sender = Some(sender);
         let stream = ReceiverStream::new(requests);
-        let mut responses = self.client.import(stream).await.map_err(|status| failed(&status))?.into_inner();
+        let mut responses = self.client.import(stream).await.map_err(|status| refused(&status))?.into_inner();
         let mut unanswered: VecDeque<Sent> = VecDeque::new();
         loop {
             while let Some(requests) = sender.as_ref().filter(|_| unanswered.len() < UNANSWERED_MAX) {
@@ -102,7 +103,7 @@ impl Import<'_> {
                     requests.try_send(ImportRequest { article: Some(sent.article.clone()), expected_version: None });
                 unanswered.push_back(sent);
             }
-            let Some(response) = responses.message().await.map_err(|status| failed(&status))? else {
+            let Some(response) = responses.message().await.map_err(|status| refused(&status))? else {
                 let missing = unanswered.len();
                 return if missing == 0 {
                     Ok(())
@@ -135,7 +136,7 @@ impl Import<'_> {
                 Err(status) if matches!(status.code(), Code::InvalidArgument | Code::FailedPrecondition) => {
                     self.refused(sent, &refusal(&status)).await?;
                 }
-                Err(status) => return Err(failed(&status)),
+                Err(status) => return Err(refused(&status)),
             }
             self.meter.set(self.tally.items());
         }
@@ -197,7 +198,7 @@ impl Import<'_> {
         let mut page_token = String::new();
         loop {
             let request = ListRequest { page_size: PAGE_ARTICLES, page_token, with_body: false };
-            let page = self.client.list(request).await.map_err(|status| failed(&status))?.into_inner();
+            let page = self.client.list(request).await.map_err(|status| refused(&status))?.into_inner();
             for article in page.articles {
                 if !self.given.contains(&article.id) {
                     self.delete(article.id).await?;
@@ -226,7 +227,7 @@ impl Import<'_> {
             }
             // Somebody else was faster.
             Err(status) if status.code() == Code::NotFound => Ok(()),
-            Err(status) => Err(failed(&status)),
+            Err(status) => Err(refused(&status)),
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::failure::Failure;
 use crate::grpc::client::{CallerKey, Keyed};
 use crate::grpc::proto::knowledge_base_client::KnowledgeBaseClient;
 use crate::grpc::{TENANT_DEFAULT, serve_in_process};
+use crate::say::say;
 
 /// Largest response that is taken: servers may be configured for large articles.
 const RESPONSE_BYTES_MAX: usize = 256 * 1024 * 1024;
@@ -29,7 +30,7 @@ pub(super) async fn with_client(
         return work(client(channel, &target.key.key.clone().into())).await;
     }
     let dir = context.data_dir(target.data.as_ref())?;
-    eprintln!("using the store in {}", dir.display());
+    say!("using the store in {}", dir.display());
     let parts = open::parts(context, open::store(context, &dir)?)?;
     let pipeline = Pipeline::start(&context.config, &parts)?;
     let worked = match serve_in_process(&pipeline, &context.config, target.tenant.clone()).await {
@@ -55,6 +56,6 @@ async fn server(context: &Context, target: &KbTarget) -> Result<Option<Channel>,
             "leave --tenant out and give that tenant's key with --key, or stop the server and open its store with --data",
         ));
     }
-    eprintln!("using the server at {address}");
+    say!("using the server at {address}");
     Ok(Some(channel))
 }

@@ -12,7 +12,7 @@ use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
-use turnflow_state::{CacheLevel, EntryId, Stage as StageName, TurnKey, Verdict};
+use turnflow_state::{CacheLevel, EntryHistory, EntryId, Stage as StageName, TurnKey, Verdict};
 
 use crate::audit::Suspect;
 use crate::clients::Clients;
@@ -120,7 +120,8 @@ impl Dedupe {
         // The scope derives from the tenant, so everybody who waits is of the tenant of the turn that led.
         let Some(tenant) = settled.map(|settled| settled.origin.tenant.clone()) else { return };
         let resolution = Some(resolution);
-        self.boxes.proposals.send(Proposal { tenant, basis, entry, stored: false, served: 0, resolution });
+        let history = EntryHistory::default();
+        self.boxes.proposals.send(Proposal { tenant, basis, entry, stored: false, history, resolution });
     }
 
     /// Ends the turns that wait and whose time is up.

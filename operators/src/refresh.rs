@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use turnflow_state::{Answer, CacheControl, CacheEntry, Channel, TurnKey};
+use turnflow_state::{Answer, CacheControl, CacheEntry, Channel, EntryHistory, TurnKey};
 
 use crate::message::{Ask, Purpose, QuestionKey, RequestId, Resolution};
 use crate::shard::Remembered;
@@ -248,7 +248,7 @@ impl Refresh {
             basis,
             entry: Some(Box::new(CacheEntry { refreshed, ..*entry })),
             stored: false,
-            served: wanted.fallen.served * 3 / 4,
+            history: EntryHistory { served: wanted.fallen.served * 3 / 4, ..EntryHistory::default() },
             resolution: Some(resolution),
         })
     }

@@ -8,11 +8,12 @@
 //! Everything in a shard is valid: what is pending or has fallen is not in it. That is the
 //! [keeper's](crate::validity::keeper) part.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use turnflow_state::{
-    Answer, CacheEntry, ChunkKey, EntryId, IndexConfig, ScopeId, StateError, TenantId, TurnKey, VectorIndex,
+    Answer, CacheEntry, ChunkKey, EntryHistory, EntryId, IndexConfig, ScopeId, StateError, TenantId, TurnKey,
+    VectorIndex,
 };
 
 use crate::audit::{Record, Tested};
@@ -98,6 +99,8 @@ pub struct Shard {
     all: Usage,
     tenants: HashMap<TenantId, Usage>,
     expired: Vec<EntryId>,
+    /// Entries of which more has become since it was last taken to be kept.
+    changed: HashSet<EntryId>,
     tick: u64,
     valid_at: u64,
 }
@@ -121,6 +124,7 @@ impl Shard {
             all: Usage::default(),
             tenants: HashMap::new(),
             expired: Vec::new(),
+            changed: HashSet::new(),
             tick: 0,
             valid_at: 0,
         }
@@ -197,6 +201,7 @@ impl Shard {
     /// The same, with all that was kept of it.
     pub fn take(&mut self, id: EntryId) -> Option<Remembered> {
         let entry = self.entries.remove(&id)?;
+        self.changed.remove(&id);
         self.all.take(&entry);
         if let Some(usage) = self.tenants.get_mut(&entry.origin.tenant) {
             usage.take(&entry);
@@ -277,6 +282,7 @@ impl Shard {
         }
         entry.last_served = self.tick;
         entry.served = entry.served.saturating_add(1);
+        self.changed.insert(id);
         Some(entry)
     }
 
@@ -289,6 +295,7 @@ impl Shard {
     /// Notes what an audit or a customer said of an entry; None when it is not here.
     pub fn tested(&mut self, Tested { entry, agreed }: Tested) -> Option<Record> {
         let record = &mut self.entries.get_mut(&entry)?.record;
+        self.changed.insert(entry);
         record.tried = record.tried.saturating_add(1);
         match agreed {
             Some(true) => record.agreed = record.agreed.saturating_add(1),
@@ -298,11 +305,28 @@ impl Shard {
         Some(*record)
     }
 
-    /// Has an entry count as served so often before.
-    pub fn inherit(&mut self, id: EntryId, served: u32) {
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.served = entry.served.saturating_add(served);
+    /// Has this count as having become of an entry before.
+    pub fn inherit(&mut self, id: EntryId, history: EntryHistory) {
+        let Some(entry) = self.entries.get_mut(&id).filter(|_| history != EntryHistory::default()) else { return };
+        entry.served = entry.served.saturating_add(history.served);
+        entry.record.tried = entry.record.tried.saturating_add(history.tried);
+        entry.record.agreed = entry.record.agreed.saturating_add(history.agreed);
+        self.changed.insert(id);
+    }
+
+    /// What has become of entries, of so many at most, where that has changed since it was last taken. One that was found wrong is
+    /// not kept any more, and neither is what has become of it.
+    pub fn take_changed(&mut self, max: usize) -> Vec<(EntryId, EntryHistory)> {
+        let taken: Vec<EntryId> = self.changed.iter().take(max).copied().collect();
+        for id in &taken {
+            self.changed.remove(id);
         }
+        let kept = taken.iter().filter_map(|id| self.entries.get(id)).filter(|entry| entry.record.disagreed == 0);
+        kept.map(|entry| {
+            let Record { tried, agreed, .. } = entry.record;
+            (entry.id, EntryHistory { served: entry.served, tried, agreed })
+        })
+        .collect()
     }
 
     /// The entry of exactly this question, without marking it as served.

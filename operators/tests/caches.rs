@@ -22,7 +22,7 @@ use turnflow_operators::message::{
 use turnflow_operators::selection::Selection;
 use turnflow_operators::shard::{Forgotten, Shard, ShardLimits};
 use turnflow_operators::validity::keeper::{Effects, Keeper, Proposal};
-use turnflow_state::{Answer, CacheControl, CacheEntry, CacheLevel, EntryId, TenantId, TurnErrorKind};
+use turnflow_state::{Answer, CacheControl, CacheEntry, CacheLevel, EntryHistory, EntryId, TenantId, TurnErrorKind};
 
 const UNLIMITED: ShardLimits =
     ShardLimits { bytes_max: usize::MAX, tenant_bytes_max: usize::MAX, ttl_ms: None, similar: true };
@@ -243,7 +243,8 @@ fn a_kept_answer_that_falls_is_gone_at_once() {
     let entry = entry(1, scope("shop"), "q", Some(vec![1.0]));
     let (tenant, origin) = (entry.origin.tenant.clone(), entry.origin.clone());
     let entry = Some(Box::new(entry));
-    keeper.propose(Proposal { tenant, basis: basis(&[1.0]), entry, stored: false, served: 0, resolution: None }, 1);
+    let history = EntryHistory::default();
+    keeper.propose(Proposal { tenant, basis: basis(&[1.0]), entry, stored: false, history, resolution: None }, 1);
     keeper.pass(|&epoch| epoch < 1);
     assert!(shard.borrow().is_empty() && keeper.is_waiting(), "pending");
     keeper.pass(|&epoch| epoch < 2);
@@ -263,7 +264,8 @@ fn a_flush_takes_what_is_kept_what_is_pending_and_what_is_being_written() {
     let proposal = |id: u64, question: &str, valid_at: u64| {
         let entry = entry(id, scope("shop"), question, Some(vec![1.0]));
         let (tenant, basis) = (entry.origin.tenant.clone(), Basis { valid_at, ..basis(&[1.0]) });
-        Proposal { tenant, basis, entry: Some(Box::new(entry)), stored: false, served: 0, resolution: None }
+        let history = EntryHistory::default();
+        Proposal { tenant, basis, entry: Some(Box::new(entry)), stored: false, history, resolution: None }
     };
     for (id, question) in [(1, "kept"), (2, "kept too"), (3, "something else")] {
         keeper.propose(proposal(id, question, 4), 1);

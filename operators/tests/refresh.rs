@@ -15,7 +15,7 @@ use turnflow_operators::message::{Ask, Purpose, QuestionKey, Resolution, Settled
 use turnflow_operators::refresh::{Fallen, Refresh, RefreshLimits, RefreshStats};
 use turnflow_operators::shard::{Shard, ShardLimits};
 use turnflow_operators::validity::keeper::{Keeper, Proposal};
-use turnflow_state::{Answer, ArticleId, CacheEntry, EntryId};
+use turnflow_state::{Answer, ArticleId, CacheEntry, EntryHistory, EntryId};
 
 const LIMITS: RefreshLimits = RefreshLimits { served_min: 1, queue_max: 3, in_flight_max: 1, tries_max: 2 };
 
@@ -119,7 +119,7 @@ fn an_answer_that_is_as_before_lives_again() {
         next(&mut refresh).expect("popular enough");
         let proposal = answered(&mut refresh, "q", answer(text)).expect("grounded");
         let entry = proposal.entry.as_ref().expect("to be kept");
-        assert_eq!((entry.refreshed, proposal.served, proposal.stored), (refreshed, 3, false), "{text}");
+        assert_eq!((entry.refreshed, proposal.history.served, proposal.stored), (refreshed, 3, false), "{text}");
         refresh.resolved(&proposal.resolution.expect("to be told"));
         let stats = refresh.stats();
         assert_eq!((stats.refreshed, stats.unchanged, refresh.pending()), (1, unchanged, 0), "{text}");
@@ -176,7 +176,8 @@ fn a_keeper_tells_how_popular_it_was_and_a_turns_answer_comes_first() {
         let entry = CacheEntry { about: Some(article()), ..entry(id, scope("shop"), "q", Some(vec![1.0])) };
         let (tenant, basis) = (entry.origin.tenant.clone(), basis(&[1.0]));
         let resolution = Some(Resolution { purpose, ..resolution("q", answer("x")) });
-        let proposal = Proposal { tenant, basis, entry: Some(Box::new(entry)), stored: false, served, resolution };
+        let history = EntryHistory { served, ..EntryHistory::default() };
+        let proposal = Proposal { tenant, basis, entry: Some(Box::new(entry)), stored: false, history, resolution };
         keeper.propose(proposal, id);
         keeper.pass(|_| true);
         keeper.take_effects()

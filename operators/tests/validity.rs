@@ -17,8 +17,8 @@ use turnflow_operators::shard::{Shard, ShardLimits};
 use turnflow_operators::validity::keeper::{Keeper, Proposal};
 use turnflow_operators::validity::{Axes, Inputs, KnowledgeUpdate, Setup, TopK, validity};
 use turnflow_state::{
-    Answer, ArticleId, CacheEntry, ChunkId, ChunkKey, ContentHash, ConversationId, EntryId, ScopeId, Support,
-    SupportChunk, TenantId, Tier, TurnId, TurnKey, Usage, dot,
+    Answer, ArticleId, CacheEntry, ChunkId, ChunkKey, ContentHash, ConversationId, EntryHistory, EntryId, ScopeId,
+    Support, SupportChunk, TenantId, Tier, TurnId, TurnKey, Usage, dot,
 };
 
 /// Chunks retrieved for a question.
@@ -233,7 +233,8 @@ impl<'w> World<'w> {
             return;
         }
         let entry = Some(Box::new(entry(id, &basis)));
-        let proposal = Proposal { tenant: tenant(), basis, entry, stored, served: 0, resolution: None };
+        let history = EntryHistory::default();
+        let proposal = Proposal { tenant: tenant(), basis, entry, stored, history, resolution: None };
         let change = self.setup.keeper.borrow_mut().propose(proposal, self.now);
         self.inputs.claim(self.setup.worker, change);
     }

@@ -391,10 +391,13 @@ fn allowed(cache_control: CacheControl, wishes: Wishes) -> CacheControl {
 /// What an earlier run left, for each worker.
 fn left(parts: &Parts, workers: usize) -> Result<Vec<Left>, PipelineError> {
     let mut left: Vec<Left> = (0..workers).map(|_| Left::default()).collect();
+    let mut histories = parts.store.histories()?;
     parts.store.entries(&mut |entry| {
         let owner = QuestionKey::new(entry.scope, &entry.question).owner() % workers as u64;
         #[expect(clippy::cast_possible_truncation, reason = "a count of threads")]
-        left[owner as usize].entries.push(entry);
+        let of_owner = &mut left[owner as usize].entries;
+        let history = histories.remove(&entry.id).unwrap_or_default();
+        of_owner.push((entry, history));
         ControlFlow::Continue(())
     })?;
     let validated = parts.store.validated_epoch()?;

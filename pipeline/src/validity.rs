@@ -30,7 +30,9 @@ use turnflow_operators::refresh::{Refresh, RefreshLimits};
 use turnflow_operators::shard::Shard;
 use turnflow_operators::validity::keeper::{Effects, Keeper, KeeperStats, Proposal};
 use turnflow_operators::validity::{Epoch, Inputs, Inquiry, Invalidated, KnowledgeUpdate, Setup, TopK, validity};
-use turnflow_state::{CacheEntry, ChunkKey, Committer, EntryId, KnowledgeBase, KnowledgeChange, StoreBatch, TenantId};
+use turnflow_state::{
+    CacheEntry, ChunkKey, Committer, EntryHistory, EntryId, KnowledgeBase, KnowledgeChange, StoreBatch, TenantId,
+};
 
 use crate::admission::Streams;
 use crate::auditing::Auditor;
@@ -42,10 +44,13 @@ const IMPROVED_WHEN_BUSY: usize = 4;
 /// The same when there is none; some milliseconds of work, during which a turn that comes has to wait.
 const IMPROVED_WHEN_IDLE: usize = 8;
 
+/// Entries of which is written what has become of them, along with a write of others.
+const HISTORIES_PER_WRITE: usize = 256;
+
 /// What an earlier run left, for one worker.
 #[derive(Default)]
 pub(crate) struct Left {
-    pub(crate) entries: Vec<CacheEntry>,
+    pub(crate) entries: Vec<(CacheEntry, EntryHistory)>,
     /// Chunks that are there. At worker 0 only, and so is what follows.
     pub(crate) present: Vec<ChunkKey>,
     /// Those of them that the entries may not have met.
@@ -136,8 +141,8 @@ impl Driver {
 
     fn load(&mut self, worker: &mut Worker, left: Left) {
         left.present.into_iter().for_each(|key| self.inputs.present(key));
-        for entry in left.entries {
-            self.propose(of_store(entry));
+        for (entry, history) in left.entries {
+            self.propose(of_store(entry, history));
         }
         self.adopt(1);
         left.recent.into_iter().for_each(|update| self.inputs.meet(update));
@@ -148,6 +153,8 @@ impl Driver {
         // Nobody is told what had become invalid before anybody could ask.
         self.setup.tally.borrow_mut().clear();
         self.turn();
+        // What has become of these is kept already.
+        self.parts.shard.borrow_mut().take_changed(usize::MAX);
         self.publish_stats();
     }
 
@@ -210,6 +217,14 @@ impl Driver {
         // What other workers' last changes made fall here.
         let Effects { kept, forgotten, .. } = self.setup.keeper.borrow_mut().take_effects();
         self.store(&kept, forgotten);
+        loop {
+            let mut batch = StoreBatch::new();
+            self.put_histories(&mut batch);
+            if batch.is_empty() {
+                break;
+            }
+            self.write(batch);
+        }
     }
 
     fn propose(&mut self, proposal: Proposal) {
@@ -292,7 +307,22 @@ impl Driver {
             }
         }
         forgotten.into_iter().for_each(|entry| batch.delete_entry(entry));
+        // No hit is worth a write of its own.
+        if !batch.is_empty() {
+            self.put_histories(&mut batch);
+        }
         self.write(batch);
+    }
+
+    fn put_histories(&self, batch: &mut StoreBatch) {
+        for (entry, history) in self.parts.shard.borrow_mut().take_changed(HISTORIES_PER_WRITE) {
+            if let Err(error) = batch.put_history(entry, history) {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot write what became of a cached answer"
+                );
+            }
+        }
     }
 
     fn write(&self, batch: StoreBatch) {
@@ -477,14 +507,14 @@ fn tell(shared: &Shared, change: Change, invalidated: Vec<Invalidated>) {
 }
 
 /// What an earlier run cached.
-fn of_store(entry: CacheEntry) -> Proposal {
+fn of_store(entry: CacheEntry, history: EntryHistory) -> Proposal {
     let basis = Basis {
         vector: entry.vector.clone().unwrap_or_default(),
         support: entry.support.clone(),
         valid_at: entry.support.read_epoch,
     };
     let tenant = entry.origin.tenant.clone();
-    Proposal { tenant, basis, entry: Some(Box::new(entry)), stored: true, served: 0, resolution: None }
+    Proposal { tenant, basis, entry: Some(Box::new(entry)), stored: true, history, resolution: None }
 }
 
 /// Wrong schemes, to show that the tests would notice them.

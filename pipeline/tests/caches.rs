@@ -178,6 +178,37 @@ async fn what_was_flushed_does_not_come_back_with_a_restart() {
     pipeline.shutdown().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_become_of_an_answer_outlives_a_restart() {
+    let (store, config_before) = (Store::memory(), config(2));
+    let start = |config| {
+        let parts = Parts::open(config, store.clone(), files()).expect("parts");
+        Pipeline::start(config, &parts).expect("pipeline")
+    };
+    let pipeline = start(&config_before);
+    import(&pipeline).await;
+    cached(&pipeline, "a", DELIVERY).await;
+    cached(&pipeline, "b", GIFTS).await;
+    ask(&pipeline, "c", GIFTS).await;
+    pipeline.feedback(turn("b", "1", GIFTS).key(), true).await.expect("counted");
+    let before = list(&pipeline, shop()).await;
+    let of_gifts = &before.entries[0];
+    assert_eq!((of_gifts.question.as_str(), of_gifts.hits, of_gifts.audits, of_gifts.agreed), (GIFTS, 2, 1, 1));
+    pipeline.shutdown().await;
+
+    // Other workers have the entries from now on.
+    let pipeline = start(&config(3));
+    assert_eq!(list(&pipeline, shop()).await, before);
+    ask(&pipeline, "d", GIFTS).await;
+    // Written along with what is written anyway.
+    cached(&pipeline, "e", RETURNS).await;
+    pipeline.caches().flush(shop().text("return")).await.expect("flushed");
+    pipeline.shutdown().await;
+    let mut hits: Vec<u32> = store.histories().expect("readable").values().map(|history| history.served).collect();
+    hits.sort_unstable();
+    assert_eq!(hits, [1, 3], "and what was flushed is gone");
+}
+
 #[test]
 fn conversations_are_found_by_time_and_by_name() {
     at_each(

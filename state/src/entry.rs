@@ -89,6 +89,17 @@ pub struct CacheEntry {
     pub created_ms: u64,
 }
 
+/// What has become of an entry since it was made, as far as it is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EntryHistory {
+    /// How often it was served.
+    pub served: u32,
+    /// Audits and customers' judgements of it, with those that said nothing. One that was found wrong is not kept.
+    pub tried: u32,
+    /// Those that agreed.
+    pub agreed: u32,
+}
+
 /// What the allocations of an entry cost beyond their contents, in bytes.
 const ALLOCATIONS_BYTES: usize = 256;
 

@@ -23,7 +23,7 @@ mod turn;
 mod wait;
 
 pub use article::{Article, Chunk, ChunkId, ChunkKey, ContentHash, ScoredChunk, Source};
-pub use entry::{Answer, CacheEntry, Support, SupportChunk};
+pub use entry::{Answer, CacheEntry, EntryHistory, Support, SupportChunk};
 pub use error::StateError;
 pub use ids::{ArticleId, ConversationId, EntryId, ID_BYTES_MAX, IdError, ScopeId, TenantId, TurnId, TurnKey};
 pub use index::{ExactIndex, HnswIndex, IndexConfig, Key, Link, VectorIndex, dot};

@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use turnflow_state::{CacheEntry, ChunkKey, EntryId, TenantId};
+use turnflow_state::{CacheEntry, ChunkKey, EntryHistory, EntryId, TenantId};
 
 use super::{ClaimChange, Epoch, Invalidated};
 use crate::message::{Basis, Resolution};
@@ -28,8 +28,8 @@ pub struct Proposal {
     pub entry: Option<Box<CacheEntry>>,
     /// Whether the entry is in the store already.
     pub stored: bool,
-    /// How often its answer counts as served before.
-    pub served: u32,
+    /// What counts as having become of it before.
+    pub history: EntryHistory,
     /// What to tell those who wait, if anybody can.
     pub resolution: Option<Resolution>,
 }
@@ -166,7 +166,7 @@ impl Keeper {
     }
 
     fn keep(&mut self, claim: u64, support: Arc<[ChunkKey]>, proposal: Proposal) {
-        let Proposal { basis, entry, stored, served, mut resolution, .. } = proposal;
+        let Proposal { basis, entry, stored, history, mut resolution, .. } = proposal;
         // What was made in the background gives way to the answer of a turn.
         let in_background = resolution.as_ref().filter(|resolution| resolution.purpose.is_background());
         if in_background.is_some_and(|resolution| self.shard.borrow().contains(&resolution.key)) {
@@ -183,7 +183,7 @@ impl Keeper {
                 let inserted = self.shard.borrow_mut().insert(*entry, claim, basis, support.clone());
                 match inserted {
                     Ok(forgotten) => {
-                        self.shard.borrow_mut().inherit(id, served);
+                        self.shard.borrow_mut().inherit(id, history);
                         self.claims.insert(claim, Claim::Kept(id));
                         self.effects.kept.extend(unwritten);
                         forgotten.into_iter().for_each(|forgotten| self.forget(forgotten));

@@ -9,9 +9,9 @@
 use serde::Serialize;
 
 use super::articles::{KNOWLEDGE_EPOCH_KEY, VALIDATED_EPOCH_KEY};
-use super::codec::{StoredEntry, chunk_key, encode, entry_key, key, key_prefix, turn_key};
+use super::codec::{StoredEntry, chunk_key, encode, entry_key, history_key, key, key_prefix, turn_key};
 use super::{Batch, Column, Conversation};
-use crate::{Article, ArticleId, CacheEntry, Chunk, ChunkId, EntryId, StateError, TenantId, TurnRecord};
+use crate::{Article, ArticleId, CacheEntry, Chunk, ChunkId, EntryHistory, EntryId, StateError, TenantId, TurnRecord};
 
 /// Changes that happen together, in order.
 #[derive(Clone, Debug, Default)]
@@ -114,8 +114,17 @@ impl StoreBatch {
         self.put(Column::Responses, entry_key(id), &answer)
     }
 
-    /// Deletes a cached answer.
+    /// Keeps what has become of a cached answer.
+    ///
+    /// # Errors
+    /// [`StateError::Encode`].
+    pub fn put_history(&mut self, id: EntryId, history: EntryHistory) -> Result<(), StateError> {
+        self.put(Column::Keys, history_key(id), &history)
+    }
+
+    /// Deletes a cached answer, and what has become of it.
     pub fn delete_entry(&mut self, id: EntryId) {
+        self.batch.delete(Column::Keys, history_key(id));
         self.batch.delete(Column::Entries, entry_key(id));
         self.batch.delete(Column::Responses, entry_key(id));
     }

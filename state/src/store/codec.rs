@@ -64,6 +64,19 @@ pub(super) fn entry_id(key: &[u8]) -> Option<EntryId> {
     key.try_into().ok().map(|bytes| EntryId(u64::from_be_bytes(bytes)))
 }
 
+/// Before the ids in the names of what has become of entries.
+pub(super) const HISTORY_PREFIX: &str = "history/";
+
+pub(super) fn history_key(id: EntryId) -> Vec<u8> {
+    format!("{HISTORY_PREFIX}{:016x}", id.0).into_bytes()
+}
+
+/// The id in such a name; `None` for a name that is none.
+pub(super) fn history_id(key: &[u8]) -> Option<EntryId> {
+    let digits = std::str::from_utf8(key).ok()?.strip_prefix(HISTORY_PREFIX)?;
+    u64::from_str_radix(digits, 16).ok().map(EntryId)
+}
+
 /// A number that was kept big-endian.
 pub(super) fn number(column: Column, key: &[u8], value: &[u8]) -> Result<u64, StateError> {
     let bytes = value.try_into().map_err(|_| corrupt(column, key, postcard::Error::DeserializeBadEncoding))?;

@@ -1,11 +1,11 @@
 //! Tests of the typed store, each on both backends.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
 
 use super::*;
 use crate::fixtures::{answer, article, chunk, entry, id, record, turn_key};
-use crate::{ArticleId, ChunkId, ConversationId, EntryId, TenantId, TurnId};
+use crate::{ArticleId, ChunkId, ConversationId, EntryHistory, EntryId, TenantId, TurnId};
 
 fn on_both_backends(test: impl Fn(&Store)) {
     test(&Store::memory());
@@ -264,6 +264,23 @@ fn an_entry_without_a_vector_stays_without() {
         write(store, |batch| batch.put_entry(&bare).expect("encodes"));
         assert_eq!(store.entry(EntryId(1)).expect("reads"), Some(bare.clone()));
         assert_eq!(bare.answer, answer());
+    });
+}
+
+#[test]
+fn what_has_become_of_an_entry_goes_with_it() {
+    on_both_backends(|store| {
+        let history = |served| EntryHistory { served, tried: 2, agreed: 1 };
+        write(store, |batch| {
+            batch.put_key_value("historic", vec![1]);
+            for (number, served) in [(7, 1), (300, 2), (7, 3)] {
+                batch.put_history(EntryId(number), history(served)).expect("encodes");
+            }
+        });
+        let kept = [(EntryId(7), history(3)), (EntryId(300), history(2))];
+        assert_eq!(store.histories().expect("reads"), HashMap::from(kept));
+        write(store, |batch| batch.delete_entry(EntryId(300)));
+        assert_eq!(store.histories().expect("reads"), HashMap::from([kept[0]]));
     });
 }
 

@@ -5,7 +5,7 @@
 //! What it does not do: it caches nothing, and it guards no read-modify-write. A conversation has one owner at a time,
 //! and so has a knowledge base.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -14,9 +14,13 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::codec::{StoredEntry, corrupt, decode, entry_id, entry_key, key, number, turn_key};
+use super::codec::{
+    HISTORY_PREFIX, StoredEntry, corrupt, decode, entry_id, entry_key, history_id, key, number, turn_key,
+};
 use super::{Batch, Column, Durability, KeyValue, MemoryStore, RocksStore, StoreBatch, StoreOptions};
-use crate::{CacheEntry, ConversationId, EntryId, StateError, TenantId, TierSize, TurnId, TurnKey, TurnRecord};
+use crate::{
+    CacheEntry, ConversationId, EntryHistory, EntryId, StateError, TenantId, TierSize, TurnId, TurnKey, TurnRecord,
+};
 
 /// How many turns a conversation remembers by name. Older ones stay in the store but are no longer history.
 pub const RECENT_TURNS_MAX: usize = 32;
@@ -243,6 +247,20 @@ impl Store {
             }
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// What has become of cached answers, as far as it was kept.
+    ///
+    /// # Errors
+    /// When the database cannot be read, or a value does not decode.
+    pub fn histories(&self) -> Result<HashMap<EntryId, EntryHistory>, StateError> {
+        let mut histories = HashMap::new();
+        self.backend.scan(Column::Keys, HISTORY_PREFIX.as_bytes(), &mut |key, value| {
+            let not_an_id = || corrupt(Column::Keys, key, postcard::Error::DeserializeBadEncoding);
+            histories.insert(history_id(key).ok_or_else(not_an_id)?, decode(Column::Keys, key, value)?);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(histories)
     }
 
     /// The ids of all cached answers, or of those that stem from one tenant's turns, ascending. Walks through all.

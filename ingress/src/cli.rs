@@ -108,7 +108,7 @@ pub enum Command {
         folder: PathBuf,
     },
     /// Print the effective settings and whether folder, weights and port are usable
-    Check(StoreArgs),
+    Check(CheckArgs),
 }
 
 /// Where the store is.
@@ -117,6 +117,18 @@ pub struct StoreArgs {
     /// Folder of the store [default: data in Turnflow's home]
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Where the store is.
+    #[command(flatten)]
+    pub store: StoreArgs,
+
+    /// Look at settings and at the files that they name, and not at this machine: no store, weights, ports or variables
+    #[arg(long)]
+    pub settings_only: bool,
 }
 
 /// Where to listen for HTTP, if at all.

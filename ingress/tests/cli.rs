@@ -2,14 +2,18 @@
 
 #![expect(clippy::expect_used, reason = "helpers of tests fail loudly too")]
 
+mod announced;
 mod binary;
 
 use std::fs;
+use std::io;
 use std::path::Path;
+use std::process::Stdio;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
+use announced::announced;
 use binary::{finish, sample, turnflow};
 
 const GOOD_TURN: &str =
@@ -178,7 +182,120 @@ fn chat_says_when_there_is_no_server() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
     let (code, _, stderr) = finish(turnflow().args(["chat", "--endpoint", &free.to_string()]));
     assert_eq!(code, 1);
-    assert!(stderr.starts_with("turnflow: connecting to "), "{stderr}");
+    assert!(stderr.starts_with(&format!("turnflow: nothing answers at http://{free}: ")), "{stderr}");
+    assert!(stderr.contains("start it with `turnflow serve`") && stderr.contains("--endpoint"), "{stderr}");
+    let feedback = ["feedback", "c", "1", "good", "--endpoint", "somewhere else"];
+    let (code, _, stderr) = finish(turnflow().args(feedback));
+    assert!(code == 1 && stderr.contains("\"somewhere else\" is no address, HOST:PORT or"), "{stderr}");
+}
+
+#[test]
+fn beside_a_running_server_a_check_says_so() {
+    let dir = folder();
+    let data = dir.path().join("data").display().to_string();
+    let mut server = turnflow()
+        .args(["serve", "--json", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data", &data])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("turnflow starts");
+    let at = announced(&mut server);
+    let settings = format!("[server]\nlisten = {}\n[http]\nlisten = {}\n", at["listening"], at["http"]);
+    let config = write(dir.path(), "turnflow.toml", settings);
+    let check = |data: &str| finish(turnflow().args(["check", "--config", &config, "--json", "--data", data]));
+    let (code, stdout, _) = check(&data);
+    let found: Value = serde_json::from_str(&stdout).expect("JSON");
+    let findings = found["findings"].as_array().expect("a list");
+    let in_use = findings.iter().filter(|finding| finding["detail"] == "in use by a running server");
+    let in_use: Vec<_> = in_use.filter_map(|finding| finding["what"].as_str()).collect();
+    assert_eq!((code, in_use), (0, vec!["data folder", "port", "HTTP port"]), "{found}");
+    server.kill().expect("it runs");
+    server.wait().expect("an end");
+}
+
+#[test]
+fn all_that_settings_name_and_is_not_there_is_told_at_once() {
+    let dir = folder();
+    let settings = "[policy]\nverifier = \"no.verifier\"\n[routing]\nenabled = true\nrouter = \"/no/router\"\n\
+         [small-tier]\nkind = \"burn\"\nburn.model = \"no/model\"\n[tier]\nkind = \"openai\"\n[tier.openai]\n\
+         base-url = \"http://127.0.0.1:1/v1\"\nmodel = \"m\"\nkey-env = \"TURNFLOW_NO_SUCH_KEY\"\n\
+         [gateway]\nkeys = \"keys.jsonl\"\npepper-file = \"no.pepper\"\n";
+    let config = write(dir.path(), "turnflow.toml", settings);
+    let run = |arguments: &[&str]| {
+        let run = |arguments: &[&str]| finish(turnflow().args(arguments).current_dir(dir.path()));
+        let (code, ..) = run(&["keys", "create", "--tenant", "t", "--scopes", "chat", "--config", &config]);
+        assert_eq!(code, 0, "a key for which there is a pepper");
+        fs::remove_file(dir.path().join("no.pepper")).expect("it was there");
+        let said = run(&[arguments, &["--config", &config, "--data", "data"]].concat());
+        fs::remove_file(dir.path().join("keys.jsonl")).expect("it was there");
+        said
+    };
+    let expected = [
+        (2, "policy.verifier = \"no.verifier\": cannot read"),
+        (5, "routing.router = \"/no/router\": "),
+        (8, "small-tier.burn.model = \"no/model\": "),
+        (14, "tier.openai.key-env = \"TURNFLOW_NO_SUCH_KEY\": no key in the environment variable"),
+        (17, "gateway.pepper-file = \"no.pepper\": there are keys, but"),
+    ];
+    let (code, _, stderr) = run(&["serve"]);
+    assert_eq!(code, 64);
+    for (line, text) in expected {
+        assert!(stderr.contains(&format!("{config}:{line}: {text}")), "{line}: {text}");
+    }
+    let seen_from = dir.path().canonicalize().expect("it is there");
+    assert!(stderr.contains(&format!("seen from {}; `turnflow policy fit` writes one", seen_from.display())));
+    assert!(!dir.path().join("data").exists(), "nothing was opened");
+
+    let (code, stdout, _) = run(&["check", "--settings-only"]);
+    assert_eq!((code, stdout.matches("\nBAD ").count()), (64, expected.len() - 1), "variables are the machine's");
+    assert!(!stdout.contains("data folder") && !stdout.contains("HTTP port"), "{stdout}");
+    let good = write(dir.path(), "good.toml", settings.lines().skip(2).take(2).collect::<Vec<_>>().join("\n"));
+    let check = ["check", "--settings-only", "--config", &good, "--data", "/no/such/folder"];
+    assert_eq!(finish(turnflow().args(check).env("TURNFLOW_HOME", dir.path())).0, 0, "no weights are needed");
+}
+
+/// A pipe that nobody reads.
+fn unread() -> Stdio {
+    let (reader, writer) = io::pipe().expect("a pipe");
+    drop(reader);
+    writer.into()
+}
+
+#[cfg(unix)]
+#[test]
+fn where_nobody_reads_a_command_ends_quietly() {
+    let dir = folder();
+    let data = dir.path().display().to_string();
+    for arguments in [vec!["completions", "bash"], vec!["keys", "list", "--json", "--data", &data]] {
+        let output = turnflow().args(&arguments).stdout(unread()).stderr(Stdio::piped()).spawn().expect("it starts");
+        let output = output.wait_with_output().expect("an end");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(141), "{said}");
+        assert!(!said.contains("turnflow: ") && !said.contains("panicked"), "{said}");
+    }
+    // What is said beside a result is for nobody, and the result is there.
+    let create = ["keys", "create", "--tenant", "t", "--scopes", "chat", "--data", &data];
+    let output = turnflow().args(create).stderr(unread()).output().expect("it starts");
+    assert!(output.status.success() && output.stdout.starts_with(b"tf_"), "{output:?}");
+    let failed = turnflow().args(["keys", "revoke", "aaaaaaaa", "--data", &data]).stderr(unread()).status();
+    assert_eq!(failed.expect("it starts").code(), Some(1));
+}
+
+#[test]
+fn keys_are_not_made_in_a_folder_that_is_not_there() {
+    let dir = folder();
+    let typo = dir.path().join("dta");
+    for arguments in [vec!["create", "--tenant", "t", "--scopes", "chat"], vec!["list"], vec!["revoke", "aaaaaaaa"]] {
+        let (code, _, stderr) = finish(turnflow().arg("keys").args(&arguments).arg("--data").arg(&typo));
+        assert_eq!(code, 64, "{arguments:?}");
+        assert!(stderr.contains(&format!("there is no folder {}", typo.display())), "{stderr}");
+        assert!(stderr.contains("--data") && !typo.exists(), "{stderr}");
+    }
+    // The folder that nobody named is made: keys come before the first start.
+    let create = ["keys", "create", "--tenant", "t", "--scopes", "chat"];
+    assert_eq!(finish(turnflow().args(create).env("TURNFLOW_HOME", &typo)).0, 0);
+    assert!(typo.join("data/keys.jsonl").is_file());
+    let (code, _, stderr) = finish(turnflow().args(create).args(["--limits", "requests=5"]));
+    assert!(code == 64 && stderr.contains("there is no limit \"requests\""), "{stderr}");
 }
 
 #[test]

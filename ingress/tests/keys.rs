@@ -343,10 +343,10 @@ fn without_keys_other_machines_are_kept_out() {
     keys.create("shop", "chat");
     std::fs::remove_file(keys.dir.path().join("keys.pepper")).expect("removed");
     let (code, _, stderr) = finish(&mut serve(keys.dir.path(), LOOPBACK, LOOPBACK));
-    assert!(code == 1 && stderr.contains("keys.pepper") && stderr.contains("TURNFLOW_PEPPER"), "{stderr}");
+    assert!(code == 64 && stderr.contains("keys.pepper") && stderr.contains("TURNFLOW_PEPPER"), "{stderr}");
     std::fs::write(keys.dir.path().join("keys.jsonl"), "\nbroken\n").expect("written");
     let (code, _, stderr) = finish(&mut serve(keys.dir.path(), LOOPBACK, LOOPBACK));
-    assert!(code == 1 && stderr.contains("keys.jsonl:2: no key"), "{stderr}");
+    assert!(code == 64 && stderr.contains("keys.jsonl:2: no key"), "{stderr}");
 }
 
 #[test]

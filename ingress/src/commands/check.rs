@@ -3,18 +3,38 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Bytes;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 use turnflow_models::{ModelHome, verify};
-use turnflow_pipeline::{Chooser, Config, TierConfig, TierKind, chooser, verifier};
-use turnflow_state::Store;
+use turnflow_pipeline::Config;
+use turnflow_state::{StateError, Store};
 
-use super::{Context, keys};
-use crate::cli::StoreArgs;
+use super::named::{self, Named};
+use super::{Context, open};
+use crate::cli::CheckArgs;
 use crate::failure::Failure;
+use crate::grpc::SERVICE_NAME;
+use crate::grpc::client::connect;
+
+/// What is said of what a server of ours has.
+const IN_USE: &str = "in use by a running server";
+/// How long whoever has a port may take to say what it is.
+const ASK_MAX: Duration = Duration::from_secs(2);
+/// Longest answer that can be that of a server of ours, in bytes.
+const HEALTH_BYTES_MAX: usize = 1_024;
 
 /// What was found out about one thing.
 #[derive(Serialize)]
@@ -34,35 +54,18 @@ struct Findings<'a> {
     origins: BTreeMap<String, String>,
 }
 
-pub(super) fn run(context: &Context, args: &StoreArgs) -> Result<(), Failure> {
+pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<(), Failure> {
     let config = &context.config;
-    let (data, home) = (context.data_dir(args.data.as_ref())?, context.home()?);
-    let mut findings = vec![
-        finding("data folder", &data.display(), check_data(&data)),
-        check_keys(context, &data)?,
-        finding("weights", &home.model_dir().display(), check_weights(&home)),
-        finding("verifier", &config.policy.verifier, check_verifier(config)),
-        finding("port", &config.server.listen, check_port(config.server.listen)),
-    ];
-    if config.http.enabled {
-        findings.push(finding("HTTP port", &config.http.listen, check_port(config.http.listen)));
-    }
-    if config.routing.enabled {
-        findings.push(finding("router", &config.routing.router, check_router(config)));
-    }
-    let small = config.routing.enabled.then_some(&config.small_tier);
-    for tier in std::iter::once(&config.tier).chain(small) {
-        match tier.kind {
-            TierKind::Extractive => {}
-            TierKind::Burn => {
-                let folder = tier.burn.folder(&home);
-                findings.push(finding("model", &folder.display(), check_model(tier, &home)));
-            }
-            TierKind::Openai => findings.push(finding("server", &tier.openai.base_url, check_server(tier))),
-        }
-    }
-    let usable = findings.iter().all(|finding| finding.usable);
     let origins = config.origins().map_err(Failure::usage)?;
+    let data = context.data_dir(args.store.data.as_ref())?;
+    let mut findings = if args.settings_only { Vec::new() } else { machine(context, &data)? };
+    let without_variables = args.settings_only.then(|| without_variables(context));
+    let named = named::all(without_variables.as_ref().unwrap_or(context), &data)?;
+    findings.extend(named.into_iter().map(|Named { what, subject, found }| {
+        let detail = found.map_err(|wrong| anyhow::anyhow!(wrong.told(&origins)));
+        finding(what, &subject, detail)
+    }));
+    let usable = findings.iter().all(|finding| finding.usable);
     let mut text = String::new();
     for (key, value) in config.settings() {
         let setting = format!("{key} = {value}");
@@ -85,15 +88,43 @@ pub(super) fn run(context: &Context, args: &StoreArgs) -> Result<(), Failure> {
     Err(Failure::usage(anyhow::anyhow!("not usable: {}", bad.join(", "))))
 }
 
+/// Who checks settings alone does so on a machine that has no secrets.
+fn without_variables(context: &Context) -> Context {
+    let mut config = context.config.clone();
+    (config.tier.openai.key_env, config.small_tier.openai.key_env) = (None, None);
+    context.with(config)
+}
+
+/// What this machine has for a server, or one that runs uses already.
+fn machine(context: &Context, data: &Path) -> Result<Vec<Finding>, Failure> {
+    let (home, ports) = (context.home()?, ports(&context.config)?);
+    let is_running = ports.iter().any(|port| port.detail == IN_USE);
+    let data = finding("data folder", &data.display(), check_data(data, is_running));
+    let weights = finding("weights", &home.model_dir().display(), check_weights(&home));
+    Ok([data, weights].into_iter().chain(ports).collect())
+}
+
+fn ports(config: &Config) -> Result<Vec<Finding>, Failure> {
+    let (runtime, grpc, http) = (open::runtime()?, config.server.listen, config.http.listen);
+    let mut ports = vec![finding("port", &grpc, check_port(grpc, || runtime.block_on(serves_grpc(grpc))))];
+    if config.http.enabled {
+        ports.push(finding("HTTP port", &http, check_port(http, || runtime.block_on(serves_http(http)))));
+    }
+    Ok(ports)
+}
+
 fn finding(what: &'static str, subject: &dyn Display, found: anyhow::Result<String>) -> Finding {
     let usable = found.is_ok();
     Finding { what, subject: subject.to_string(), usable, detail: found.unwrap_or_else(|error| format!("{error:#}")) }
 }
 
-/// A store that is there must open; one that is not must have a folder that it can be made in.
-fn check_data(dir: &Path) -> anyhow::Result<String> {
+/// A store that is there must open, unless a server has it; one that is not must have a folder that it can be made in.
+fn check_data(dir: &Path, is_running: bool) -> anyhow::Result<String> {
     if dir.join("CURRENT").exists() {
-        let store = Store::open(dir)?;
+        let store = match Store::open(dir) {
+            Err(StateError::Locked { .. }) if is_running => return Ok(IN_USE.to_owned()),
+            opened => opened?,
+        };
         let entries = store.entry_ids(None)?.len();
         return Ok(format!("opens, {entries} cached answers"));
     }
@@ -103,50 +134,36 @@ fn check_data(dir: &Path) -> anyhow::Result<String> {
     Ok("can be made".to_owned())
 }
 
-fn check_keys(context: &Context, data: &PathBuf) -> Result<Finding, Failure> {
-    let files = keys::files(context, Some(data))?;
-    let found = files.load().map_err(anyhow::Error::from).and_then(|records| {
-        if records.is_empty() {
-            return Ok("none, so whoever reaches the server may call".to_owned());
-        }
-        files.pepper_of(&records)?;
-        Ok(format!("{} keys", records.len()))
-    });
-    Ok(finding("keys", &files.path().display(), found))
-}
-
-fn check_weights(home: &turnflow_models::ModelHome) -> anyhow::Result<String> {
+fn check_weights(home: &ModelHome) -> anyhow::Result<String> {
     verify(home).context("missing or damaged, get them with: turnflow models pull")?;
     Ok("intact".to_owned())
 }
 
-fn check_verifier(config: &Config) -> anyhow::Result<String> {
-    Ok(if verifier(config)?.is_some() { "fits the settings" } else { "a plain rule stands in for it" }.to_owned())
+/// A port must be free, or a server of ours have it.
+fn check_port(listen: SocketAddr, serves: impl FnOnce() -> bool) -> anyhow::Result<String> {
+    match TcpListener::bind(listen) {
+        Ok(_) => Ok("free".to_owned()),
+        Err(error) if error.kind() == ErrorKind::AddrInUse && serves() => Ok(IN_USE.to_owned()),
+        Err(error) => Err(error).context("cannot listen"),
+    }
 }
 
-fn check_router(config: &Config) -> anyhow::Result<String> {
-    Ok(match chooser(config)? {
-        Chooser::Plain(_) => "a plain rule".to_owned(),
-        Chooser::Trained(..) => "fits the settings".to_owned(),
-    })
+/// Whether a server of ours answers there over gRPC.
+async fn serves_grpc(address: SocketAddr) -> bool {
+    let asked = async {
+        let mut health = HealthClient::new(connect(&address.to_string()).await.ok()?);
+        health.check(HealthCheckRequest { service: SERVICE_NAME.to_owned() }).await.ok()
+    };
+    timeout(ASK_MAX, asked).await.is_ok_and(|answer| answer.is_some())
 }
 
-fn check_model(tier: &TierConfig, home: &ModelHome) -> anyhow::Result<String> {
-    let checkpoint = tier.burn.open(home)?;
-    checkpoint.check_dialect()?;
-    let sizes = &checkpoint.config;
-    let kv = tier.burn.kv_bytes_max as f64 / 1e6;
-    let weights = checkpoint.weights.bytes() as f64 / 1e6;
-    Ok(format!("{}, {weights:.0} MB of weights, {kv:.0} MB for keys and values", sizes.family.name()))
-}
-
-/// What the tier reads before it asks the server, which is not asked here.
-fn check_server(tier: &TierConfig) -> anyhow::Result<String> {
-    tier.openai.check_files()?;
-    Ok("its key and certificates, where there are any, can be read".to_owned())
-}
-
-fn check_port(listen: SocketAddr) -> anyhow::Result<String> {
-    TcpListener::bind(listen).context("cannot listen")?;
-    Ok("free".to_owned())
+/// Whether a server of ours answers there over HTTP.
+async fn serves_http(address: SocketAddr) -> bool {
+    let asked = async {
+        let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
+        let answer = client.get(format!("http://{address}/health").parse().ok()?).await.ok()?;
+        let body = Limited::new(answer.into_body(), HEALTH_BYTES_MAX).collect().await.ok()?.to_bytes();
+        serde_json::from_slice::<Value>(&body).ok()
+    };
+    timeout(ASK_MAX, asked).await.is_ok_and(|answer| answer == Some(json!({ "status": "ok" })))
 }

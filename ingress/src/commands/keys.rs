@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::Context;
 use crate::cli::{KeyText, KeysCommand, KeysCreateArgs, KeysRevokeArgs, KeysRotateArgs, StoreArgs};
 use crate::failure::Failure;
-use crate::keys::{Key, KeyFiles, KeyId, KeyRecord, KeysError, NewKey, PEPPER_ENV, Scope, key_id};
+use crate::keys::{Key, KeyFiles, KeyId, KeyRecord, KeysError, NewKey, Scope, key_id};
 use crate::say::say;
 
 /// Where the keys are of a server with this store.
@@ -23,24 +23,51 @@ fn named(text: &KeyText) -> Result<KeyId, Failure> {
 }
 
 /// What can be done about an error.
-pub(super) fn failed(error: KeysError) -> Failure {
-    let hint = match &error {
+pub(super) const fn remedy(error: &KeysError) -> Option<&'static str> {
+    match error {
         KeysError::PepperMissing { .. } | KeysError::PepperWrong { .. } => {
-            format!("put the right one back, or set {PEPPER_ENV}; without it, all keys have to be made anew")
+            Some("put the right one back, or set TURNFLOW_PEPPER; without it, all keys have to be made anew")
         }
-        KeysError::Unknown(_) => "turnflow keys list names them".to_owned(),
-        KeysError::NotValid { .. } => "make another one: turnflow keys create".to_owned(),
-        _ => return error.into(),
-    };
-    Failure::from(error).with_hint(hint)
+        KeysError::Unknown(_) => Some("turnflow keys list names them"),
+        KeysError::NotValid { .. } => Some("make another one: turnflow keys create"),
+        _ => None,
+    }
+}
+
+/// The same as a hint.
+pub(super) fn failed(error: KeysError) -> Failure {
+    let remedy = remedy(&error);
+    let failure = Failure::from(error);
+    match remedy {
+        Some(remedy) => failure.with_hint(remedy),
+        None => failure,
+    }
 }
 
 pub(super) fn run(context: &Context, command: KeysCommand) -> Result<(), Failure> {
+    check_folder(context, &command)?;
     match command {
         KeysCommand::Create(args) => create(context, args),
         KeysCommand::List(args) => list(context, &args),
         KeysCommand::Revoke(args) => revoke(context, &args),
         KeysCommand::Rotate(args) => rotate(context, &args),
+    }
+}
+
+/// A folder that was named has to be there: keys in one that no server reads would open nothing.
+fn check_folder(context: &Context, command: &KeysCommand) -> Result<(), Failure> {
+    let (KeysCommand::Create(KeysCreateArgs { store, .. })
+    | KeysCommand::List(store)
+    | KeysCommand::Revoke(KeysRevokeArgs { store, .. })
+    | KeysCommand::Rotate(KeysRotateArgs { store, .. })) = command;
+    match &store.data {
+        Some(dir) if context.config.gateway.keys.as_os_str().is_empty() && !dir.is_dir() => {
+            let error = anyhow::anyhow!("there is no folder {}, so no server's keys are there", dir.display());
+            let hint =
+                "name the store's folder with --data; for a server that is yet to be started, make it with mkdir";
+            Err(Failure::usage(error).with_hint(hint))
+        }
+        _ => Ok(()),
     }
 }
 

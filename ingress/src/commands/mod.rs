@@ -10,6 +10,7 @@ mod kb;
 mod keys;
 mod manual;
 mod models;
+mod named;
 mod open;
 mod policy;
 mod prepare;

@@ -11,7 +11,7 @@ use turnflow_pipeline::{Config, Knowledge, Pipeline};
 use turnflow_state::TenantId;
 
 use super::signal::{on_hangup, shutdown_signal};
-use super::{Context, keys, open};
+use super::{Context, keys, named, open};
 use crate::cli::{HttpArg, ServeArgs};
 use crate::door::{Gateway, reload};
 use crate::failure::Failure;
@@ -22,6 +22,7 @@ use crate::say::say;
 
 pub(super) fn run(context: &Context, args: &ServeArgs) -> Result<(), Failure> {
     let dir = context.data_dir(args.store.data.as_ref())?;
+    named::require(context, &dir)?;
     let files = keys::files(context, Some(&dir))?;
     let gateway = Gateway::open(files.clone(), TenantId::new(TENANT_DEFAULT)?).map_err(keys::failed)?;
     gateway.limit(&context.config);

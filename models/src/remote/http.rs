@@ -327,7 +327,7 @@ fn unusable(reason: impl Into<String>) -> ModelError {
 }
 
 /// TLS with Mozilla's roots, and those of the configured file.
-fn tls(config: &RemoteConfig) -> Result<rustls::ClientConfig, ModelError> {
+pub(super) fn tls(config: &RemoteConfig) -> Result<rustls::ClientConfig, ModelError> {
     use rustls::pki_types::CertificateDer;
     use rustls::pki_types::pem::PemObject as _;
     let mut roots = rustls::RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());

@@ -176,9 +176,11 @@ impl RemoteConfig {
     /// Checks that the key and the certificates can be read, as [`RemoteTier::start`] reads them.
     ///
     /// # Errors
-    /// What is wrong with them, or with the address.
-    pub fn check_files(&self) -> Result<(), ModelError> {
-        http::Server::new(self).map(drop)
+    /// The setting that names what cannot be used, and what is wrong with it.
+    pub fn check_files(&self) -> Result<(), (&'static str, ModelError)> {
+        let of_key = if self.key_env.is_some() { "key-env" } else { "key-file" };
+        self.key().map_err(|error| (of_key, error))?;
+        http::tls(self).map(drop).map_err(|error| ("ca-file", error))
     }
 
     const fn total(&self) -> Duration {

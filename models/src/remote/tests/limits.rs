@@ -270,17 +270,19 @@ fn settings_are_checked_before_anything_starts() {
 
 #[test]
 fn files_are_read_when_the_tier_starts() {
-    let check = |change: fn(&mut RemoteConfig), expected: &str| {
+    let check = |setting: &str, change: fn(&mut RemoteConfig), expected: &str| {
         let mut config = RemoteConfig::new("http://127.0.0.1:1/v1/", "m");
         change(&mut config);
         config.check().expect("the settings are sound");
-        assert_eq!(config.check_files().expect_err(expected).to_string(), expected);
+        let (named, error) = config.check_files().expect_err(expected);
+        assert_eq!((named, error.to_string()), (setting, expected.to_owned()));
         assert_eq!(start(config).expect_err(expected).to_string(), expected);
     };
     check(
+        "key-env",
         |c| c.key_env = Some("TURNFLOW_NO_SUCH_KEY".into()),
         "no key in the environment variable TURNFLOW_NO_SUCH_KEY: it is not set",
     );
-    check(|c| c.key_file = Some("/no/such/key".into()), "missing file /no/such/key");
-    check(|c| c.ca_file = Some("/no/such/ca".into()), "cannot read the certificates /no/such/ca");
+    check("key-file", |c| c.key_file = Some("/no/such/key".into()), "missing file /no/such/key");
+    check("ca-file", |c| c.ca_file = Some("/no/such/ca".into()), "cannot read the certificates /no/such/ca");
 }

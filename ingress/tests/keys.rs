@@ -125,7 +125,7 @@ fn keys_are_managed_on_the_command_line() {
         assert!(stderr.contains(expected), "{arguments:?}: {stderr}");
     };
     let with_limits = |limits| ["create", "--tenant", "shop", "--scopes", "kb", "--limits", limits];
-    check(&with_limits("requests=1"), 64, "unknown field `requests`");
+    check(&with_limits("requests=1"), 64, "there is no limit \"requests\"");
     check(&with_limits("streams=4,budget-per-day=2.5"), 0, "tenant shop");
     let (_, stdout, _) = keys.run(&["list"]);
     assert!(stdout.contains("  streams=4,budget-per-day=2.5\n") && stdout.contains("  LIMITS  "), "{stdout}");

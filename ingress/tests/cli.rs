@@ -150,6 +150,7 @@ fn check_prints_settings_and_what_is_not_usable() {
         finish(turnflow().args(check).args(["--data", &file]).env("TURNFLOW_HOME", dir.path()));
     assert_eq!(code, 64);
     assert!(stderr.contains("not usable: data folder, weights, port"), "{stderr}");
+    assert!(stdout.contains("\"in use by another process\""), "{stdout}");
     let found: Value = serde_json::from_str(&stdout).expect("JSON");
     assert_eq!(
         (&found["usable"], &found["config"]["server"]["listen"]),

@@ -143,7 +143,10 @@ fn check_weights(home: &ModelHome) -> anyhow::Result<String> {
 fn check_port(listen: SocketAddr, serves: impl FnOnce() -> bool) -> anyhow::Result<String> {
     match TcpListener::bind(listen) {
         Ok(_) => Ok("free".to_owned()),
-        Err(error) if error.kind() == ErrorKind::AddrInUse && serves() => Ok(IN_USE.to_owned()),
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            anyhow::ensure!(serves(), "in use by another process");
+            Ok(IN_USE.to_owned())
+        }
         Err(error) => Err(error).context("cannot listen"),
     }
 }

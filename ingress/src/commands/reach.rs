@@ -1,5 +1,7 @@
 //! A connection to the server that a command is about, and what to do about one that does not answer, or refuses.
 
+use std::error::Error as _;
+
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -43,6 +45,8 @@ pub(super) fn refused(status: &Status) -> Failure {
         }
         Code::Unimplemented => Failure::from(anyhow::anyhow!("the server does not know the call"))
             .with_hint("is it an older version of Turnflow, or another program?"),
+        // The connection failed, and no server said so.
+        _ if status.source().is_some() => failure.with_hint("is that where gRPC is spoken? HTTP has a port of its own"),
         _ => failure,
     }
 }

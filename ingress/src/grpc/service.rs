@@ -20,7 +20,7 @@ use super::proto::conversations_server::Conversations;
 use super::proto::{AskRequest, AskResponse, ConverseRequest, ConverseResponse, FeedbackRequest, FeedbackResponse};
 use super::refusal::unknown_turn;
 use crate::door::{
-    Admitted, Amounts, Caller, Conflict, CutOff, Gateway, LastWord, Outlet, Refusal, Untold, admit, next_event, now_ms,
+    Admitted, Amounts, Caller, Conflict, Gateway, LastWord, Outlet, Refusal, Untold, admit, next_event, now_ms,
 };
 use crate::keys::Scope;
 
@@ -31,26 +31,20 @@ type Answers = Outlet<Result<AskResponse, Status>>;
 const STREAM: Amounts = Amounts { requests: 0, tokens: 0, turns: 0, streams: 1, micros: 0 };
 
 /// Opens a stream of responses, which takes its place among those of its caller until whatever serves it has ended.
-pub(super) fn stream<R, F>(
+pub(super) fn stream<R: Send + 'static, F: Future<Output = ()> + Send + 'static>(
     caller: Caller,
     limits: &Limits,
     serve: impl FnOnce(Caller, Outlet<R>, Option<LastWord<R>>) -> F,
-) -> Result<Response<ReceiverStream<R>>, Status>
-where
-    R: CutOff,
-    F: Future<Output = ()> + Send + 'static,
-{
+) -> Result<Response<ReceiverStream<R>>, Status> {
     let place = caller.take(STREAM)?;
     let (out, last, responses) = Outlet::open(limits);
     let serving = serve(caller, out, last);
+    let served = async move {
+        serving.await;
+        drop(place);
+    };
     // What it does is part of the call.
-    tokio::spawn(
-        async move {
-            serving.await;
-            drop(place);
-        }
-        .in_current_span(),
-    );
+    tokio::spawn(served.in_current_span());
     Ok(Response::new(responses))
 }
 

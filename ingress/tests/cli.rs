@@ -245,6 +245,10 @@ fn all_that_settings_name_and_is_not_there_is_told_at_once() {
     let seen_from = dir.path().canonicalize().expect("it is there");
     assert!(stderr.contains(&format!("seen from {}; `turnflow policy fit` writes one", seen_from.display())));
     assert!(!dir.path().join("data").exists(), "nothing was opened");
+    // Without a server, its store is opened; keys do not matter there.
+    let (code, _, stderr) = run(&["kb", "list"]);
+    let expected_of_parts = &expected[..expected.len() - 1];
+    assert_eq!((code, expected_of_parts.iter().all(|(_, text)| stderr.contains(text))), (64, true), "{stderr}");
 
     let (code, stdout, _) = run(&["check", "--settings-only"]);
     assert_eq!((code, stdout.matches("\nBAD ").count()), (64, expected.len() - 1), "variables are the machine's");

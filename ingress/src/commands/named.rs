@@ -60,7 +60,17 @@ impl Wrong {
 
 /// Refuses settings that name what cannot be used, all at once.
 pub(super) fn require(context: &Context, data: &PathBuf) -> Result<(), Failure> {
-    let wrong: Vec<Wrong> = all(context, data)?.into_iter().filter_map(|named| named.found.err()).collect();
+    refuse(context, all(context, data)?)
+}
+
+/// Why the parts of a pipeline were not opened: by the settings, where they are at fault.
+pub(super) fn blamed(context: &Context, error: PipelineError) -> Failure {
+    let refused = of_parts(context).and_then(|named| refuse(context, named));
+    refused.err().unwrap_or_else(|| error.into())
+}
+
+fn refuse(context: &Context, named: Vec<Named>) -> Result<(), Failure> {
+    let wrong: Vec<Wrong> = named.into_iter().filter_map(|named| named.found.err()).collect();
     if wrong.is_empty() {
         return Ok(());
     }
@@ -71,8 +81,14 @@ pub(super) fn require(context: &Context, data: &PathBuf) -> Result<(), Failure> 
 
 /// All that the settings name, and whether it can be used.
 pub(super) fn all(context: &Context, data: &PathBuf) -> Result<Vec<Named>, Failure> {
+    let keys = keys(context, data)?;
+    Ok(std::iter::once(keys).chain(of_parts(context)?).collect())
+}
+
+/// What the parts of a pipeline are opened from.
+fn of_parts(context: &Context) -> Result<Vec<Named>, Failure> {
     let (config, home) = (&context.config, context.home()?);
-    let mut all = vec![keys(context, data)?, of_verifier(config)];
+    let mut all = vec![of_verifier(config)];
     if config.routing.enabled {
         all.push(of_router(config));
     }

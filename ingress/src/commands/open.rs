@@ -9,7 +9,7 @@ use turnflow_models::{Encoder, EncoderEngine, EncoderHandle, ModelFiles, Progres
 use turnflow_pipeline::{ArticleDraft, DraftContent, DraftError, Knowledge, Parts};
 use turnflow_state::{StateError, Store, StoreOptions, TenantId, WriteRefused};
 
-use super::Context;
+use super::{Context, named};
 use crate::failure::Failure;
 use crate::progress::{Meter, Unit};
 use crate::say::say;
@@ -76,7 +76,7 @@ pub(super) fn store(context: &Context, dir: &Path) -> Result<Store, Failure> {
 /// The parts of a pipeline on a store.
 pub(super) fn parts(context: &Context, store: Store) -> Result<Parts, Failure> {
     let files = weights(context, &WeightSource::defaults(None))?;
-    Ok(Parts::open(&context.config, store, &files)?)
+    Parts::open(&context.config, store, &files).map_err(|error| named::blamed(context, error))
 }
 
 /// An encoder that several pipelines can share, with a memo of so many bytes.

@@ -20,7 +20,7 @@ use turnflow_state::{ArticleId, TenantId};
 
 use self::sink::FileSink;
 use super::signal::shutdown_signal;
-use super::{Context, open};
+use super::{Context, named, open};
 use crate::cli::ReplayArgs;
 use crate::failure::Failure;
 use crate::kb_file::read_articles;
@@ -170,7 +170,7 @@ impl Replay<'_> {
         let dir = temporary.as_ref().map(TempDir::path).or(args.data.as_deref()).unwrap_or(Path::new("."));
         let store = open::store(context, dir)?;
         let encoder = self.encoder.cloned().map_or_else(|| open::encoder(context, 0), Ok)?;
-        let parts = Parts::with_encoder(config, store, encoder)?;
+        let parts = Parts::with_encoder(config, store, encoder).map_err(|error| named::blamed(context, error))?;
         let plan = plan(config, args, &parts);
         let ending = open::runtime()?.block_on(async {
             let pipeline = Pipeline::start(config, &parts)?;

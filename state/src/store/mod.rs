@@ -113,7 +113,7 @@ pub enum Column {
     Entries,
     /// The answers of [`Column::Entries`].
     Responses,
-    /// Small named values, such as hashes of API keys.
+    /// Small named values, such as what has become of cached answers.
     Keys,
     /// What the database says of itself.
     Meta,

@@ -10,7 +10,7 @@ macro_rules! say {
 }
 pub(crate) use say;
 
-/// Says a line on stderr; what [`say!`] is made of.
+/// Says a line on stderr; what `say!` is made of.
 pub fn line(text: Arguments<'_>) {
     let _nobody_reads = writeln!(std::io::stderr().lock(), "{text}");
 }

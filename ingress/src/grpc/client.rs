@@ -110,4 +110,12 @@ mod tests {
         let error = connect("no address at all").await.expect_err("no URL");
         assert!(!error.is_refused && error.to_string().contains("is no address, HOST:PORT"), "{error:?}");
     }
+
+    #[test]
+    fn what_became_of_a_call_is_a_sentence() {
+        assert_eq!(told(&Status::not_found("there is no article a")), "there is no article a");
+        assert_eq!(told(&Status::unavailable("")), "the server says no more than Unavailable");
+        let broken = Status::from_error(Box::new(io::Error::new(io::ErrorKind::BrokenPipe, "broken pipe")));
+        assert_eq!(told(&broken), "the connection to the server failed: broken pipe");
+    }
 }

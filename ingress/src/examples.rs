@@ -2,7 +2,8 @@
 //!
 //! A line of JSONL is one of three: `{"text", "label"}`, a question and the name of its answer; a turn of a labelled log,
 //! whose label is the article in `gold.kb_id`; and `{"a", "b", "same_answer"}`, two questions and whether one answer serves
-//! both. `source` and `kind`, where they are given, are told apart in reports. Everything else is ignored.
+//! both. `source` and `kind`, where they are given, are told apart in reports, and labels of two sources
+//! say nothing about each other. Everything else is ignored.
 
 pub mod routing;
 
@@ -24,10 +25,19 @@ pub struct Examples {
     /// The texts, each once in normal form.
     pub texts: Vec<String>,
     /// The label of each text, where it has one.
-    pub labels: Vec<Option<String>>,
+    pub labels: Vec<Option<Label>>,
     /// Pairs of places in `texts`.
     pub pairs: Vec<Pair>,
     places: HashMap<String, usize>,
+}
+
+/// The name of an answer.
+#[derive(Clone, Debug)]
+pub struct Label {
+    /// Means the same in all rows of its source, and nothing in those of others.
+    pub name: String,
+    /// Where the row comes from.
+    pub source: String,
 }
 
 /// Two questions.
@@ -119,11 +129,13 @@ impl Examples {
                 let (a, b) = (examples.place(&a), examples.place(&b));
                 examples.pairs.push(Pair { a, b, same: same_answer, source, kind, personal });
             }
-            Row::Question { text, label, source } if wanted(&source) => examples.label(&text, label),
-            Row::Turn { text, gold: RowGold { kind, kb_id: Some(label), source } }
+            Row::Question { text, label, source } if wanted(&source) => {
+                examples.label(&text, Label { name: label, source });
+            }
+            Row::Turn { text, gold: RowGold { kind, kb_id: Some(name), source } }
                 if kind == "kb" && wanted(&source) =>
             {
-                examples.label(&text, label);
+                examples.label(&text, Label { name, source });
             }
             _ => {}
         })?;
@@ -149,7 +161,7 @@ impl Examples {
     }
 
     /// A text that has a label already keeps it.
-    fn label(&mut self, text: &str, label: String) {
+    fn label(&mut self, text: &str, label: Label) {
         let place = self.place(text);
         self.labels[place].get_or_insert(label);
     }

@@ -50,10 +50,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let identity: Vec<f32> =
         (0..dimension * dimension).map(|at| if at / dimension == at % dimension { 1.0 } else { 0.0 }).collect();
     let options = ContrastOptions { steps: 800, ..ContrastOptions::default() };
+    let vectors = [vectors];
     let map = train_map(&vectors, &identity, dimension, &options, &mut |step, loss| {
         eprint!("\rstep {step} of {}, loss {loss:.3}   ", options.steps);
     })?;
-    let triangle = cholesky(&mixed(&map, &vectors.concat(), dimension)).ok_or("the sum is not positive definite")?;
+    let triangle =
+        cholesky(&mixed(&map, &vectors.concat().concat(), dimension)).ok_or("the sum is not positive definite")?;
     std::fs::write(&out, triangle.iter().flat_map(|&number| (number as f32).to_le_bytes()).collect::<Vec<u8>>())?;
     eprintln!("\nwritten to {out}");
     Ok(())

@@ -20,7 +20,7 @@ const NORM_MIN: f32 = 1e-12;
 pub struct ContrastOptions {
     /// Steps of the optimiser.
     pub steps: usize,
-    /// Labels that are compared in a step, and texts of each.
+    /// Labels that are compared in a step, all of one source, and texts of each.
     pub labels_per_step: usize,
     /// Texts of each label in a step.
     pub texts_per_label: usize,
@@ -53,25 +53,31 @@ struct Map {
     weight: Param<Tensor<2>>,
 }
 
-/// Trains a linear map on vectors by label; `progress` hears of each step and its loss.
+/// Trains a linear map on vectors by source and label; `progress` hears of each step and its loss. What two sources call by different
+/// names may mean the same, so only labels of one source are moved apart.
 ///
 /// # Shapes
-/// `start` is `[dimension, outputs]`, row by row, and so is the result; `vectors` are of `dimension` numbers, by label.
+/// `start` is `[dimension, outputs]`, row by row, and so is the result; `vectors` are of `dimension` numbers, of each source by label.
 /// A vector `x` is mapped to `x · W`, and similarities are cosines of what is mapped.
 ///
 /// # Errors
-/// [`ModelError::Training`] when fewer than two labels have two texts each, or when the numbers do not stay finite.
-pub fn train_map(
-    vectors: &[Vec<&[f32]>],
+/// [`ModelError::Training`] when in no source two labels have two texts each, or when the numbers do not stay finite.
+pub fn train_map<'a>(
+    vectors: &'a [Vec<Vec<&'a [f32]>>],
     start: &[f32],
     outputs: usize,
     options: &ContrastOptions,
     progress: &mut dyn FnMut(usize, f32),
 ) -> Result<Vec<f32>, ModelError> {
-    let labels: Vec<&Vec<&[f32]>> = vectors.iter().filter(|texts| texts.len() > 1).collect();
-    if labels.len() < 2 {
-        return Err(ModelError::Training { reason: "fewer than two labels have two texts each".to_owned() });
+    let usable = |labels: &'a Vec<Vec<&'a [f32]>>| labels.iter().filter(|texts| texts.len() > 1).collect::<Vec<_>>();
+    let sources: Vec<Vec<&Vec<&[f32]>>> = vectors.iter().map(usable).filter(|labels| labels.len() > 1).collect();
+    if sources.is_empty() {
+        return Err(ModelError::Training {
+            reason: "fewer than two labels of a source have two texts each".to_owned(),
+        });
     }
+    // A source as often as it has labels.
+    let turns: Vec<usize> = (0..sources.len()).flat_map(|at| std::iter::repeat_n(at, sources[at].len())).collect();
     let dimension = start.len() / outputs;
     let device = Device::flex().autodiff();
     let origin = Tensor::<2>::from_data(TensorData::new(start.to_vec(), [dimension, outputs]), &device);
@@ -79,7 +85,8 @@ pub fn train_map(
     let mut optimiser = AdamWConfig::new().with_weight_decay(0.0).init();
     let mut random = fastrand::Rng::with_seed(options.seed);
     for step in 0..options.steps {
-        let (texts, owners) = draw(&labels, options, &mut random);
+        let source = &sources[turns[random.usize(0..turns.len())]];
+        let (texts, owners) = draw(source, options, &mut random);
         let count = owners.len();
         let targets = targets(&owners);
         let x = Tensor::<2>::from_data(TensorData::new(texts, [count, dimension]), &device);
@@ -154,7 +161,7 @@ mod tests {
         let vectors: Vec<Vec<&[f32]>> = labels.iter().map(|texts| texts.iter().map(Vec::as_slice).collect()).collect();
         let start: Vec<f32> = (0..64).map(|at| if at / 8 == at % 8 { 1.0 } else { 0.0 }).collect();
         let options = ContrastOptions { steps: 150, learning_rate: 0.05, pull: 1e-4, ..ContrastOptions::default() };
-        let map = train_map(&vectors, &start, 8, &options, &mut |_, _| {}).unwrap();
+        let map = train_map(&[vectors], &start, 8, &options, &mut |_, _| {}).unwrap();
         let strength = |row: usize| map[row * 8..(row + 1) * 8].iter().map(|x| x * x).sum::<f32>().sqrt();
         let (telling, noise) = (strength(0).min(strength(1)), (2..8).map(strength).fold(0.0, f32::max));
         assert!(telling > 3.0 * noise, "{telling} {noise}");
@@ -163,7 +170,10 @@ mod tests {
     #[test]
     fn too_little_is_refused() {
         let one = vec![vec![&[1.0_f32, 0.0][..], &[0.0, 1.0][..]]];
-        let error = train_map(&one, &[1.0, 0.0, 0.0, 1.0], 2, &ContrastOptions::default(), &mut |_, _| {}).unwrap_err();
+        // Two labels, but nobody knows whether they mean different things.
+        let error =
+            train_map(&[one.clone(), one], &[1.0, 0.0, 0.0, 1.0], 2, &ContrastOptions::default(), &mut |_, _| {})
+                .unwrap_err();
         assert!(error.to_string().contains("two labels"), "{error}");
     }
 }

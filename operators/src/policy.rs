@@ -137,7 +137,7 @@ impl Policy {
                 Ok(HitEvidence::by_similarity(similarity))
             };
         };
-        if !verifier.is_familiar(a) || !verifier.is_familiar(b) {
+        if !verifier.is_familiar(a) || !verifier.is_typical(b) {
             return Err(Refusal::Unfamiliar);
         }
         let evidence = Evidence::between(asked.about.as_ref(), cached.about.as_ref());
@@ -196,9 +196,18 @@ impl Policy {
             Refusal::SwitchedOff => "audits found that too many of such hits were wrong".to_owned(),
             Refusal::Unfamiliar => {
                 let verified = self.verified(asked, cached);
-                let is_this = verified.is_some_and(|(verifier, asked, _)| !verifier.is_familiar(asked));
-                let which = if is_this { "this" } else { "that" };
-                format!("{which} one is of a kind that the verifier was not fitted to")
+                let unfamiliar =
+                    |question: &Profile| verified.is_some_and(|(verifier, ..)| !verifier.is_familiar(question));
+                match verified {
+                    Some((_, asked, _)) if unfamiliar(asked) => {
+                        "this one is of a kind that the verifier was not fitted to"
+                    }
+                    Some((_, _, cached)) if unfamiliar(cached) => {
+                        "that one is of a kind that the verifier was not fitted to"
+                    }
+                    _ => "that one is asked too unusually for its answer to serve others",
+                }
+                .to_owned()
             }
             Refusal::NoLevel(evidence) => {
                 format!("{evidence}, and without that no score keeps the error below {}", percent(self.demand().delta))
@@ -228,7 +237,7 @@ pub enum Refusal {
     Similarity,
     /// Audits switched such hits off.
     SwitchedOff,
-    /// One of them is of a kind that the verifier was not fitted to.
+    /// One of them is of a kind that the verifier was not fitted to, or the cached one is not typical of its kind.
     Unfamiliar,
     /// No score keeps the error of such hits below δ.
     NoLevel(Evidence),

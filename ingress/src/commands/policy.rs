@@ -14,7 +14,7 @@ use turnflow_state::HitEvidence;
 use super::Context;
 use super::prepare::{Text, prepare};
 use crate::cli::{ExplainArgs, PolicyEvalArgs, PolicyFitArgs};
-use crate::examples::{Examples, Pair};
+use crate::examples::{Examples, Label, Pair};
 use crate::failure::Failure;
 use crate::policy_report::{Accepts, Recalls, Reliability, reliability_svg};
 use crate::say::say;
@@ -35,11 +35,11 @@ pub(super) fn run_fit(context: &Context, args: &PolicyFitArgs) -> Result<(), Fai
         .iter()
         .enumerate()
         .filter_map(|(at, text)| {
-            let label = examples.labels[at].clone()?;
+            let Label { name: label, source } = examples.labels[at].clone()?;
             let Text { vector, mentions, article, .. } = text.clone();
             let article = article.map(|article| article.to_string());
             let mentions = mentions.to_string();
-            Some((at, QuestionExample { text: examples.texts[at].clone(), vector, label, mentions, article }))
+            Some((at, QuestionExample { text: examples.texts[at].clone(), vector, source, label, mentions, article }))
         })
         .collect();
     let place: BTreeMap<usize, usize> = questions.iter().enumerate().map(|(place, (at, _))| (*at, place)).collect();

@@ -3,9 +3,10 @@
 //! Questions are split by their text: some are trained on, the others calibrate. The projection is trained by
 //! [contrast](crate::contrast); the network on pairs that are hard to tell apart, found among the nearest; the calibration
 //! plays a cache: the questions come one after another, each is judged against the nearest of those before it, and what
-//! is counted is the nearest that is accepted, as when serving.
+//! is counted is the nearest that is accepted, as when serving. Each source is played by itself, and questions of two sources are
+//! never a pair: what they call by different names may be the same.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use turnflow_state::normalise;
@@ -34,6 +35,8 @@ const LIKE_NEAREST: usize = 40;
 const CANDIDATES: usize = 8;
 /// Share of the questions that calibrate that count as of another kind.
 const UNFAMILIAR_SHARE: f64 = 0.1;
+/// Share of the questions that calibrate whose answers serve no others.
+const UNTYPICAL_SHARE: f64 = 0.6;
 /// What the questions of one label gather around.
 const MIDDLES_PER_LABEL: usize = 4;
 const KMEANS_PASSES: usize = 15;
@@ -47,12 +50,20 @@ pub struct QuestionExample {
     pub text: String,
     /// The encoder's vector.
     pub vector: Arc<[f32]>,
-    /// Questions with the same label share an answer.
+    /// Where it comes from. Labels of two sources say nothing about each other.
+    pub source: String,
+    /// Questions of a source with the same label share an answer.
     pub label: String,
     /// Questions that mention different things never share one: differs when they do.
     pub mentions: String,
     /// The article that it is clearly about, if it is.
     pub article: Option<String>,
+}
+
+impl QuestionExample {
+    fn shares_answer(&self, other: &Self) -> bool {
+        self.source == other.source && self.label == other.label
+    }
 }
 
 /// Two questions, by their places, and whether they share an answer.
@@ -132,14 +143,15 @@ pub fn fit(
     let (calibration, training): (Vec<usize>, Vec<usize>) = (0..questions.len()).filter(used).partition(calibrates);
     let dimension = questions.first().map_or(0, |question| question.vector.len());
 
-    let mut by_label = HashMap::<&str, Vec<usize>>::new();
+    let mut by_source = BTreeMap::<&str, BTreeMap<&str, Vec<usize>>>::new();
     for &at in &training {
-        by_label.entry(&questions[at].label).or_default().push(at);
+        let QuestionExample { source, label, .. } = &questions[at];
+        by_source.entry(source).or_default().entry(label).or_default().push(at);
     }
-    let mut labels: Vec<_> = by_label.into_iter().collect();
-    labels.sort_unstable();
-    let vectors: Vec<Vec<&[f32]>> =
-        labels.iter().map(|(_, texts)| texts.iter().map(|&at| &*questions[at].vector).collect()).collect();
+    let sources: Vec<Vec<Vec<usize>>> = by_source.into_values().map(|labels| labels.into_values().collect()).collect();
+    let vector = |at: &usize| &*questions[*at].vector;
+    let vectors_of = |labels: &Vec<Vec<usize>>| labels.iter().map(|texts| texts.iter().map(vector).collect()).collect();
+    let vectors: Vec<Vec<Vec<&[f32]>>> = sources.iter().map(vectors_of).collect();
     let contrast = ContrastOptions { pull: 1e-4, seed: options.seed, ..ContrastOptions::default() };
     let projection = train_map(&vectors, &start(dimension, options.seed), PROJECTED, &contrast, &mut |step, loss| {
         progress(FitStage::Projection, step, loss);
@@ -148,7 +160,7 @@ pub fn fit(
     let rarity = Rarity::of(training.iter().map(|&at| questions[at].text.as_str()), WORD_TEXTS_MIN);
     let projected: Vec<Vec<f32>> =
         questions.iter().map(|question| head::project(&projection, &question.vector)).collect();
-    let purposes = purposes(&labels, &projected, &calibration, options.seed);
+    let purposes = purposes(&sources.concat(), &projected, &calibration, options.seed);
     let profile = |(question, purpose): (&QuestionExample, Vec<f32>)| Profile {
         words: Words::of(&question.text, &rarity),
         familiarity: purposes.nearest(&purpose),
@@ -179,17 +191,17 @@ pub fn fit(
 
 /// What the questions of each label gather around, and how near to one of these all but a few of the questions that
 /// calibrate are.
-fn purposes(labels: &[(&str, Vec<usize>)], projected: &[Vec<f32>], calibration: &[usize], seed: u64) -> Purposes {
+fn purposes(labels: &[Vec<usize>], projected: &[Vec<f32>], calibration: &[usize], seed: u64) -> Purposes {
     let mut random = fastrand::Rng::with_seed(seed);
-    let middles = labels.iter().flat_map(|(_, texts)| {
+    let middles = labels.iter().flat_map(|texts| {
         middles(&texts.iter().map(|&at| &*projected[at]).collect::<Vec<_>>(), MIDDLES_PER_LABEL, &mut random)
     });
-    let mut purposes = Purposes { middles: middles.collect(), familiar_min: 0.0 };
+    let mut purposes = Purposes { middles: middles.collect(), familiar_min: 0.0, typical_min: 0.0 };
     let mut nearest: Vec<f32> = calibration.iter().map(|&at| purposes.nearest(&projected[at])).collect();
     nearest.sort_by(f32::total_cmp);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a count")]
-    let at = (nearest.len() as f64 * UNFAMILIAR_SHARE) as usize;
-    purposes.familiar_min = nearest.get(at).copied().unwrap_or_default();
+    let below = |share: f64| nearest.get((nearest.len() as f64 * share) as usize).copied().unwrap_or_default();
+    (purposes.familiar_min, purposes.typical_min) = (below(UNFAMILIAR_SHARE), below(UNTYPICAL_SHARE));
     purposes
 }
 
@@ -246,8 +258,9 @@ fn hard_pairs(
     }
     for _ in 0..options.anchors.min(ANCHORS_PER_QUESTION * training.len()) {
         let a = training[random.usize(0..training.len())];
+        let of_source = training.iter().copied().filter(|&b| b != a && questions[b].source == questions[a].source);
         let (alike, others): (Vec<usize>, Vec<usize>) =
-            training.iter().copied().filter(|&b| b != a).partition(|&b| questions[b].label == questions[a].label);
+            of_source.partition(|&b| questions[b].shares_answer(&questions[a]));
         let by_vector = |b: &usize| (dot(&questions[a].vector, &questions[*b].vector), *b);
         let by_purpose = |b: &usize| (dot(&profiles[a].purpose, &profiles[*b].purpose), *b);
         let candidates = [
@@ -274,8 +287,8 @@ fn nearest(mut scored: Vec<(f32, usize)>, count: usize) -> Vec<usize> {
     scored.into_iter().map(|(_, at)| at).collect()
 }
 
-/// Plays a cache that holds every familiar question so far; for each kind of evidence, the candidates of all questions and whether
-/// each is right.
+/// Plays a cache for each source, which holds every typical question so far; for each kind of evidence, the candidates of all
+/// familiar questions and whether each is right.
 fn play(
     questions: &[QuestionExample],
     profiles: &[Profile],
@@ -289,18 +302,56 @@ fn play(
     let mut judged = [Vec::new(), Vec::new()];
     for (at, &asked) in order.iter().enumerate() {
         let question = &questions[asked];
-        let others = order[..at].iter().filter(|&&cached| questions[cached].mentions == question.mentions);
-        let scored = others.map(|&cached| (dot(&question.vector, &questions[cached].vector), cached)).collect();
+        let candidates = order[..at].iter().filter(|&&cached| {
+            let (is_typical, cached) = (verifier.is_typical(&profiles[cached]), &questions[cached]);
+            is_typical && cached.source == question.source && cached.mentions == question.mentions
+        });
+        let scored = candidates.map(|&cached| (dot(&question.vector, &questions[cached].vector), cached)).collect();
         let mut covered = [f32::NEG_INFINITY; 2];
         for cached in nearest(scored, CANDIDATES) {
             let log_odds =
                 verifier.head.judge(&inputs_of(questions, profiles, PairExample { a: asked, b: cached, same: false }));
             let other = &questions[cached];
             let evidence = Evidence::between(question.article.as_ref(), other.article.as_ref()).index();
-            let is_right = question.label == other.label;
+            let is_right = question.shares_answer(other);
             judged[evidence].push(Judged { log_odds, covered: covered[evidence], is_right });
             covered[evidence] = covered[evidence].max(log_odds);
         }
     }
     judged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_of_two_sources_are_never_held_against_each_other() {
+        let question = |source: &str, label: &str, at: usize| QuestionExample {
+            text: format!("question {at} of {label}"),
+            vector: to_unit(vec![at as f32, 1.0, label.len() as f32]).into(),
+            source: source.to_owned(),
+            label: label.to_owned(),
+            mentions: String::new(),
+            article: None,
+        };
+        let labels = [("a", "refund"), ("a", "delivery"), ("b", "refunds"), ("b", "refund")];
+        let questions: Vec<QuestionExample> =
+            labels.iter().flat_map(|(source, label)| (0..5).map(|at| question(source, label, at))).collect();
+        let rarity = Rarity::of(questions.iter().map(|question| question.text.as_str()), 1);
+        let profile = |question: &QuestionExample| Profile {
+            words: Words::of(&question.text, &rarity),
+            familiarity: 1.0,
+            purpose: question.vector.to_vec(),
+        };
+        let profiles: Vec<Profile> = questions.iter().map(profile).collect();
+        let all: Vec<usize> = (0..questions.len()).collect();
+        let pairs = hard_pairs(&questions, &profiles, &all, &FitOptions::default());
+        assert!(pairs.iter().any(|pair| pair.same) && pairs.iter().any(|pair| !pair.same));
+        for PairExample { a, b, same } in pairs {
+            let (a, b) = (&questions[a], &questions[b]);
+            assert_eq!(a.source, b.source);
+            assert_eq!(same, a.label == b.label);
+        }
+    }
 }

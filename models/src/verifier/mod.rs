@@ -26,7 +26,7 @@ use crate::vector::dot;
 use crate::whole::write_whole;
 
 /// First bytes of a file of parameters; the last is the version of the layout.
-const MAGIC: &[u8; 8] = b"TFVERIF\x02";
+const MAGIC: &[u8; 8] = b"TFVERIF\x03";
 /// Reasons named for a decision.
 const REASONS: usize = 3;
 /// Share of the error that calibration may use up.
@@ -98,6 +98,8 @@ pub(crate) struct Purposes {
     middles: Vec<Vec<f32>>,
     /// What is further from all of them than this is of another kind.
     familiar_min: f32,
+    /// Answers to what is further from all of them than this serve nobody else.
+    typical_min: f32,
 }
 
 impl Purposes {
@@ -217,6 +219,13 @@ impl Verifier {
     #[must_use]
     pub fn is_familiar(&self, profile: &Profile) -> bool {
         profile.familiarity >= self.purposes.familiar_min
+    }
+
+    /// Whether the answer to a question may serve others: whether it lies nearer still to what training knew. An odd one would be
+    /// the answer of all who ask something near it.
+    #[must_use]
+    pub fn is_typical(&self, profile: &Profile) -> bool {
+        profile.familiarity >= self.purposes.typical_min
     }
 
     /// Compares two questions; `cosine` is that of their vectors.

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use crate::grpc::client::{CallerKey, Keyed, connect};
+use crate::grpc::client::{Access, Keyed};
 use crate::grpc::proto::ask_response::Event;
 use crate::grpc::proto::conversations_client::ConversationsClient;
 use crate::grpc::proto::{self, AskRequest, CacheLevel, Done, Turn};
@@ -24,8 +24,8 @@ const QUESTION_CHARS_MAX: usize = 80;
 /// # Errors
 /// When there is no server, or standard input or output fails. A turn that fails ends a pipe, but not a terminal's
 /// session.
-pub async fn chat(endpoint: String, key: &CallerKey, conversation: Option<String>) -> Result<()> {
-    let mut client = ConversationsClient::new(key.on(connect(&endpoint).await?));
+pub async fn chat(endpoint: String, access: &Access, conversation: Option<String>) -> Result<()> {
+    let mut client = ConversationsClient::new(access.connect(&endpoint).await?);
     // Turn ids have to be new in a conversation that is taken up again: they start with the time.
     let started = Timestamp::now().as_microsecond();
     let conversation = conversation.unwrap_or_else(|| format!("chat-{started}"));

@@ -25,4 +25,4 @@ pub mod router_report;
 pub mod sample;
 pub mod telemetry;
 
-pub use self::door::Gateway;
+pub use self::door::{Gateway, TlsError};

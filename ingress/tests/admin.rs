@@ -11,7 +11,7 @@ use std::process::Stdio;
 use serde_json::Value;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
-use turnflow::grpc::client::connect;
+use turnflow::grpc::client::Access;
 use turnflow::grpc::proto::admin_client::AdminClient;
 use turnflow::grpc::proto::{
     CacheLevel, DrainRequest, EntrySelection, FlushRequest, GetEntryRequest, ListEntriesRequest, LoadLevel,
@@ -181,7 +181,7 @@ async fn a_server_that_is_drained_ends_in_order() {
         let waiting = tokio::task::spawn_blocking(move || (announced(&mut server), server));
         let (announced, mut server) = waiting.await.expect("announced");
         let address = announced["listening"].as_str().expect("an address");
-        let mut admin = AdminClient::new(connect(address).await.expect("connected"));
+        let mut admin = AdminClient::new(Access::default().connect(address).await.expect("connected"));
         admin.drain(DrainRequest {}).await.expect("it goes");
         let ended = tokio::task::spawn_blocking(move || server.wait()).await.expect("waited").expect("an end");
         assert_eq!(ended.code(), Some(0));

@@ -7,7 +7,7 @@ use turnflow_state::ArticleId;
 use super::Context;
 use crate::cli::{CacheFlushArgs, CacheListArgs, CacheShowArgs, CacheTarget};
 use crate::failure::Failure;
-use crate::grpc::client::{CallerKey, Keyed, connect};
+use crate::grpc::client::{Access, Keyed};
 use crate::grpc::proto::admin_client::AdminClient;
 use crate::grpc::proto::{
     Entry, EntrySelection, FlushRequest, GetEntryRequest, ListEntriesRequest, ListEntriesResponse, Source,
@@ -54,8 +54,8 @@ pub(super) async fn flush(context: &Context, args: CacheFlushArgs) -> Result<(),
 }
 
 async fn client(context: &Context, target: CacheTarget) -> Result<AdminClient<Keyed>, Failure> {
-    let address = target.endpoint.unwrap_or_else(|| context.config.server.listen.to_string());
-    Ok(AdminClient::new(CallerKey::from(target.key.key).on(connect(&address).await?)))
+    let address = context.address(target.endpoint);
+    Ok(AdminClient::new(Access::from(target.access).connect(&address).await?))
 }
 
 fn meant(entry: Option<u64>, article: Option<&ArticleId>, text: Option<String>) -> EntrySelection {

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::Serialize;
 use turnflow_models::{ModelHome, verify};
-use turnflow_pipeline::{Chooser, Config, TierConfig, TierKind, chooser, verifier};
+use turnflow_pipeline::{Chooser, Config, TierConfig, TierKind, TlsConfig, chooser, verifier};
 use turnflow_state::Store;
 
 use super::{Context, keys};
 use crate::cli::StoreArgs;
+use crate::door::certificate_until;
 use crate::failure::Failure;
 
 /// What was found out about one thing.
@@ -46,6 +47,9 @@ pub(super) fn run(context: &Context, args: &StoreArgs) -> Result<(), Failure> {
     ];
     if config.http.enabled {
         findings.push(finding("HTTP port", &config.http.listen, check_port(config.http.listen)));
+    }
+    if config.server.tls.is_on() {
+        findings.push(finding("TLS", &config.server.tls.cert_file.display(), check_tls(&config.server.tls)));
     }
     if config.routing.enabled {
         findings.push(finding("router", &config.routing.router, check_router(config)));
@@ -144,6 +148,10 @@ fn check_model(tier: &TierConfig, home: &ModelHome) -> anyhow::Result<String> {
 fn check_server(tier: &TierConfig) -> anyhow::Result<String> {
     tier.openai.check_files()?;
     Ok("its key and certificates, where there are any, can be read".to_owned())
+}
+
+fn check_tls(tls: &TlsConfig) -> anyhow::Result<String> {
+    Ok(format!("the certificate counts until {}", certificate_until(tls)?))
 }
 
 fn check_port(listen: SocketAddr) -> anyhow::Result<String> {

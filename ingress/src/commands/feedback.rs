@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::Context;
 use crate::cli::{FeedbackArgs, JudgementArg};
 use crate::failure::Failure;
-use crate::grpc::client::{CallerKey, connect};
+use crate::grpc::client::Access;
 use crate::grpc::proto::conversations_client::ConversationsClient;
 use crate::grpc::proto::{FeedbackRequest, Judgement};
 
@@ -20,14 +20,14 @@ struct Given {
 /// # Errors
 /// When no server answers, or it knows no such turn.
 pub(super) async fn run(context: &Context, args: FeedbackArgs) -> Result<(), Failure> {
-    let address = args.endpoint.unwrap_or_else(|| context.config.server.listen.to_string());
+    let address = context.address(args.endpoint);
     let judgement = match args.judgement {
         JudgementArg::Good => Judgement::Good,
         JudgementArg::Wrong => Judgement::Wrong,
     };
     let request =
         FeedbackRequest { conversation_id: args.conversation, turn_id: args.turn, judgement: judgement.into() };
-    let mut client = ConversationsClient::new(CallerKey::from(args.key.key).on(connect(&address).await?));
+    let mut client = ConversationsClient::new(Access::from(args.access).connect(&address).await?);
     let response = client.feedback(request).await.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
     let counted = response.into_inner().counted;
     let text = if counted {

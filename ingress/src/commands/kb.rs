@@ -16,7 +16,7 @@ use self::show::Effect;
 use super::Context;
 use crate::cli::{KbCommand, KbDeleteArgs, KbGetArgs, KbListArgs, KbSearchArgs, KbUpsertArgs, KbWatchArgs};
 use crate::failure::Failure;
-use crate::grpc::client::connect;
+use crate::grpc::client::Access;
 use crate::grpc::proto::{Article, DeleteRequest, GetRequest, ListRequest, SearchRequest, UpsertRequest, WatchRequest};
 
 /// Articles of a page.
@@ -137,11 +137,11 @@ async fn search(context: &Context, args: KbSearchArgs) -> Result<(), Failure> {
 }
 
 async fn watch(context: &Context, args: KbWatchArgs) -> Result<(), Failure> {
-    let address = args.endpoint.unwrap_or_else(|| context.config.server.listen.to_string());
-    let channel = connect(&address).await.map_err(|error| {
+    let address = context.address(args.endpoint);
+    let connection = Access::from(args.access).connect(&address).await.map_err(|error| {
         Failure::from(error).with_hint("only a running server has changes to watch: turnflow serve")
     })?;
-    let mut client = client(channel, &args.key.key.into());
+    let mut client = client(connection);
     let mut changes = client.watch(WatchRequest {}).await.map_err(|status| failed(&status))?.into_inner();
     eprintln!("watching the server at {address}");
     while let Some(change) = changes.message().await.map_err(|status| failed(&status))? {

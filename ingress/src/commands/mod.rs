@@ -67,6 +67,14 @@ impl Context {
         }
     }
 
+    /// Where the server is: named by the user, or as configured.
+    #[must_use]
+    pub fn address(&self, named: Option<String>) -> String {
+        let server = &self.config.server;
+        let scheme = if server.tls.is_on() { "https://" } else { "" };
+        named.unwrap_or_else(|| format!("{scheme}{}", server.listen))
+    }
+
     /// Where backups of the store in a folder go.
     #[must_use]
     pub fn backup_folder(&self, data: &Path) -> PathBuf {
@@ -116,8 +124,8 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Models(ModelsCommand::Verify { checkpoint }) => models::verify(&context, &checkpoint),
         Command::Bench(command) => bench::run(&context, &command),
         Command::Chat(args) => {
-            let endpoint = args.endpoint.unwrap_or_else(|| context.config.server.listen.to_string());
-            Ok(open::runtime()?.block_on(chat::chat(endpoint, &args.key.key.into(), args.conversation))?)
+            let endpoint = context.address(args.endpoint);
+            Ok(open::runtime()?.block_on(chat::chat(endpoint, &args.access.into(), args.conversation))?)
         }
         Command::Feedback(args) => open::runtime()?.block_on(feedback::run(&context, args)),
         Command::Backup(args) => open::runtime()?.block_on(backup::run(&context, args)),

@@ -1,16 +1,18 @@
 //! A connection to the server that a command is about, if one runs.
 
-use tonic::transport::Channel;
-
 use super::Context;
 use crate::failure::Failure;
-use crate::grpc::client::connect;
+use crate::grpc::client::{Access, Keyed};
 
 /// A connection to the server, with its address. None when nobody named it and nobody listens: then its store can be opened.
-pub(super) async fn server(context: &Context, endpoint: Option<&String>) -> Result<Option<(Channel, String)>, Failure> {
-    let address = endpoint.cloned().unwrap_or_else(|| context.config.server.listen.to_string());
-    match connect(&address).await {
-        Ok(channel) => Ok(Some((channel, address))),
+pub(super) async fn server(
+    context: &Context,
+    endpoint: Option<&String>,
+    access: &Access,
+) -> Result<Option<(Keyed, String)>, Failure> {
+    let address = context.address(endpoint.cloned());
+    match access.connect(&address).await {
+        Ok(connection) => Ok(Some((connection, address))),
         Err(error) if error.is_refused && endpoint.is_none() => {
             eprintln!("no server at {address}");
             Ok(None)

@@ -2,16 +2,26 @@
 
 use std::error::Error;
 use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::time::Duration;
 
+use rustls::CertificateError;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use tokio::time::timeout;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri};
 use tonic::{Request, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
-use crate::cli::KeyText;
+use crate::cli::{AccessArgs, KeyText};
 
+/// How long a server may take to accept a connection, and then to its first answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection whose calls carry a key, where there is one.
@@ -50,6 +60,79 @@ impl Interceptor for CallerKey {
     }
 }
 
+/// How servers are called: with which key, whom to trust, and as whom.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    key: CallerKey,
+    /// Certificates of authorities that are trusted besides the public ones.
+    ca_file: Option<PathBuf>,
+    /// The client's certificate and its private key.
+    identity: Option<(PathBuf, PathBuf)>,
+}
+
+impl From<AccessArgs> for Access {
+    fn from(args: AccessArgs) -> Self {
+        let AccessArgs { key, ca_file, client_cert, client_key } = args;
+        Self { key: key.into(), ca_file, identity: client_cert.zip(client_key) }
+    }
+}
+
+impl Access {
+    /// Connects to a server at `address`, which is `host:port` or a URL, and hears from it once: who wants TLS or another certificate says so
+    /// no sooner. A key that goes to another machine in the clear is warned of.
+    ///
+    /// # Errors
+    /// [`ConnectError`] when the address is none, a file cannot be used, nobody answers there, or the server refuses the connection.
+    pub async fn connect(&self, address: &str) -> Result<Keyed, ConnectError> {
+        let url = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+        let failed = |cause: &(dyn Error + 'static)| ConnectError::new(address, cause);
+        let endpoint = Endpoint::from_shared(url).map_err(|error| failed(&error))?;
+        let mut endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
+        if endpoint.uri().scheme_str() == Some("https") {
+            let tls = self.tls().map_err(|error| failed(&*error))?;
+            endpoint = endpoint.tls_config(tls).map_err(|error| failed(&error))?;
+        } else if self.key.0.is_some() && !is_this_machine(endpoint.uri()) {
+            static ONCE: Once = Once::new();
+            ONCE.call_once(|| {
+                tracing::warn!("the key goes to {address} in the clear, for all on the way to read; use https://");
+            });
+        }
+        let channel = endpoint.connect().await.map_err(|error| failed(&error))?;
+        let mut health = HealthClient::new(channel.clone());
+        let heard = timeout(CONNECT_TIMEOUT, health.check(HealthCheckRequest::default())).await;
+        // Whatever a server says of its health, it has answered.
+        if let Some(cause) = heard.map_err(|late| failed(&late))?.as_ref().err().and_then(Error::source) {
+            return Err(failed(cause));
+        }
+        Ok(self.key.on(channel))
+    }
+
+    fn tls(&self) -> Result<ClientTlsConfig, Box<dyn Error>> {
+        let read =
+            |path: &Path| std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()));
+        let mut tls = ClientTlsConfig::new().with_webpki_roots();
+        if let Some(path) = &self.ca_file {
+            let pem = read(path)?;
+            // Whatever else is there is passed over.
+            if !matches!(CertificateDer::pem_slice_iter(&pem).next(), Some(Ok(_))) {
+                return Err(format!("{} holds no certificate in PEM", path.display()).into());
+            }
+            tls = tls.ca_certificate(Certificate::from_pem(pem));
+        }
+        if let Some((certificate, key)) = &self.identity {
+            tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
+        }
+        Ok(tls)
+    }
+}
+
+/// Whether an address stays on this machine.
+fn is_this_machine(uri: &Uri) -> bool {
+    let host = uri.host().unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse();
+    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 #[error("connecting to {address}: {reason}")]
@@ -60,20 +143,20 @@ pub struct ConnectError {
     pub is_refused: bool,
 }
 
-/// Connects to a server at `address`, which is `host:port` or a URL.
-///
-/// # Errors
-/// [`ConnectError`] when the address is none, or nobody answers there.
-pub async fn connect(address: &str) -> Result<Channel, ConnectError> {
-    let url = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-    let failed = |error: tonic::transport::Error| {
+impl ConnectError {
+    fn new(address: &str, error: &(dyn Error + 'static)) -> Self {
         // Tonic's own words for what the system says repeat each other.
-        let cause = root_cause(&error);
-        let refused = cause.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::ConnectionRefused);
-        ConnectError { address: address.to_owned(), reason: cause.to_string(), is_refused: refused }
-    };
-    let endpoint = Endpoint::from_shared(url).map_err(failed)?;
-    endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect().await.map_err(failed)
+        let cause = root_cause(error);
+        let io = cause.downcast_ref::<io::Error>();
+        let is_refused = io.is_some_and(|io| io.kind() == io::ErrorKind::ConnectionRefused);
+        let reason = match io.and_then(io::Error::get_ref).and_then(|inner| inner.downcast_ref()) {
+            Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+                format!("{cause}; --ca-file names an authority of one's own")
+            }
+            _ => cause.to_string(),
+        };
+        Self { address: address.to_owned(), reason, is_refused }
+    }
 }
 
 fn root_cause<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
@@ -91,9 +174,24 @@ mod tests {
     #[tokio::test]
     async fn a_connection_that_is_refused_is_told_apart() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+        let connect = async |address: &str| Access::default().connect(address).await;
         let error = connect(&free.to_string()).await.expect_err("nobody listens");
         assert!(error.is_refused && error.to_string().starts_with(&format!("connecting to {free}: ")), "{error:?}");
         let error = connect("no address at all").await.expect_err("no URL");
         assert!(!error.is_refused, "{error:?}");
+    }
+
+    #[test]
+    fn other_machines_are_not_this_one() {
+        for (url, expected) in [
+            ("http://127.0.0.1:7411", true),
+            ("http://[::1]:7411", true),
+            ("http://LOCALHOST:7411", true),
+            ("http://192.0.2.1:7411", false),
+            ("http://0.0.0.0:7411", false),
+            ("http://bot.example", false),
+        ] {
+            assert_eq!(is_this_machine(&url.parse().expect("a URL")), expected, "{url}");
+        }
     }
 }

@@ -102,6 +102,7 @@ pub async fn serve(
     let limits = &config.limits;
     let (stop, stopping) = watch::channel(false);
     let traffic = gateway.traffic().clone();
+    let connections = incoming::accept(listener, &gateway);
     let (health, health_service) = health_reporter();
     set_health(&health, ServingStatus::Serving).await;
 
@@ -118,7 +119,7 @@ pub async fn serve(
         .add_service(conversations)
         .add_service(knowledge_base)
         .add_service(admin.max_decoding_message_size(limits.message_bytes_max));
-    let router = settings(&config.server, limits).add_routes(observed::observed(routes, traffic.clone()));
+    let router = settings(&config.server, limits).add_routes(observed::observed(routes, traffic));
 
     let told_to_stop = async {
         shutdown.await;
@@ -127,7 +128,7 @@ pub async fn serve(
     };
     let grace = Duration::from_secs(config.server.shutdown_grace_s);
     tokio::select! {
-        served = router.serve_with_incoming_shutdown(incoming::accept(listener, traffic), told_to_stop) => served?,
+        served = router.serve_with_incoming_shutdown(connections, told_to_stop) => served?,
         () = overdue(stopping, grace) => tracing::warn!("streams were still open {grace:?} after shutdown began"),
     }
     Ok(())

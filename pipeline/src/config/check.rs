@@ -6,7 +6,7 @@ use turnflow_models::{BurnConfig, Sampling, Target, WrongSetting};
 use turnflow_operators::load::LoadLimits;
 use turnflow_operators::prioritise::{ChannelWeights, QueueLimits};
 
-use super::{Config, ConfigError, TierConfig, TierKind, place};
+use super::{Config, ConfigError, TierConfig, TierKind, TlsConfig, place};
 
 /// Most threads of a kind.
 const THREADS_MAX: usize = 256;
@@ -28,6 +28,7 @@ pub(super) fn check(config: &Config, text: &str, name: &str) -> Result<(), Confi
     source.cache(config)?;
     source.load(config)?;
     source.callers(config)?;
+    source.tls(&config.server.tls)?;
     source.tier("tier", &config.tier)?;
     if config.routing.enabled {
         source.tier("small-tier", &config.small_tier)?;
@@ -135,6 +136,19 @@ impl Source<'_> {
             })?;
         }
         Ok(())
+    }
+
+    /// Whether the files that belong together are all named. What is in them is for the server to see.
+    fn tls(&self, tls: &TlsConfig) -> Result<(), ConfigError> {
+        let has_key = !tls.key_file.as_os_str().is_empty();
+        let has_authority = !tls.client_ca_file.as_os_str().is_empty();
+        let (leaf, message) = match tls.is_on() {
+            true if !has_key => ("key-file", "must name the private key of server.tls.cert-file"),
+            false if has_key => ("cert-file", "must name the certificate of server.tls.key-file"),
+            false if has_authority => ("cert-file", "must name a certificate, because server.tls.client-ca-file is set"),
+            _ => return Ok(()),
+        };
+        Err(self.wrong(format!("server.tls.{leaf}"), &"\"\"", message))
     }
 
     fn load(&self, config: &Config) -> Result<(), ConfigError> {
@@ -261,6 +275,7 @@ fn counts(config: &Config) -> Vec<(String, usize)> {
         ("extractive.passages-max", config.extractive.passages_max),
         ("extractive.articles-max", config.extractive.articles_max),
         ("server.header-bytes-max", config.server.header_bytes_max as usize),
+        ("server.tls.handshake-wait-ms", count(config.server.tls.handshake_wait_ms)),
         ("http.connections-max", config.http.connections_max),
         ("http.headers-max", config.http.headers_max),
         ("http.body-bytes-max", config.http.body_bytes_max),

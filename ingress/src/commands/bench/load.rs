@@ -38,8 +38,8 @@ pub(super) fn run(context: &Context, args: &BenchLoadArgs) -> Result<(), Failure
     let report = match &args.server {
         None => in_process(context, &inputs)?,
         Some(address) => {
-            let key = args.key.key.clone().into();
-            open::runtime()?.block_on(async { measure(Target::connect(address, &key).await?, &inputs).await })?
+            let access = args.access.clone().into();
+            open::runtime()?.block_on(async { measure(Target::connect(address, &access).await?, &inputs).await })?
         }
     };
     if let Some(path) = &args.report {

@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
@@ -68,6 +69,10 @@ const LOCAL_RESETS_MAX: usize = 256;
 const RESPONSE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// What a message with an article may hold besides its text, in bytes.
 const ARTICLE_ROOM_BYTES: usize = 64 * 1024;
+
+/// How messages may be compressed; responses are where the client asks for it. What a message decompresses to is bounded as one that was not
+/// compressed.
+const GZIP: CompressionEncoding = CompressionEncoding::Gzip;
 
 /// Why the server could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +116,8 @@ pub async fn serve(
     let knowledge_base = knowledge_service(&pipeline, gateway.clone(), limits, stopping.clone());
     let service = Service::new(pipeline, gateway, Arc::new(limits.clone()), stopping.clone());
     let conversations = ConversationsServer::new(service)
+        .accept_compressed(GZIP)
+        .send_compressed(GZIP)
         .max_decoding_message_size(limits.message_bytes_max)
         .max_encoding_message_size(response_bytes_max);
     let routes = Routes::new(health_service.max_decoding_message_size(limits.message_bytes_max))
@@ -143,6 +150,8 @@ fn admin_service(
     let (pipeline, backups) = (pipeline.clone(), Backups::configured(config, pipeline.store()));
     let limits = Arc::new(config.limits.clone());
     AdminServer::new(admin::Service { pipeline, gateway, limits, backups, stopping })
+        .accept_compressed(GZIP)
+        .send_compressed(GZIP)
 }
 
 fn knowledge_service(
@@ -154,6 +163,8 @@ fn knowledge_service(
     let request_bytes_max = limits.article_bytes_max.saturating_add(ARTICLE_ROOM_BYTES);
     let (knowledge, limits) = (pipeline.knowledge(), Arc::new(limits.clone()));
     KnowledgeBaseServer::new(knowledge::Service { knowledge, limits, gateway, stopping })
+        .accept_compressed(GZIP)
+        .send_compressed(GZIP)
         .max_decoding_message_size(request_bytes_max)
         .max_encoding_message_size(RESPONSE_BYTES_MAX.saturating_add(request_bytes_max))
 }

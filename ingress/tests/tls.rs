@@ -85,7 +85,8 @@ async fn shown(authority: &Authority, address: SocketAddr) -> CertificateDer<'st
 async fn who_trusts_the_authority_is_served_on_both_ports() {
     bounded(async {
         let parties = Parties::new();
-        let server = parties.serve(|_| {}).await;
+        let origins = vec!["https://shop.example".to_owned()];
+        let server = parties.serve(|config| config.server.grpc_web_origins = origins).await;
         let (authority, stranger) = (&parties.authority, &parties.stranger);
         connect(authority.access(None), server.address).await.expect("trusted");
         let error = connect(stranger.access(None), server.address).await.expect_err("not trusted");
@@ -99,6 +100,10 @@ async fn who_trusts_the_authority_is_served_on_both_ports() {
         let foreign = client.send(Method::GET, "/v1/models", &[("host", "evil.example")], Bytes::new()).await;
         assert_eq!(foreign.error().1, "wrong_host");
         assert_eq!(client.ask(DELIVERY, &[]).await.status, 200);
+        // A page that calls the other port.
+        let page = HttpClient::secure(server.address, authority.client(None));
+        let (path, headers) = ("/turnflow.v1.KnowledgeBase/List", [("content-type", "application/grpc-web+proto")]);
+        assert_eq!(page.begin(Method::POST, path, &headers, vec![0; 5]).await.status(), 200);
         server.stop().await;
     })
     .await;

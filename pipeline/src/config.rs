@@ -143,6 +143,8 @@ section!(
         header_bytes_max: u32,
         /// How long open streams may take to finish on shutdown, in seconds.
         shutdown_grace_s: u64,
+        /// Origins of pages in browsers that may call, over gRPC-Web; empty for none.
+        grpc_web_origins: Vec<String>,
         /// TLS of both servers.
         tls: TlsConfig,
     }

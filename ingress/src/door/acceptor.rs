@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
+use super::connection::Connection;
 use super::tls::Tls;
 use super::{Gateway, Open, Traffic};
 
@@ -26,7 +27,7 @@ const TLS_HANDSHAKE: u8 = 22;
 const REFUSED_BYTES_MAX: u64 = 64 * 1024;
 
 /// What a client and its server talk over.
-pub(crate) type Socket = Either<TcpStream, TlsStream<TcpStream>>;
+pub(crate) type Socket = Connection<Either<TcpStream, TlsStream<TcpStream>>>;
 /// A connection's place, and what counts it. Dropped when it is closed.
 pub(crate) type Held = (OwnedSemaphorePermit, Open);
 
@@ -40,6 +41,8 @@ pub(crate) struct Terms {
     pub(crate) protocols: &'static [&'static [u8]],
     /// What who speaks no TLS hears.
     pub(crate) without_tls: Vec<u8>,
+    /// How long a client may leave unread what it is sent.
+    pub(crate) reader_wait: Duration,
 }
 
 /// Accepts connections until it is dropped, which closes the port, and handshakes with it.
@@ -78,13 +81,14 @@ impl Acceptor {
                 accepted = accept(&self.listener, &self.places) => accepted,
             };
             let held = (place, self.traffic.opened(self.terms.name));
-            let Some(tls) = self.tls.clone() else { return (Either::Left(socket), held) };
+            let reader_wait = self.terms.reader_wait;
+            let Some(tls) = self.tls.clone() else { return (Connection::new(Either::Left(socket), reader_wait), held) };
             let terms = Arc::clone(&self.terms);
             self.handshakes.spawn(async move {
                 let wait = tls.handshake_wait();
                 let shaken = tokio::time::timeout(wait, handshake(socket, &tls, &terms)).await;
                 let too_slow = |_| io::Error::new(io::ErrorKind::TimedOut, format!("it took longer than {wait:?}"));
-                Ok((Either::Right(shaken.map_err(too_slow)??), held))
+                Ok((Connection::new(Either::Right(shaken.map_err(too_slow)??), reader_wait), held))
             });
         }
     }

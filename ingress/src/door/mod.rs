@@ -7,6 +7,7 @@ mod acceptor;
 mod admit;
 mod articles;
 mod check;
+mod connection;
 mod gateway;
 mod limits;
 mod outlet;

@@ -1,7 +1,8 @@
 //! Accepted connections, each with a deadline to speak HTTP/2.
 //!
-//! Tonic takes any number of connections and retries a failed accept at once, which spins when the process is out of file descriptors. So the
-//! [`Acceptor`] bounds them, and a peer that has not sent the HTTP/2 preface in time is cut off here; past the preface, HTTP/2 keepalive watches it.
+//! Tonic takes any number of connections and retries a failed accept at once, which spins when the process is out of file
+//! descriptors. So the [`Acceptor`] bounds them, and a peer that has not sent the HTTP/2 preface in time is cut off here; past the preface, HTTP/2
+//! keepalive watches it. A request over HTTP/1.1, which pages may send, is longer than the preface.
 
 use std::future::Future;
 use std::io;
@@ -15,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::Sleep;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
+use turnflow_pipeline::Config;
 
 use crate::door::{Acceptor, Gateway, Held, Socket, Terms};
 
@@ -26,12 +28,18 @@ const PREFACE_MAX: Duration = Duration::from_secs(10);
 const PREFACE_BYTES: usize = 24;
 
 /// Accepts connections until the stream is dropped, which closes the listener.
-pub(super) fn accept(listener: TcpListener, gateway: &Gateway) -> ReceiverStream<io::Result<Connection>> {
+pub(super) fn accept(
+    listener: TcpListener,
+    gateway: &Gateway,
+    config: &Config,
+) -> ReceiverStream<io::Result<Connection>> {
+    let is_for_pages = !config.server.grpc_web_origins.is_empty();
     let terms = Terms {
         name: "grpc",
         connections_max: CONNECTIONS_MAX,
-        protocols: &[b"h2"],
+        protocols: if is_for_pages { &[b"h2", b"http/1.1"] } else { &[b"h2"] },
         without_tls: go_away("this port speaks TLS, so call it with https://"),
+        reader_wait: Duration::from_millis(config.limits.reader_wait_ms),
     };
     let mut acceptor = Acceptor::new(listener, terms, gateway);
     let (out, connections) = mpsc::channel(1);
@@ -138,8 +146,14 @@ mod tests {
     async fn connected(preface_max: Duration) -> (Connection, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("listening");
-        let terms = Terms { name: "grpc", connections_max: 1, protocols: &[], without_tls: Vec::new() };
         let gateway = Gateway::keyless(TenantId::new("t").expect("valid id"));
+        let terms = Terms {
+            name: "grpc",
+            connections_max: 1,
+            protocols: &[],
+            without_tls: Vec::new(),
+            reader_wait: PREFACE_MAX,
+        };
         let (socket, held) = Acceptor::new(listener, terms, &gateway).next().await;
         (Connection::new(socket, held, preface_max), client)
     }

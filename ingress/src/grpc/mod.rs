@@ -22,6 +22,7 @@ pub mod proto;
 mod refusal;
 mod service;
 mod stats;
+mod web;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,7 +108,7 @@ pub async fn serve(
     let limits = &config.limits;
     let (stop, stopping) = watch::channel(false);
     let traffic = gateway.traffic().clone();
-    let connections = incoming::accept(listener, &gateway);
+    let connections = incoming::accept(listener, &gateway, config);
     let (health, health_service) = health_reporter();
     set_health(&health, ServingStatus::Serving).await;
 
@@ -126,7 +127,8 @@ pub async fn serve(
         .add_service(conversations)
         .add_service(knowledge_base)
         .add_service(admin.max_decoding_message_size(limits.message_bytes_max));
-    let router = settings(&config.server, limits).add_routes(observed::observed(routes, traffic));
+    let router = settings(&config.server, limits)
+        .add_routes(web::for_pages(observed::observed(routes, traffic), &config.server.grpc_web_origins));
 
     let told_to_stop = async {
         shutdown.await;
@@ -178,6 +180,7 @@ async fn overdue(mut stopping: watch::Receiver<bool>, grace: Duration) {
 
 fn settings(server: &ServerConfig, limits: &Limits) -> Server {
     Server::builder()
+        .accept_http1(!server.grpc_web_origins.is_empty())
         .timeout(RESPONSE_HEAD_MAX + Duration::from_millis(limits.admission_wait_ms))
         .max_concurrent_streams(limits.streams_per_connection_max)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)

@@ -9,7 +9,6 @@ mod answer;
 mod articles;
 mod cache;
 mod chat;
-mod connection;
 mod embeddings;
 mod error;
 mod metrics;
@@ -32,9 +31,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use turnflow_pipeline::{Config, Pipeline};
 
-use self::connection::Connection;
 use self::router::App;
-use crate::door::{Acceptor, Gateway, Terms};
+use crate::door::{Acceptor, Gateway, Socket, Terms};
 
 /// Least that a connection reads and writes at once, in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -59,6 +57,7 @@ pub async fn serve(
         connections_max: config.http.connections_max,
         protocols: &[b"http/1.1"],
         without_tls: error::without_tls(),
+        reader_wait: Duration::from_millis(config.limits.reader_wait_ms),
     };
     let mut acceptor = Acceptor::new(listener, terms, &gateway);
     let app = Arc::new(App::new(pipeline.clone(), gateway, config, is_local, stopping.clone()));
@@ -74,10 +73,8 @@ pub async fn serve(
             accepted = acceptor.next() => accepted,
         };
         let (builder, service, stopping) = (builder(config), service.clone(), stopping.clone());
-        let reader_wait = Duration::from_millis(config.limits.reader_wait_ms);
         connections.spawn(async move {
-            let io = TokioIo::new(Connection::new(socket, reader_wait));
-            serve_connection(builder.serve_connection(io, service), stopping).await;
+            serve_connection(builder.serve_connection(TokioIo::new(socket), service), stopping).await;
             drop(held);
         });
     }
@@ -108,7 +105,7 @@ fn builder(config: &Config) -> http1::Builder {
     builder
 }
 
-type Served = http1::Connection<TokioIo<Connection>, TowerToHyperService<axum::Router>>;
+type Served = http1::Connection<TokioIo<Socket>, TowerToHyperService<axum::Router>>;
 
 /// Serves a connection until it is closed, or idle after the server was told to stop.
 async fn serve_connection(connection: Served, mut stopping: watch::Receiver<bool>) {

@@ -12,10 +12,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use crate::door::Socket;
-
 /// A connection.
-pub(super) struct Connection<S = Socket> {
+pub(crate) struct Connection<S> {
     socket: S,
     wait_max: Duration,
     /// Until when the write that waits may take.

@@ -1,7 +1,7 @@
 # Turnflow in a container: built from source, run without root on a volume of its own.
 #
 #   docker build -t turnflow .
-#   docker run --rm -v turnflow:/var/lib/turnflow turnflow keys create --tenant default --scopes admin
+#   docker run --rm -v turnflow:/var/lib/turnflow turnflow keys create --tenant default --scopes admin,operator
 #   docker run -d -p 7411:7411 -p 7412:7412 -v turnflow:/var/lib/turnflow turnflow
 #
 # The first start fetches the encoder's weights (91 MB) to the volume.

@@ -170,6 +170,13 @@ impl Caller {
         tracing::info!(key = self.key.as_ref().map(tracing::field::display), "a call ends with its key");
     }
 
+    /// Whether it may still call, for this too.
+    pub(crate) fn may(&self, scope: Scope) -> bool {
+        let ring = self.ring.borrow();
+        let allows = |id: &KeyId| ring.keys.get(id).is_some_and(|record| record.allows(scope));
+        ring.denies(self.key.as_ref(), Timestamp::now()).is_none() && self.key.as_ref().is_none_or(allows)
+    }
+
     /// Whether it may still call.
     pub(crate) fn check(&self) -> Result<(), Refusal> {
         let Some(denied) = self.ring.borrow().denies(self.key.as_ref(), Timestamp::now()) else { return Ok(()) };
@@ -387,7 +394,14 @@ mod tests {
         let (admin, _) = create(&files, Scope::Admin, None);
         files.revoke(&id, Timestamp::now()).expect("revoked");
         followed.look();
-        assert!(followed.call(Some(admin.reveal()), Scope::Chat).is_ok(), "an admin may do everything");
+        let admin = followed.call(Some(admin.reveal()), Scope::Chat).expect("an admin may do everything of its tenant");
+        assert!(admin.may(Scope::Admin) && !admin.may(Scope::Operator));
+        let (operator, _) = create(&files, Scope::Operator, None);
+        followed.look();
+        assert!(followed.call(Some(operator.reveal()), Scope::Operator).is_ok());
+        for of_tenant in [Scope::Chat, Scope::Kb, Scope::Admin] {
+            assert!(followed.call(Some(operator.reveal()), of_tenant).is_err(), "{of_tenant:?}");
+        }
         assert!(followed.call(Some(key.reveal()), Scope::Kb).is_err());
         assert_eq!(caller.check(), Err(Refusal::Unauthenticated), "nor may who was let in before");
     }

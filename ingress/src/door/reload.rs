@@ -1,4 +1,4 @@
-//! Settings that change while the server runs, whoever asks for it: a signal or an admin.
+//! Settings that change while the server runs, whoever asks for it: a signal or an operator.
 
 use turnflow_pipeline::{Change, Pipeline, ReloadError};
 

@@ -8,14 +8,18 @@ use serde_json::{Value, json};
 use turnflow_pipeline::{Change, ReloadError};
 
 use super::error::{ApiError, Kind};
-use super::receive::ForAdmin;
+use super::receive::ForOperator;
 use super::reply::JsonReply;
 use super::router::App;
 use super::ui;
 use crate::door::{NotReloaded, reload};
 
 /// Has the configuration's file read again, and tells what has changed.
-pub(super) async fn post(State(app): State<Arc<App>>, _: ForAdmin, headers: HeaderMap) -> Result<JsonReply, ApiError> {
+pub(super) async fn post(
+    State(app): State<Arc<App>>,
+    _: ForOperator,
+    headers: HeaderMap,
+) -> Result<JsonReply, ApiError> {
     // A page of another site needs no key while there are none, and no permission to send this.
     if headers.contains_key(header::ORIGIN) && !ui::is_own(&headers) {
         let message = "this comes from a page of another site, by its Origin";

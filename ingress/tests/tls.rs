@@ -115,7 +115,14 @@ async fn who_speaks_no_tls_is_told_so() {
         let parties = Parties::new();
         let server = parties.serve(|_| {}).await;
         let error = Access::default().connect(&server.address.to_string()).await.expect_err("TLS is wanted");
-        assert!(error.to_string().contains("this port speaks TLS, so call it with https://"), "{error}");
+        assert!(error.to_string().contains("where the server speaks TLS, call it with https://"), "{error}");
+        // Whatever a library makes of it, the server tells, in a frame of type 7.
+        let mut socket = TcpStream::connect(server.address).await.expect("the server listens");
+        socket.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("sent");
+        let mut told = Vec::new();
+        socket.read_to_end(&mut told).await.expect("told");
+        assert_eq!((told[3], told[9 + 3]), (4, 7), "{told:?}");
+        assert!(told.ends_with(b"this port speaks TLS, so call it with https://"), "{told:?}");
         let reply = HttpClient::new(server.http).get("/ready").await;
         assert_eq!(reply.error(), (400, "tls_required".to_owned(), None));
         server.stop().await;

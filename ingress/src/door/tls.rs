@@ -13,7 +13,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{CertificateError, InconsistentKeys, RootCertStore, ServerConfig};
@@ -25,7 +25,7 @@ use turnflow_pipeline::{Change, TlsConfig};
 #[non_exhaustive]
 pub enum TlsError {
     /// A file cannot be read.
-    #[error("cannot read {path}, which server.tls names")]
+    #[error("cannot read {path}")]
     Read {
         /// Which file.
         path: PathBuf,
@@ -140,19 +140,14 @@ impl Identity {
         let TlsConfig { cert_file, key_file, client_ca_file, .. } = config;
         let mut hasher = blake3::Hasher::new();
         let mut read = |path: &Path| {
-            let pem = fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })?;
+            let pem = read(path)?;
             hasher.update(&pem);
             Ok(pem)
         };
         let provider = Arc::new(ring::default_provider());
         let chain = certificates(cert_file, &read(cert_file)?)?;
         let until = expiry(cert_file, &chain[0], &provider)?;
-        let key = PrivateKeyDer::from_pem_slice(&read(key_file)?).map_err(|error| match error {
-            rustls::pki_types::pem::Error::NoItemsFound => {
-                TlsError::Missing { path: key_file.clone(), what: "private key in PEM without a passphrase" }
-            }
-            error => unusable(key_file, &error),
-        })?;
+        let key = private_key(key_file, &read(key_file)?)?;
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
         let builder = builder.map_err(|error| unusable(cert_file, &error))?;
         let builder = if client_ca_file.as_os_str().is_empty() {
@@ -187,8 +182,23 @@ pub(crate) fn certificate_until(config: &TlsConfig) -> Result<Timestamp, TlsErro
     Identity::read(config).map(|identity| identity.until)
 }
 
+/// What a file holds.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
+}
+
+/// The private key of a file.
+pub(crate) fn private_key(path: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|error| match error {
+        pem::Error::NoItemsFound => {
+            TlsError::Missing { path: path.to_owned(), what: "private key in PEM without a passphrase" }
+        }
+        error => unusable(path, &error),
+    })
+}
+
 /// The certificates of a file, of which there is at least one.
-fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+pub(crate) fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let found: Vec<_> =
         CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|error| unusable(path, &error))?;
     if found.is_empty() {
@@ -281,8 +291,8 @@ mod tests {
         check(&certificate, &early_key, none, "new.key is not the private key of the certificate in");
         check(&key, &key, none, "good.key holds no certificate in PEM");
         check(&certificate, &certificate, none, "good.crt holds no private key in PEM without a passphrase");
-        check(&dir.path().join("none.crt"), &key, none, "none.crt, which server.tls names: No such file");
-        check(&certificate, &dir.path().join("none.key"), none, "none.key, which server.tls names: No such file");
+        check(&dir.path().join("none.crt"), &key, none, "none.crt: No such file");
+        check(&certificate, &dir.path().join("none.key"), none, "none.key: No such file");
         check(&certificate, &key, &key, "good.key holds no certificate in PEM");
         let garbled = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         let garbled = file("garbled.crt", garbled);

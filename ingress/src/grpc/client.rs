@@ -3,23 +3,25 @@
 use std::error::Error;
 use std::io;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::path::PathBuf;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
-use rustls::CertificateError;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
+use hyper_util::rt::TokioIo;
+use rustls::{CertificateError, ClientConfig, RootCertStore};
 use tokio::time::timeout;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri};
+use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
+use tower::service_fn;
 
+use super::line::{LastWord, Line};
 use crate::cli::{AccessArgs, KeyText};
+use crate::door::{certificates, private_key, read};
 
 /// How long a server may take to accept a connection, and then to its first answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -87,43 +89,60 @@ impl Access {
         let url = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
         let failed = |cause: &(dyn Error + 'static)| ConnectError::new(address, cause);
         let endpoint = Endpoint::from_shared(url).map_err(|error| failed(&error))?;
-        let mut endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
-        if endpoint.uri().scheme_str() == Some("https") {
-            let tls = self.tls().map_err(|error| failed(&*error))?;
-            endpoint = endpoint.tls_config(tls).map_err(|error| failed(&error))?;
-        } else if self.key.0.is_some() && !is_this_machine(endpoint.uri()) {
+        let is_secure = endpoint.uri().scheme_str() == Some("https");
+        let told = |reason: String| ConnectError { address: address.to_owned(), reason, is_refused: false };
+        let tls = is_secure.then(|| self.tls()).transpose().map_err(|error| told(format!("{error:#}")))?;
+        if !is_secure && self.key.0.is_some() && !is_this_machine(endpoint.uri()) {
             static ONCE: Once = Once::new();
             ONCE.call_once(|| {
                 tracing::warn!("the key goes to {address} in the clear, for all on the way to read; use https://");
             });
         }
-        let channel = endpoint.connect().await.map_err(|error| failed(&error))?;
+        let last = LastWord::default();
+        let connector = service_fn({
+            let last = last.clone();
+            move |uri| {
+                let line = Line::open(uri, tls.clone(), last.clone());
+                async { line.await.map(TokioIo::new) }
+            }
+        });
+        let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT);
+        let channel = endpoint.connect_with_connector(connector).await.map_err(|error| failed(&error))?;
         let mut health = HealthClient::new(channel.clone());
         let heard = timeout(CONNECT_TIMEOUT, health.check(HealthCheckRequest::default())).await;
         // Whatever a server says of its health, it has answered.
-        if let Some(cause) = heard.map_err(|late| failed(&late))?.as_ref().err().and_then(Error::source) {
-            return Err(failed(cause));
-        }
-        Ok(self.key.on(channel))
+        let Some(cause) = heard.map_err(|late| failed(&late))?.err().and_then(|status| root_cause_of(&status)) else {
+            return Ok(self.key.on(channel));
+        };
+        let cause = last.get().unwrap_or(&cause);
+        let hint = if is_secure { "" } else { "; where the server speaks TLS, call it with https://" };
+        Err(told(format!("{cause}{hint}")))
     }
 
-    fn tls(&self) -> Result<ClientTlsConfig, Box<dyn Error>> {
-        let read =
-            |path: &Path| std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()));
-        let mut tls = ClientTlsConfig::new().with_webpki_roots();
+    fn tls(&self) -> anyhow::Result<Arc<ClientConfig>> {
+        let mut roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         if let Some(path) = &self.ca_file {
-            let pem = read(path)?;
-            // Whatever else is there is passed over.
-            if !matches!(CertificateDer::pem_slice_iter(&pem).next(), Some(Ok(_))) {
-                return Err(format!("{} holds no certificate in PEM", path.display()).into());
+            for authority in certificates(path, &read(path)?)? {
+                roots.add(authority)?;
             }
-            tls = tls.ca_certificate(Certificate::from_pem(pem));
         }
-        if let Some((certificate, key)) = &self.identity {
-            tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
-        }
-        Ok(tls)
+        let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+        let builder = builder.with_safe_default_protocol_versions()?.with_root_certificates(roots);
+        let mut config = match &self.identity {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let chain = certificates(certificate, &read(certificate)?)?;
+                builder.with_client_auth_cert(chain, private_key(key, &read(key)?)?)?
+            }
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Arc::new(config))
     }
+}
+
+/// Why a call failed, unless the server said so itself.
+fn root_cause_of(status: &Status) -> Option<String> {
+    status.source().map(|cause| root_cause(cause).to_string())
 }
 
 /// Whether an address stays on this machine.

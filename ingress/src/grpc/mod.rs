@@ -17,6 +17,7 @@ mod import;
 mod in_process;
 mod incoming;
 mod knowledge;
+mod line;
 mod observed;
 pub mod proto;
 mod refusal;

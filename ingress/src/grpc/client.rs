@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use hyper_util::rt::TokioIo;
 use rustls::{CertificateError, ClientConfig, RootCertStore};
 use tokio::time::timeout;
@@ -123,7 +124,7 @@ impl Access {
         let mut roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         if let Some(path) = &self.ca_file {
             for authority in certificates(path, &read(path)?)? {
-                roots.add(authority)?;
+                roots.add(authority).with_context(|| format!("cannot trust {}", path.display()))?;
             }
         }
         let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
@@ -132,7 +133,8 @@ impl Access {
             None => builder.with_no_client_auth(),
             Some((certificate, key)) => {
                 let chain = certificates(certificate, &read(certificate)?)?;
-                builder.with_client_auth_cert(chain, private_key(key, &read(key)?)?)?
+                let client = builder.with_client_auth_cert(chain, private_key(key, &read(key)?)?);
+                client.with_context(|| format!("cannot call with the certificate in {}", certificate.display()))?
             }
         };
         config.alpn_protocols = vec![b"h2".to_vec()];

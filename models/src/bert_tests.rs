@@ -1,4 +1,4 @@
-//! Loading with tiny weights files, and what padding must not change.
+//! Loading with tiny weights files, what padding must not change, and the CPU's own executor at sizes that fill no vector.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,32 +16,50 @@ const TINY: BertConfig = BertConfig {
     layer_norm_eps: 1e-12,
 };
 
+/// No size is a multiple of the vectors that kernels compute with.
+const ODD: BertConfig = BertConfig {
+    hidden_size: 28,
+    num_hidden_layers: 2,
+    num_attention_heads: 2,
+    intermediate_size: 50,
+    vocab_size: 40,
+    max_position_embeddings: 256,
+    type_vocab_size: 1,
+    layer_norm_eps: 1e-12,
+};
+
 type Tensors = BTreeMap<String, Vec<usize>>;
 
 /// Names and shapes as PyTorch writes them.
-fn tensors() -> Tensors {
+fn tensors(config: &BertConfig) -> Tensors {
+    let (width, wide) = (config.hidden_size, config.intermediate_size);
     let mut tensors = Tensors::new();
     let mut linear = |name: &str, outputs, inputs| {
         tensors.insert(format!("{name}.weight"), vec![outputs, inputs]);
         tensors.insert(format!("{name}.bias"), vec![outputs]);
     };
-    for layer in 0..2 {
+    for layer in 0..config.num_hidden_layers {
         for part in ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"] {
-            linear(&format!("encoder.layer.{layer}.{part}"), 4, 4);
+            linear(&format!("encoder.layer.{layer}.{part}"), width, width);
         }
-        linear(&format!("encoder.layer.{layer}.intermediate.dense"), 8, 4);
-        linear(&format!("encoder.layer.{layer}.output.dense"), 4, 8);
+        linear(&format!("encoder.layer.{layer}.intermediate.dense"), wide, width);
+        linear(&format!("encoder.layer.{layer}.output.dense"), width, wide);
     }
     // Ignored: the encoder has no pooler.
-    linear("pooler.dense", 4, 4);
-    let norms =
-        (0..2).flat_map(|layer| ["attention.output", "output"].map(|part| format!("encoder.layer.{layer}.{part}")));
+    linear("pooler.dense", width, width);
+    let norms = (0..config.num_hidden_layers)
+        .flat_map(|layer| ["attention.output", "output"].map(|part| format!("encoder.layer.{layer}.{part}")));
     for name in norms.chain(["embeddings".to_owned()]) {
-        tensors.insert(format!("{name}.LayerNorm.weight"), vec![4]);
-        tensors.insert(format!("{name}.LayerNorm.bias"), vec![4]);
+        tensors.insert(format!("{name}.LayerNorm.weight"), vec![width]);
+        tensors.insert(format!("{name}.LayerNorm.bias"), vec![width]);
     }
-    for (table, rows) in [("word", 5), ("position", 6), ("token_type", 2)] {
-        tensors.insert(format!("embeddings.{table}_embeddings.weight"), vec![rows, 4]);
+    let tables = [
+        ("word", config.vocab_size),
+        ("position", config.max_position_embeddings),
+        ("token_type", config.type_vocab_size),
+    ];
+    for (table, rows) in tables {
+        tensors.insert(format!("embeddings.{table}_embeddings.weight"), vec![rows, width]);
     }
     tensors
 }
@@ -66,10 +84,14 @@ fn safetensors(tensors: &Tensors, dtype: &str) -> Vec<u8> {
 }
 
 fn load(file: &[u8]) -> Result<Bert, ModelError> {
+    load_as(&TINY, file)
+}
+
+fn load_as(config: &BertConfig, file: &[u8]) -> Result<Bert, ModelError> {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let path: PathBuf = dir.path().join("model.safetensors");
     std::fs::write(&path, file).expect("a file");
-    Bert::load(&TINY, &path, &Device::flex())
+    Bert::load(config, &path, &Device::flex())
 }
 
 fn numbers(tensor: Tensor<2>) -> Vec<f32> {
@@ -82,7 +104,7 @@ fn ids<const N: usize>(rows: &[[i64; N]]) -> Tensor<2, Int> {
 
 #[test]
 fn padding_changes_nothing() {
-    let model = load(&safetensors(&tensors(), "F32")).expect("loads");
+    let model = load(&safetensors(&tensors(&TINY), "F32")).expect("loads");
     let alone = numbers(model.embed(ids(&[[2, 4, 3]]), None));
     let padding = [[false, false, false, true, true], [false; 5]].concat();
     let padding = Tensor::<2, Bool>::from_data(TensorData::new(padding, [2, 5]), &Device::flex());
@@ -97,6 +119,35 @@ fn padding_changes_nothing() {
 }
 
 #[test]
+fn the_fused_executor_agrees_with_the_module() {
+    let module = load_as(&ODD, &safetensors(&tensors(&ODD), "F32")).expect("loads");
+    let text = |length: usize| (0..length).map(|at| (at * 7 % 40) as u32).collect::<Vec<_>>();
+    // The longest there is, the shortest, and together more than one pass.
+    let texts = [256, 1, 2, 15, 16, 17, 200, 33, 90, 1].map(text);
+    let expected: Vec<f32> = texts
+        .iter()
+        .flat_map(|text| {
+            let ids = text.iter().map(|id| i64::from(*id)).collect::<Vec<_>>();
+            numbers(module.embed(Tensor::from_data(TensorData::new(ids, [1, text.len()]), &Device::flex()), None))
+        })
+        .collect();
+    let rows: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+    for (precision, least) in [(EncoderPrecision::F32, 0.999_999), (EncoderPrecision::Bf16, 0.999)] {
+        let found = [1, 2, 3].map(|threads| {
+            let options = EncoderOptions { precision, threads, ..EncoderOptions::default() };
+            let mut found = vec![0.0; expected.len()];
+            FusedBert::new(&module, &ODD, options).expect("an executor").embed(&rows, &mut found);
+            found
+        });
+        for (found, expected) in found[0].chunks(ODD.hidden_size).zip(expected.chunks(ODD.hidden_size)) {
+            let cosine = crate::vector::dot(found, expected);
+            assert!(cosine > least, "{precision}: {cosine}");
+        }
+        assert!(found[0] == found[1] && found[0] == found[2], "{precision}: threads change nothing");
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_named() {
     let check = |file: &[u8], expected: &[&str]| {
         let told = load(file).expect_err("does not fit").to_string();
@@ -104,11 +155,11 @@ fn what_does_not_fit_is_named() {
             assert!(told.contains(part), "{told:?} should contain {part:?}");
         }
     };
-    let mut missing = tensors();
+    let mut missing = tensors(&TINY);
     missing.remove("encoder.layer.1.attention.self.key.weight");
     check(&safetensors(&missing, "F32"), &["missing tensor encoder.layer.1.attention.key.weight"]);
 
-    let mut misshaped = tensors();
+    let mut misshaped = tensors(&TINY);
     misshaped.insert("embeddings.word_embeddings.weight".to_owned(), vec![5, 3]);
     misshaped.insert("encoder.layer.0.intermediate.dense.weight".to_owned(), vec![7, 4]);
     misshaped.insert("encoder.layer.0.output.dense.bias".to_owned(), vec![2, 2]);
@@ -116,13 +167,13 @@ fn what_does_not_fit_is_named() {
         ["embeddings.word_embeddings.weight", "encoder.layer.0.intermediate.weight", "encoder.layer.0.output.bias"];
     check(&safetensors(&misshaped, "F32"), &parts);
 
-    check(&safetensors(&tensors(), "I64"), &["do not fit the model", "and ", " more"]);
+    check(&safetensors(&tensors(&TINY), "I64"), &["do not fit the model", "and ", " more"]);
     check(&safetensors(&Tensors::new(), "F32"), &["missing tensor"]);
 }
 
 #[test]
 fn a_broken_file_is_an_error() {
-    let whole = safetensors(&tensors(), "F32");
+    let whole = safetensors(&tensors(&TINY), "F32");
     for file in [&b""[..], b"short", &whole[..whole.len() / 2], &[0xff; 64]] {
         let error = load(file).expect_err("broken");
         assert!(matches!(error, ModelError::Load { .. }), "{error}");

@@ -15,7 +15,7 @@ use hyper_util::service::TowerToHyperService;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 use turnflow::Gateway;
 use turnflow::grpc::proto::conversations_server::{Conversations, ConversationsServer};
@@ -179,7 +179,7 @@ impl Conversations for Echo {
 
 async fn echo_grpc(listener: TcpListener, events: Arc<[AskResponse]>) {
     let service = ConversationsServer::new(Echo { events });
-    let incoming = TcpListenerStream::new(listener);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await.expect("served");
 }
 

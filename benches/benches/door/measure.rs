@@ -10,6 +10,9 @@ use tokio::task::JoinSet;
 
 use crate::client::Client;
 
+/// Longer than this is told as this.
+const LONGEST_US: u64 = 60_000_000;
+
 /// What was found.
 pub(crate) struct Figures {
     /// Calls per second that were answered.
@@ -21,7 +24,7 @@ pub(crate) struct Figures {
 
 impl Figures {
     fn of(mut times: Vec<Duration>, length: Duration) -> Self {
-        let mut histogram = Histogram::<u64>::new(3).expect("a histogram");
+        let mut histogram = Histogram::<u64>::new_with_max(LONGEST_US, 3).expect("a histogram");
         let answered = times.len();
         times.drain(..).for_each(|time| histogram.saturating_record(time.as_micros() as u64));
         let ms = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;

@@ -19,6 +19,9 @@ use crate::kernels::{
 
 /// Most threads of the encoder; where more are asked for, there are these.
 pub const ENCODER_THREADS_MAX: usize = 256;
+/// Tokens of a pass, unless one text has more: few enough that what a layer makes of them is still in the processor's cache
+/// when the next needs it.
+const PASS_TOKENS: usize = 512;
 
 /// How exact the encoder's products are. Attention, norms and sums are in single precision always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,6 +157,21 @@ impl FusedBert {
     /// # Panics
     /// When an id or a text's length is beyond the module's tables.
     pub(crate) fn embed(&mut self, texts: &[&[u32]], to: &mut [f32]) {
+        let (mut texts, mut to) = (texts, to);
+        while !texts.is_empty() {
+            let mut tokens = 0;
+            let count = texts.iter().take_while(|text| {
+                tokens += text.len();
+                tokens <= PASS_TOKENS
+            });
+            let (now, later) = texts.split_at(count.count().max(1));
+            let (vectors, rest) = to.split_at_mut(now.len() * self.model.hidden);
+            self.pass(now, vectors);
+            (texts, to) = (later, rest);
+        }
+    }
+
+    fn pass(&mut self, texts: &[&[u32]], to: &mut [f32]) {
         let Self { model, sequences, machine, rows } = self;
         rows.begin(texts);
         model.embed(machine, rows);

@@ -1,8 +1,9 @@
 //! Weight matrices, packed for products with few rows and with many.
 //!
-//! Contract: a product reads every weight from memory once, however many rows there are, because all blocks of rows that are
-//! multiplied with the same panels follow each other; what it gives for a row depends on the others by rounding alone. Weights are kept as `f32`, `f16` or `bf16`, and multiplied and summed in `f32`; or rows and
-//! weights are both bf16, to be multiplied two at a time and summed in `f32`.
+//! Contract: a product of up to 96 rows reads every weight from memory once. With more rows it does so once for each 96, unless the
+//! panels of a task stay in a cache, because all blocks of rows that are multiplied with the same panels follow each other. What it
+//! gives for a row depends on the others by rounding alone. Weights are kept as `f32`, `f16` or `bf16`, and multiplied and summed
+//! in `f32`; or rows and weights are both bf16, to be multiplied two at a time and summed in `f32`.
 //!
 //! Layout: panels of [`WIDTH`] outputs; in a panel, for each input one line of `WIDTH` weights. The last panel is filled up
 //! with zeros. While panels are multiplied with groups of rows, they come from the caches, and the next are asked for.

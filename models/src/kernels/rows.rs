@@ -180,6 +180,9 @@ pub(crate) fn exponentials<S: Simd>(simd: S, scores: &mut [f32], scale: f32) -> 
         sum = simd.add(sum, share);
         simd.store(share, vector);
     }
+    if rest.is_empty() {
+        return simd.sum(sum);
+    }
     let mut last = [0.0; LANES];
     last[..rest.len()].copy_from_slice(rest);
     let share = simd.exp(simd.mul(simd.sub(simd.load(&last), largest), scale));

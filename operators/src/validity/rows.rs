@@ -16,6 +16,7 @@
 //!
 //! *Contract*: vectors are at most of unit length and all of one dimension.
 
+use std::hint::black_box;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -301,6 +302,9 @@ impl WithSimd for Cascade<'_> {
         let mut bounds = [0.0_f32; BLOCK];
         for (column, rival) in rows.columns.iter().zip(rival.tiles.iter()) {
             let (tiles, measures) = (&column.tiles[block.clone()], &column.measures[block.clone()]);
+            // Each tile is a cache line somewhere else. Asked for without anything to do between, more of them are on their way
+            // at once than the loop below can look ahead.
+            black_box(left.places[..left.count].iter().fold(0, |met, &place| met | tiles[usize::from(place)].0[0]));
             // Beside those that are read: the next read would wait until it is known where this row's result goes.
             let mut places = [0; BLOCK];
             let mut kept = 0;

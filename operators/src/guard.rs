@@ -142,8 +142,8 @@ fn names(words: &[&str], folded: &[&str]) -> Vec<bool> {
     for at in 0..folded.len() {
         let is_before_name = || {
             let name = words.get(at + 1..=at + NAME_WORDS_MAX);
-            BEFORE_FULL_NAMES.contains(&words[at])
-                && name.is_some_and(|name| name.iter().all(|word| is_capitalised(word)))
+            let is_name = name.is_some_and(|name| name.iter().all(|word| is_capitalised(word)));
+            is_name && BEFORE_FULL_NAMES.contains(&words[at]) && !TITLES.contains(&folded[at + 1])
         };
         if TITLES.contains(&folded[at]) || is_before_name() {
             mark(at + 1);

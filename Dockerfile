@@ -1,7 +1,7 @@
 # Turnflow in a container: built from source, run without root on a volume of its own.
 #
 #   docker build -t turnflow .
-#   docker run --rm -v turnflow:/var/lib/turnflow turnflow keys create --tenant default --scopes admin
+#   docker run --rm -v turnflow:/var/lib/turnflow turnflow keys create --tenant default --scopes admin,operator
 #   docker run -d -p 7411:7411 -p 7412:7412 -v turnflow:/var/lib/turnflow turnflow
 #
 # The first start fetches the encoder's weights (91 MB) to the volume.
@@ -24,9 +24,10 @@ ENV TURNFLOW_HOME=/var/lib/turnflow
 VOLUME /var/lib/turnflow
 EXPOSE 7411 7412
 STOPSIGNAL SIGTERM
-# Ready, and not only alive. Bash speaks TCP; there is nothing else here that does.
+# Ready, and not only alive. Bash speaks TCP, and where server.tls is set OpenSSL, which comes with the certificates, speaks TLS; a server that
+# wants certificates of its clients has to be asked in another way (--health-cmd).
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s CMD ["bash", "-c", \
-    "exec 3<>/dev/tcp/127.0.0.1/7412 && printf 'GET /ready HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' >&3 && read -r -t 2 line <&3 && [[ $line == *' 200 '* ]]"]
+    "ask() { printf 'GET /ready HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n'; }; ready() { read -r -t 2 line && [[ $line == *' 200 '* ]]; }; (exec 3<>/dev/tcp/127.0.0.1/7412 && ask >&3 && ready <&3) || ready < <(ask | openssl s_client -quiet -connect 127.0.0.1:7412 2>/dev/null)"]
 ENTRYPOINT ["turnflow"]
 # Other machines are let in once there is a key, and without one it says so and ends.
 CMD ["serve", "--listen", "0.0.0.0:7411", "--http", "0.0.0.0:7412"]

@@ -8,10 +8,9 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tonic::Status;
-use tonic::transport::Channel;
 
 use crate::failure::written;
-use crate::grpc::client::{CallerKey, Keyed, told};
+use crate::grpc::client::{Keyed, told};
 use crate::grpc::proto::ask_response::Event;
 use crate::grpc::proto::conversations_client::ConversationsClient;
 use crate::grpc::proto::{self, AskRequest, CacheLevel, Done, Turn};
@@ -26,9 +25,9 @@ const QUESTION_CHARS_MAX: usize = 80;
 /// # Errors
 /// When standard input or output fails. A turn that fails ends a pipe, but not a terminal's
 /// session.
-pub async fn chat(server: (Channel, &str), key: &CallerKey, conversation: Option<String>) -> Result<()> {
-    let (channel, address) = server;
-    let mut client = ConversationsClient::new(key.on(channel));
+pub async fn chat(server: (Keyed, &str), conversation: Option<String>) -> Result<()> {
+    let (connection, address) = server;
+    let mut client = ConversationsClient::new(connection);
     // Turn ids have to be new in a conversation that is taken up again: they start with the time.
     let started = Timestamp::now().as_microsecond();
     let conversation = conversation.unwrap_or_else(|| format!("chat-{started}"));

@@ -16,7 +16,7 @@ use turnflow_state::TenantId;
 pub use self::backup::{BackupArgs, RestoreArgs};
 pub use self::bench::{BenchCommand, BenchGenerateArgs, BenchLoadArgs, CacheArg, OrderArg};
 pub use self::cache::{CacheCommand, CacheFlushArgs, CacheListArgs, CacheShowArgs, CacheTarget, ExplainArgs};
-pub use self::keys::{KeyArg, KeyText, KeysCommand, KeysCreateArgs, KeysRevokeArgs, KeysRotateArgs, When};
+pub use self::keys::{AccessArgs, KeyText, KeysCommand, KeysCreateArgs, KeysRevokeArgs, KeysRotateArgs, When};
 pub use self::router::{JudgedTurnArgs, RouterCommand, RouterEvalArgs, RouterTrainArgs};
 use crate::grpc::TENANT_DEFAULT;
 use crate::replay::{Format, OnBadLine, Scheme, Speed, Sweep};
@@ -174,7 +174,7 @@ pub struct ServeArgs {
 /// Arguments of `chat`.
 #[derive(Debug, Args)]
 pub struct ChatArgs {
-    /// Where the server is [default: the configured address]
+    /// Where the server is: HOST:PORT, or https://HOST:PORT [default: the configured address]
     #[arg(long, value_name = "ADDRESS")]
     pub endpoint: Option<String>,
 
@@ -182,9 +182,9 @@ pub struct ChatArgs {
     #[arg(long, value_name = "ID")]
     pub conversation: Option<String>,
 
-    /// With which key.
+    /// How to call it.
     #[command(flatten)]
-    pub key: KeyArg,
+    pub access: AccessArgs,
 }
 
 /// Arguments of `feedback`.
@@ -202,13 +202,13 @@ pub struct FeedbackArgs {
     #[arg(value_enum)]
     pub judgement: JudgementArg,
 
-    /// Where the server is [default: the configured address]
+    /// Where the server is: HOST:PORT, or https://HOST:PORT [default: the configured address]
     #[arg(long, value_name = "ADDRESS")]
     pub endpoint: Option<String>,
 
-    /// With which key.
+    /// How to call it.
     #[command(flatten)]
-    pub key: KeyArg,
+    pub access: AccessArgs,
 }
 
 /// Whether an answer was right.
@@ -326,9 +326,9 @@ pub struct KbTarget {
     #[arg(long, default_value = TENANT_DEFAULT, value_parser = tenant)]
     pub tenant: TenantId,
 
-    /// With which key.
+    /// How to call it.
     #[command(flatten)]
-    pub key: KeyArg,
+    pub access: AccessArgs,
 }
 
 /// What to do about an item that is no article, or is refused.
@@ -472,13 +472,13 @@ pub struct KbSearchArgs {
 /// Arguments of `kb watch`.
 #[derive(Debug, Args)]
 pub struct KbWatchArgs {
-    /// Where the server is [default: the configured address]
+    /// Where the server is: HOST:PORT, or https://HOST:PORT [default: the configured address]
     #[arg(long, value_name = "ADDRESS")]
     pub endpoint: Option<String>,
 
-    /// With which key.
+    /// How to call it.
     #[command(flatten)]
-    pub key: KeyArg,
+    pub access: AccessArgs,
 }
 
 /// Work on the models' weights.

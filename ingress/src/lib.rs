@@ -28,4 +28,4 @@ pub mod sample;
 pub mod say;
 pub mod telemetry;
 
-pub use self::door::Gateway;
+pub use self::door::{Gateway, TlsError};

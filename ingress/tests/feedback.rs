@@ -3,8 +3,7 @@
 #![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use tonic::Code;
-use tonic::transport::Channel;
-use turnflow::grpc::client::connect;
+use turnflow::grpc::client::{Access, Keyed};
 use turnflow::grpc::proto::ask_response::Event;
 use turnflow::grpc::proto::conversations_client::ConversationsClient;
 use turnflow::grpc::proto::{self, AskRequest, CacheLevel, Done, FeedbackRequest, Judgement, Turn};
@@ -16,7 +15,7 @@ use turnflow_state::{Store, TenantId};
 const QUESTION: &str = "How long does standard delivery take?";
 const SIMILAR: &str = "How many days does standard delivery take?";
 
-type Client = ConversationsClient<Channel>;
+type Client = ConversationsClient<Keyed>;
 
 async fn ask(client: &mut Client, conversation: &str, text: &str) -> Done {
     let turn = Turn {
@@ -69,7 +68,8 @@ async fn a_judgement_names_a_turn_counts_once_and_stops_an_answer() {
     let serving = pipeline.clone();
     let served =
         tokio::spawn(async move { serve(serving, gateway, &config, listener, async { drop(stopped.await) }).await });
-    let mut client = ConversationsClient::new(connect(&address.to_string()).await.expect("the server listens"));
+    let mut client =
+        ConversationsClient::new(Access::default().connect(&address.to_string()).await.expect("the server listens"));
 
     let unknown = judge(&mut client, "nobody", Judgement::Good).await.expect_err("no such turn");
     assert_eq!((unknown.code(), unknown.message()), (Code::NotFound, "conversation nobody has no answered turn 1"));

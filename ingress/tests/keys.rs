@@ -17,7 +17,11 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request};
-use turnflow::grpc::proto::{AskRequest, ConverseRequest, FeedbackRequest, GetRequest, ListRequest, WatchRequest};
+use turnflow::grpc::proto::admin_client::AdminClient;
+use turnflow::grpc::proto::{
+    AskRequest, BackupRequest, ConverseRequest, DrainRequest, FeedbackRequest, GetRequest, ListEntriesRequest,
+    ListRequest, StatsRequest, WatchRequest,
+};
 
 use self::announced::announced;
 use self::binary::{finish, sample, turnflow};
@@ -397,17 +401,50 @@ fn the_commands_that_call_a_server_take_a_key_and_no_log_has_its_text() {
     assert!(!log.contains(&key[12..]), "a key is in the log");
 }
 
-#[tokio::test]
-async fn metrics_are_for_admins() {
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_as_a_whole_is_for_operators_and_a_tenant_for_its_admins() {
     bounded(async {
         let keys = Keys::new();
-        let [(chat, _), (admin, _)] = ["chat,kb", "admin"].map(|scopes| keys.create("shop", scopes));
+        let [(chat, _), (admin, _), (operator, _), (both, _)] =
+            ["chat,kb", "admin", "operator", "admin,operator"].map(|scopes| keys.create("default", scopes));
         let server = keys.server().await;
         let client = HttpClient::new(server.http);
         assert_eq!(client.get("/metrics").await.error().0, 401);
-        assert_eq!(get(&client, "/metrics", &chat).await.error().0, 403);
-        let told = get(&client, "/metrics", &admin).await;
+        for key in [&chat, &admin] {
+            let refused = get(&client, "/metrics", key).await;
+            assert!(refused.error().0 == 403 && refused.body.contains("scope operator"), "{refused:?}");
+        }
+        let told = get(&client, "/metrics", &operator).await;
         assert!(told.status == 200 && told.body.starts_with("# HELP turnflow_"), "{told:?}");
+        let reload = async |key: &str| {
+            client.send(Method::POST, "/admin/reload", &[("authorization", &bearer(key))], Bytes::new()).await.error().1
+        };
+        assert_eq!(
+            (reload(&admin).await, reload(&operator).await),
+            ("missing_scope".into(), "no_configuration".into())
+        );
+        assert_eq!(get(&client, "/v1/models", &operator).await.status, 403, "no tenant's work is an operator's");
+
+        let mut calls = AdminClient::new(server.channel().await);
+        let code = |result: Result<(), tonic::Status>| result.err().map(|status| status.code());
+        for (key, of_tenant, of_server) in [
+            (&chat, Some(Code::PermissionDenied), Some(Code::PermissionDenied)),
+            (&admin, None, Some(Code::PermissionDenied)),
+            // There is no folder for backups here.
+            (&operator, Some(Code::PermissionDenied), Some(Code::FailedPrecondition)),
+            (&both, None, Some(Code::FailedPrecondition)),
+        ] {
+            let listed = calls.list_entries(call(key, ListEntriesRequest::default())).await.map(drop);
+            let copied = calls.backup(call(key, BackupRequest::default())).await.map(drop);
+            assert_eq!((code(listed), code(copied)), (of_tenant, of_server));
+        }
+        for (key, expected) in [(&admin, false), (&both, true)] {
+            let mut stats = calls.stats(call(key, StatsRequest::default())).await.expect("told").into_inner();
+            let told = stats.message().await.expect("told").expect("at once");
+            assert!(told.turns.is_some() && told.server.is_some() == expected, "{told:?}");
+        }
+        assert_eq!(code(calls.drain(call(&admin, DrainRequest {})).await.map(drop)), Some(Code::PermissionDenied));
+        calls.drain(call(&operator, DrainRequest {})).await.expect("it goes");
         server.stop().await;
     })
     .await;

@@ -9,7 +9,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use turnflow::grpc::TENANT_DEFAULT;
-use turnflow::grpc::client::CallerKey;
+use turnflow::grpc::client::Access;
 use turnflow::load::{Class, Customers, LoadReport, Part, Pattern, Plan, Target, Texts, run};
 use turnflow::sample;
 use turnflow_pipeline::{Config, Parts};
@@ -89,7 +89,7 @@ async fn every_turn_in_process_is_accounted_for() {
 async fn every_turn_over_grpc_is_accounted_for() {
     bounded(async {
         let server = TestServer::start(|config| config.load.enabled = false).await;
-        let target = Target::connect(&server.address.to_string(), &CallerKey::default()).await.expect("a server");
+        let target = Target::connect(&server.address.to_string(), &Access::default()).await.expect("a server");
         let report = small_load(target, 0.0).await;
         check(&report, &[Class::New]);
         assert!(report.phases.iter().all(|phase| phase.encoder_batches.is_none()));
@@ -103,7 +103,7 @@ async fn a_server_that_answers_nobody_is_given_up() {
     bounded(async {
         let server = TestServer::start(|config| config.load.enabled = false).await;
         server.gate.set_open(false);
-        let target = Target::connect(&server.address.to_string(), &CallerKey::default()).await.expect("a server");
+        let target = Target::connect(&server.address.to_string(), &Access::default()).await.expect("a server");
         let plan = Plan { patience: Duration::from_millis(500), ..plan() };
         let error = run(target, customers(0.5), &plan, |_| {}).await.expect_err("nobody answers");
         // Small talk is answered without the tier.

@@ -143,8 +143,36 @@ section!(
         header_bytes_max: u32,
         /// How long open streams may take to finish on shutdown, in seconds.
         shutdown_grace_s: u64,
+        /// Origins of pages in browsers that may call, over gRPC-Web; empty for none.
+        grpc_web_origins: Vec<String>,
+        /// TLS of both servers.
+        tls: TlsConfig,
     }
 );
+section!(
+    /// TLS, which both servers speak where there is a certificate.
+    TlsConfig {
+        /// The certificate, and those between it and its authority; empty for no TLS.
+        cert_file: PathBuf,
+        /// The certificate's private key.
+        key_file: PathBuf,
+        /// Certificates of the authorities whose clients are let in; empty where clients need no certificate.
+        client_ca_file: PathBuf,
+        /// Whether clients without a certificate are refused, where there are such authorities.
+        client_required: bool,
+        /// How long a handshake may take, in milliseconds.
+        handshake_wait_ms: u64,
+    }
+);
+
+impl TlsConfig {
+    /// Whether TLS is spoken.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        !self.cert_file.as_os_str().is_empty()
+    }
+}
+
 section!(
     /// The HTTP server.
     HttpConfig {

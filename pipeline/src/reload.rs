@@ -23,6 +23,7 @@ pub const LIVE: &[&str] = &[
     "load.saturation-max",
     "load.shedding-wait-ms",
     "policy.delta",
+    "server.tls",
     "small-tier.price",
     "tier.price",
 ];
@@ -69,21 +70,36 @@ impl Pipeline {
     /// # Errors
     /// [`ReloadError`]; then nothing has changed.
     pub fn reload(&self) -> Result<Vec<Change>, ReloadError> {
+        self.reload_with(|_| Ok(()))
+    }
+
+    /// The same, for a server with more to renew: `also` gets the settings once they are known to be good, before any of them holds. When
+    /// it fails, nothing changes.
+    ///
+    /// # Errors
+    /// [`ReloadError`], and those of `also`.
+    pub fn reload_with<E: From<ReloadError>>(
+        &self,
+        also: impl FnOnce(&Config) -> Result<(), E>,
+    ) -> Result<Vec<Change>, E> {
         // Of two at once, the later one reads the file later.
         let _alone = self.0.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.config();
         let path = before.file.as_deref().ok_or(ReloadError::NoFile)?;
-        let mut config = Config::load(Some(path))?;
+        let mut config = Config::load(Some(path)).map_err(ReloadError::from)?;
         config.keep_places(&before);
-        let changes = changes(&before, &config);
+        // Whether TLS is spoken at all was decided when the ports were opened.
+        let is_switched = before.server.tls.is_on() != config.server.tls.is_on();
         let is_live = |change: &Change| {
             let below = |section: &str| change.key.strip_prefix(section).is_some_and(|rest| rest.starts_with('.'));
-            LIVE.iter().any(|live| change.key == *live || below(live))
+            let is_bound = is_switched && below("server.tls");
+            !is_bound && LIVE.iter().any(|live| change.key == *live || below(live))
         };
-        let (changes, others): (Vec<_>, Vec<_>) = changes.into_iter().partition(is_live);
+        let (changes, others): (Vec<_>, Vec<_>) = changes(&before, &config).into_iter().partition(is_live);
         if !others.is_empty() {
-            return Err(ReloadError::Restart(others));
+            return Err(ReloadError::Restart(others).into());
         }
+        also(&config)?;
         self.0.load.lock().set_limits(config.load);
         self.0.parts.policy.set_delta(config.policy.delta);
         self.0.prices.set(Prices { small: config.small_tier.price, large: config.tier.price });

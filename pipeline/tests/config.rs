@@ -36,6 +36,13 @@ fn errors_name_place_and_key() {
         "t.toml:2: gateway.limits.tenant.budget-per-day = -1: must be",
     );
     check("[gateway.limits.key]\nstreams = -1\n", "t.toml:2: gateway.limits.key.streams: invalid value");
+    for origin in ["*", "shop.example", "https://", "https://shop.example/", "https://Shop.example", "https://a@b"] {
+        let expected = format!("t.toml:2: server.grpc-web-origins = {origin:?}: must be origins");
+        check(&format!("[server]\ngrpc-web-origins = [\"http://[::1]:80\", {origin:?}]\n"), &expected);
+    }
+    check("[server.tls]\ncert-file = \"c\"\n", "t.toml: server.tls.key-file = \"\": must name the private key");
+    check("[server.tls]\nkey-file = \"k\"\n", "t.toml: server.tls.cert-file = \"\": must name the certificate");
+    check("[server.tls]\nclient-ca-file = \"a\"\n", "t.toml: server.tls.cert-file = \"\": must name a certificate");
     check("[http]\nconnections-max = 0\n", "t.toml:2: http.connections-max = 0: must be at least 1");
     check("[http]\nheader-bytes-max = 100\n", "t.toml:2: http.header-bytes-max = 100: must be at least 8192");
     check("[http]\nbody-bytes-max = 100\n", "t.toml:2: http.body-bytes-max = 100: must be at least limits.article");

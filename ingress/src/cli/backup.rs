@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{KeyArg, StoreArgs};
+use super::{AccessArgs, StoreArgs};
 use crate::backup::BackupName;
 
 /// Arguments of `backup`.
@@ -22,9 +22,9 @@ pub struct BackupArgs {
     #[command(flatten)]
     pub store: StoreArgs,
 
-    /// With which key.
+    /// How to call it.
     #[command(flatten)]
-    pub key: KeyArg,
+    pub access: AccessArgs,
 }
 
 /// Arguments of `restore`.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::KeyArg;
+use super::AccessArgs;
 
 /// Largest number of seconds, of turns per second, and of their multiples.
 const NUMBER_MAX: f64 = 1e6;
@@ -15,7 +15,7 @@ pub enum BenchCommand {
     /// How fast the configured language model writes: many requests together, one at a time, and with a shared beginning
     Generate(BenchGenerateArgs),
     /// What becomes of turns when more arrive than can be answered: goodput, times from when they were due, refusals, recovery
-    Load(BenchLoadArgs),
+    Load(Box<BenchLoadArgs>),
 }
 
 /// Arguments of `bench generate`.
@@ -93,9 +93,9 @@ pub struct BenchLoadArgs {
     #[arg(long, value_name = "ADDRESS")]
     pub server: Option<String>,
 
-    /// With which key.
+    /// How to call it.
     #[command(flatten)]
-    pub key: KeyArg,
+    pub access: AccessArgs,
 
     /// Draw goodput and times, second by second
     #[arg(long, value_name = "FILE.svg")]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Subcommand};
 use turnflow_state::ArticleId;
 
-use super::KeyArg;
+use super::AccessArgs;
 
 /// What to ask the caches.
 #[derive(Debug, Subcommand)]
@@ -39,13 +39,13 @@ pub struct ExplainArgs {
 /// Which server to ask; the key says whose answers.
 #[derive(Debug, Args)]
 pub struct CacheTarget {
-    /// Where the server is [default: the configured address]
+    /// Where the server is: HOST:PORT, or https://HOST:PORT [default: the configured address]
     #[arg(long, value_name = "ADDRESS")]
     pub endpoint: Option<String>,
 
-    /// With which key.
+    /// How to call it.
     #[command(flatten)]
-    pub key: KeyArg,
+    pub access: AccessArgs,
 }
 
 /// Arguments of `cache list`.

@@ -1,6 +1,7 @@
 //! Arguments of `turnflow keys`, and of every command that calls a server with a key.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use jiff::tz::TimeZone;
@@ -127,12 +128,24 @@ fn overlap(text: &str) -> Result<SignedDuration, String> {
     if overlap.is_negative() { Err("expected a time that is not below 0".to_owned()) } else { Ok(overlap) }
 }
 
-/// With which key to call a server.
+/// How to call a server.
 #[derive(Clone, Debug, Default, Args)]
-pub struct KeyArg {
+pub struct AccessArgs {
     /// The key to call the server with; other users of this machine may see arguments, so rather set the variable
     #[arg(long, value_name = "KEY", env = "TURNFLOW_KEY", hide_env_values = true)]
     pub key: Option<KeyText>,
+
+    /// Certificates in PEM of authorities that vouch for an https:// server, besides the public ones
+    #[arg(long, value_name = "FILE", env = "TURNFLOW_CA_FILE")]
+    pub ca_file: Option<PathBuf>,
+
+    /// This client's certificate in PEM, where the server wants one
+    #[arg(long, value_name = "FILE", env = "TURNFLOW_CLIENT_CERT", requires = "client_key")]
+    pub client_cert: Option<PathBuf>,
+
+    /// The private key of that certificate, in PEM
+    #[arg(long, value_name = "FILE", env = "TURNFLOW_CLIENT_KEY", requires = "client_cert")]
+    pub client_key: Option<PathBuf>,
 }
 
 /// A key that is not printed. Anything is taken, so that nothing is repeated as wrong.

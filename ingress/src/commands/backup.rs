@@ -9,20 +9,19 @@ use super::{Context, keys, open, reach};
 use crate::backup::{BackupError, Backups, restore};
 use crate::cli::{BackupArgs, RestoreArgs};
 use crate::failure::Failure;
-use crate::grpc::client::CallerKey;
 use crate::grpc::proto::admin_client::AdminClient;
 use crate::grpc::proto::{BackupRequest, BackupResponse};
 use crate::say::say;
 
 pub(super) async fn run(context: &Context, args: BackupArgs) -> Result<(), Failure> {
-    let channel = match &args.store.data {
+    let connection = match &args.store.data {
         Some(_) => None,
-        None => reach::server(context, args.endpoint.as_ref()).await?,
+        None => reach::server(context, args.endpoint.as_ref(), &args.access.into()).await?,
     };
-    let made = match channel {
-        Some((channel, address)) => {
+    let made = match connection {
+        Some((connection, address)) => {
             say!("asking the server at {address}");
-            let mut client = AdminClient::new(CallerKey::from(args.key.key).on(channel));
+            let mut client = AdminClient::new(connection);
             let name = args.name.map_or_else(String::new, |name| name.as_str().to_owned());
             let made = client.backup(BackupRequest { name }).await;
             made.map_err(|status| refused(&status))?.into_inner()

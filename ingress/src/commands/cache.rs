@@ -7,7 +7,7 @@ use super::Context;
 use super::reach::{self, refused};
 use crate::cli::{CacheFlushArgs, CacheListArgs, CacheShowArgs, CacheTarget};
 use crate::failure::Failure;
-use crate::grpc::client::{CallerKey, Keyed};
+use crate::grpc::client::Keyed;
 use crate::grpc::proto::admin_client::AdminClient;
 use crate::grpc::proto::{
     Entry, EntrySelection, FlushRequest, GetEntryRequest, ListEntriesRequest, ListEntriesResponse, Source,
@@ -54,8 +54,8 @@ pub(super) async fn flush(context: &Context, args: CacheFlushArgs) -> Result<(),
 }
 
 async fn client(context: &Context, target: CacheTarget) -> Result<AdminClient<Keyed>, Failure> {
-    let (channel, _) = reach::running(context, target.endpoint).await?;
-    Ok(AdminClient::new(CallerKey::from(target.key.key).on(channel)))
+    let (connection, _) = reach::running(context, target.endpoint, &target.access.into()).await?;
+    Ok(AdminClient::new(connection))
 }
 
 fn meant(entry: Option<u64>, article: Option<&ArticleId>, text: Option<String>) -> EntrySelection {

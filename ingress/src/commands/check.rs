@@ -6,35 +6,20 @@ use std::fmt::Display;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Context as _;
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::body::Bytes;
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
 use serde::Serialize;
-use serde_json::{Value, json};
-use tokio::time::timeout;
-use tonic_health::pb::HealthCheckRequest;
-use tonic_health::pb::health_client::HealthClient;
 use turnflow_models::{ModelHome, verify};
 use turnflow_pipeline::Config;
 use turnflow_state::{StateError, Store};
 
 use super::named::{self, Named};
-use super::{Context, open};
+use super::{Context, open, probe};
 use crate::cli::CheckArgs;
 use crate::failure::Failure;
-use crate::grpc::SERVICE_NAME;
-use crate::grpc::client::connect;
 
 /// What is said of what a server of ours has.
 const IN_USE: &str = "in use by a running server";
-/// How long whoever has a port may take to say what it is.
-const ASK_MAX: Duration = Duration::from_secs(2);
-/// Longest answer that can be that of a server of ours, in bytes.
-const HEALTH_BYTES_MAX: usize = 1_024;
 
 /// What was found out about one thing.
 #[derive(Serialize)]
@@ -106,9 +91,14 @@ fn machine(context: &Context, data: &Path) -> Result<Vec<Finding>, Failure> {
 
 fn ports(config: &Config) -> Result<Vec<Finding>, Failure> {
     let (runtime, grpc, http) = (open::runtime()?, config.server.listen, config.http.listen);
-    let mut ports = vec![finding("port", &grpc, check_port(grpc, || runtime.block_on(serves_grpc(grpc))))];
+    let tls = &config.server.tls;
+    let other =
+        if tls.is_on() { "another process, or by a server with another certificate" } else { "another process" };
+    let found = check_port(grpc, other, || runtime.block_on(probe::grpc(grpc, tls)));
+    let mut ports = vec![finding("port", &grpc, found)];
     if config.http.enabled {
-        ports.push(finding("HTTP port", &http, check_port(http, || runtime.block_on(serves_http(http)))));
+        let found = check_port(http, other, || runtime.block_on(probe::http(http, tls)));
+        ports.push(finding("HTTP port", &http, found));
     }
     Ok(ports)
 }
@@ -140,33 +130,13 @@ fn check_weights(home: &ModelHome) -> anyhow::Result<String> {
 }
 
 /// A port must be free, or a server of ours have it.
-fn check_port(listen: SocketAddr, serves: impl FnOnce() -> bool) -> anyhow::Result<String> {
+fn check_port(listen: SocketAddr, other: &str, serves: impl FnOnce() -> bool) -> anyhow::Result<String> {
     match TcpListener::bind(listen) {
         Ok(_) => Ok("free".to_owned()),
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
-            anyhow::ensure!(serves(), "in use by another process");
+            anyhow::ensure!(serves(), "in use by {other}");
             Ok(IN_USE.to_owned())
         }
         Err(error) => Err(error).context("cannot listen"),
     }
-}
-
-/// Whether a server of ours answers there over gRPC.
-async fn serves_grpc(address: SocketAddr) -> bool {
-    let asked = async {
-        let mut health = HealthClient::new(connect(&address.to_string()).await.ok()?);
-        health.check(HealthCheckRequest { service: SERVICE_NAME.to_owned() }).await.ok()
-    };
-    timeout(ASK_MAX, asked).await.is_ok_and(|answer| answer.is_some())
-}
-
-/// Whether a server of ours answers there over HTTP.
-async fn serves_http(address: SocketAddr) -> bool {
-    let asked = async {
-        let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
-        let answer = client.get(format!("http://{address}/health").parse().ok()?).await.ok()?;
-        let body = Limited::new(answer.into_body(), HEALTH_BYTES_MAX).collect().await.ok()?.to_bytes();
-        serde_json::from_slice::<Value>(&body).ok()
-    };
-    timeout(ASK_MAX, asked).await.is_ok_and(|answer| answer == Some(json!({ "status": "ok" })))
 }

@@ -5,7 +5,6 @@ use serde::Serialize;
 use super::{Context, reach};
 use crate::cli::{FeedbackArgs, JudgementArg};
 use crate::failure::Failure;
-use crate::grpc::client::CallerKey;
 use crate::grpc::proto::conversations_client::ConversationsClient;
 use crate::grpc::proto::{FeedbackRequest, Judgement};
 
@@ -26,8 +25,8 @@ pub(super) async fn run(context: &Context, args: FeedbackArgs) -> Result<(), Fai
     };
     let request =
         FeedbackRequest { conversation_id: args.conversation, turn_id: args.turn, judgement: judgement.into() };
-    let (channel, _) = reach::running(context, args.endpoint).await?;
-    let mut client = ConversationsClient::new(CallerKey::from(args.key.key).on(channel));
+    let (connection, _) = reach::running(context, args.endpoint, &args.access.into()).await?;
+    let mut client = ConversationsClient::new(connection);
     let response = client.feedback(request).await.map_err(|status| reach::refused(&status))?;
     let counted = response.into_inner().counted;
     let text = if counted {

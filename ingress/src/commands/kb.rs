@@ -137,8 +137,8 @@ async fn search(context: &Context, args: KbSearchArgs) -> Result<(), Failure> {
 }
 
 async fn watch(context: &Context, args: KbWatchArgs) -> Result<(), Failure> {
-    let (channel, address) = running(context, args.endpoint).await?;
-    let mut client = client(channel, &args.key.key.into());
+    let (connection, address) = running(context, args.endpoint, &args.access.into()).await?;
+    let mut client = client(connection);
     let mut changes = client.watch(WatchRequest {}).await.map_err(|status| refused(&status))?.into_inner();
     say!("watching the server at {address}");
     while let Some(change) = changes.message().await.map_err(|status| refused(&status))? {

@@ -14,6 +14,7 @@ mod named;
 mod open;
 mod policy;
 mod prepare;
+mod probe;
 mod reach;
 mod replay;
 mod router;
@@ -68,6 +69,14 @@ impl Context {
         }
     }
 
+    /// Where the server is: named by the user, or as configured.
+    #[must_use]
+    pub fn address(&self, named: Option<String>) -> String {
+        let server = &self.config.server;
+        let scheme = if server.tls.is_on() { "https://" } else { "" };
+        named.unwrap_or_else(|| format!("{scheme}{}", server.listen))
+    }
+
     /// Where backups of the store in a folder go.
     #[must_use]
     pub fn backup_folder(&self, data: &Path) -> PathBuf {
@@ -113,8 +122,8 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Bench(command) => bench::run(&context, &command),
         Command::Chat(args) => {
             let talk = async {
-                let (channel, address) = reach::running(&context, args.endpoint).await?;
-                Ok(chat::chat((channel, &address), &args.key.key.into(), args.conversation).await?)
+                let (connection, address) = reach::running(&context, args.endpoint, &args.access.into()).await?;
+                Ok(chat::chat((connection, &address), args.conversation).await?)
             };
             open::runtime()?.block_on(talk)
         }

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use turnflow_models::ModelHome;
-use turnflow_pipeline::{Chooser, Config, PipelineError, TierConfig, TierKind, chooser, verifier};
+use turnflow_pipeline::{Chooser, Config, PipelineError, TierConfig, TierKind, TlsConfig, chooser, verifier};
 
 use super::{Context, keys};
+use crate::door::{TlsError, certificate_until};
 use crate::failure::Failure;
 use crate::keys::KeysError;
 
@@ -82,7 +83,9 @@ fn refuse(context: &Context, named: Vec<Named>) -> Result<(), Failure> {
 /// All that the settings name, and whether it can be used.
 pub(super) fn all(context: &Context, data: &PathBuf) -> Result<Vec<Named>, Failure> {
     let keys = keys(context, data)?;
-    Ok(std::iter::once(keys).chain(of_parts(context)?).collect())
+    let tls = &context.config.server.tls;
+    let tls = tls.is_on().then(|| of_tls(tls));
+    Ok(std::iter::once(keys).chain(tls).chain(of_parts(context)?).collect())
 }
 
 /// What the parts of a pipeline are opened from.
@@ -123,6 +126,29 @@ fn keys(context: &Context, data: &PathBuf) -> Result<Named, Failure> {
         }
     });
     Ok(Named { what: "keys", subject: files.path().display().to_string(), found })
+}
+
+/// What TLS is spoken with. Of its files, the first one that cannot be used is told.
+fn of_tls(tls: &TlsConfig) -> Named {
+    let found = certificate_until(tls).map(|until| format!("the certificate counts until {until}"));
+    let found = found.map_err(|error| {
+        let path = match &error {
+            TlsError::Read { path, .. }
+            | TlsError::Missing { path, .. }
+            | TlsError::Unusable { path, .. }
+            | TlsError::OutOfTime { path, .. } => path,
+            TlsError::Mismatch { key, .. } => key,
+        };
+        let (leaf, remedy) = if path == &tls.cert_file {
+            ("cert-file", "name the server's certificate in PEM, followed by those between it and its authority")
+        } else if path == &tls.key_file {
+            ("key-file", "name the private key of server.tls.cert-file in PEM, without a passphrase")
+        } else {
+            ("client-ca-file", "name certificates in PEM, of the authorities whose clients are let in")
+        };
+        Wrong::at(format!("server.tls.{leaf}"), &path.clone(), error, remedy)
+    });
+    Named { what: "TLS", subject: tls.cert_file.display().to_string(), found }
 }
 
 fn of_verifier(config: &Config) -> Named {

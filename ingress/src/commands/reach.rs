@@ -2,20 +2,23 @@
 
 use std::error::Error as _;
 
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::Context;
 use crate::failure::Failure;
-use crate::grpc::client::{ConnectError, connect, told};
+use crate::grpc::client::{Access, ConnectError, Keyed, told};
 use crate::say::say;
 
 /// A connection to the server, with its address. None when nobody named it and nobody listens: then its store can be opened.
-pub(super) async fn server(context: &Context, endpoint: Option<&String>) -> Result<Option<(Channel, String)>, Failure> {
-    let address = endpoint.cloned().unwrap_or_else(|| context.config.server.listen.to_string());
-    match connect(&address).await {
-        Ok(channel) => Ok(Some((channel, address))),
-        Err(error) if error.is_refused && endpoint.is_none() => {
+pub(super) async fn server(
+    context: &Context,
+    endpoint: Option<&String>,
+    access: &Access,
+) -> Result<Option<(Keyed, String)>, Failure> {
+    let address = context.address(endpoint.cloned());
+    match access.connect(&address).await {
+        Ok(connection) => Ok(Some((connection, address))),
+        Err(error) if error.is_refused() && endpoint.is_none() => {
             say!("no server at {address}");
             Ok(None)
         }
@@ -24,14 +27,22 @@ pub(super) async fn server(context: &Context, endpoint: Option<&String>) -> Resu
 }
 
 /// A connection to a server that has to run, with its address.
-pub(super) async fn running(context: &Context, endpoint: Option<String>) -> Result<(Channel, String), Failure> {
-    let address = endpoint.unwrap_or_else(|| context.config.server.listen.to_string());
-    let channel = connect(&address).await.map_err(|error| unreachable(error, "--endpoint"))?;
-    Ok((channel, address))
+pub(super) async fn running(
+    context: &Context,
+    endpoint: Option<String>,
+    access: &Access,
+) -> Result<(Keyed, String), Failure> {
+    let address = context.address(endpoint);
+    let connection = access.connect(&address).await.map_err(|error| unreachable(error, "--endpoint"))?;
+    Ok((connection, address))
 }
 
-/// Nothing answers at an address that `flag` can change.
+/// There is no connection to an address that `flag` can change.
 pub(super) fn unreachable(error: ConnectError, flag: &str) -> Failure {
+    // Who answers, and refuses, runs.
+    if matches!(error, ConnectError::Unusable { .. }) {
+        return error.into();
+    }
     let hint = format!("is the server running? start it with `turnflow serve`, or name another with {flag}");
     Failure::from(error).with_hint(hint)
 }

@@ -25,6 +25,7 @@ pub(super) fn run(context: &Context, args: &ServeArgs) -> Result<(), Failure> {
     named::require(context, &dir)?;
     let files = keys::files(context, Some(&dir))?;
     let gateway = Gateway::open(files.clone(), TenantId::new(TENANT_DEFAULT)?).map_err(keys::failed)?;
+    let gateway = gateway.with_tls(&context.config.server.tls).map_err(Failure::usage)?;
     gateway.limit(&context.config);
     let addresses = Addresses::of(context, args);
     // What is beside the store by default is where the server says from here on.
@@ -123,11 +124,13 @@ async fn serve(
         None => None,
     };
     let http_address = http.as_ref().map(|(_, address)| *address);
-    let mut text = format!("listening on {address}\n");
+    let tls = config.server.tls.is_on();
+    let (before, scheme) = if tls { ("https://", "https") } else { ("", "http") };
+    let mut text = format!("listening on {before}{address}\n");
     if let Some(address) = http_address {
-        text += &format!("listening on http://{address}\n");
+        text += &format!("listening on {scheme}://{address}\n");
     }
-    context.print(&json!({ "listening": address, "http": http_address }), text)?;
+    context.print(&json!({ "listening": address, "http": http_address, "tls": tls }), text)?;
 
     let (stop, stopping) = watch::channel(false);
     let told_to_stop = || {

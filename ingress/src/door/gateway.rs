@@ -14,11 +14,12 @@ use std::time::Duration;
 use axum::http::{HeaderMap, header};
 use jiff::Timestamp;
 use tokio::sync::watch;
-use turnflow_pipeline::Config;
+use turnflow_pipeline::{Config, TlsConfig};
 use turnflow_state::TenantId;
 
 use super::limits::{Account, Amounts, Charge, Limiter};
-use super::{Refusal, Traffic};
+use super::tls::Tls;
+use super::{Refusal, TlsError, Traffic};
 use crate::keys::{KeyFiles, KeyId, KeyRecord, KeyState, KeysError, Pepper, Scope, Stamp, key_id};
 
 /// How often the file is looked at.
@@ -34,6 +35,8 @@ pub struct Gateway {
     keyless: TenantId,
     traffic: Traffic,
     limiter: Arc<Limiter>,
+    /// What TLS is spoken with, where it is.
+    tls: Option<Tls>,
 }
 
 /// Who calls.
@@ -71,7 +74,7 @@ impl Gateway {
     #[must_use]
     pub fn keyless(tenant: TenantId) -> Self {
         let (traffic, limiter) = (Traffic::default(), Limiter::new());
-        Self { ring: watch::channel(Ring::default()).1, keyless: tenant, traffic, limiter }
+        Self { ring: watch::channel(Ring::default()).1, keyless: tenant, traffic, limiter, tls: None }
     }
 
     /// Follows a file of keys until the gateway and its copies are gone. Without any key, everybody is `keyless`. Nobody is limited yet.
@@ -95,7 +98,20 @@ impl Gateway {
             }
         };
         std::thread::Builder::new().name("turnflow-keys".to_owned()).spawn(follow).map_err(KeysError::Thread)?;
-        Ok(Self { ring, keyless, traffic: Traffic::default(), limiter: Limiter::new() })
+        Ok(Self { ring, keyless, traffic: Traffic::default(), limiter: Limiter::new(), tls: None })
+    }
+
+    /// The same, with TLS spoken on both ports where the configuration says so.
+    ///
+    /// # Errors
+    /// When a file that it names is not what it has to be.
+    pub fn with_tls(self, config: &TlsConfig) -> Result<Self, TlsError> {
+        Ok(Self { tls: Tls::open(config)?, ..self })
+    }
+
+    /// What TLS is spoken with.
+    pub(crate) const fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
     }
 
     /// Has the limits of this configuration count from now on, here and in all copies.
@@ -152,6 +168,13 @@ impl Caller {
             return std::future::pending().await;
         }
         tracing::info!(key = self.key.as_ref().map(tracing::field::display), "a call ends with its key");
+    }
+
+    /// Whether it may still call, for this too.
+    pub(crate) fn may(&self, scope: Scope) -> bool {
+        let ring = self.ring.borrow();
+        let allows = |id: &KeyId| ring.keys.get(id).is_some_and(|record| record.allows(scope));
+        ring.denies(self.key.as_ref(), Timestamp::now()).is_none() && self.key.as_ref().is_none_or(allows)
     }
 
     /// Whether it may still call.
@@ -371,7 +394,14 @@ mod tests {
         let (admin, _) = create(&files, Scope::Admin, None);
         files.revoke(&id, Timestamp::now()).expect("revoked");
         followed.look();
-        assert!(followed.call(Some(admin.reveal()), Scope::Chat).is_ok(), "an admin may do everything");
+        let admin = followed.call(Some(admin.reveal()), Scope::Chat).expect("an admin may do everything of its tenant");
+        assert!(admin.may(Scope::Admin) && !admin.may(Scope::Operator));
+        let (operator, _) = create(&files, Scope::Operator, None);
+        followed.look();
+        assert!(followed.call(Some(operator.reveal()), Scope::Operator).is_ok());
+        for of_tenant in [Scope::Chat, Scope::Kb, Scope::Admin] {
+            assert!(followed.call(Some(operator.reveal()), of_tenant).is_err(), "{of_tenant:?}");
+        }
         assert!(followed.call(Some(key.reveal()), Scope::Kb).is_err());
         assert_eq!(caller.check(), Err(Refusal::Unauthenticated), "nor may who was let in before");
     }

@@ -1,21 +1,25 @@
-//! What every way into Turnflow shares, gRPC and HTTP alike: who calls and how much they may do, what is checked of what they send, why
-//! they are refused, and how events get to a client that may be slow.
+//! What every way into Turnflow shares, gRPC and HTTP alike: connections and TLS, who calls and how much they may do, what is
+//! checked of what they send, why they are refused, and how events get to a client that may be slow.
 //!
 //! Knows no protocol's codes.
 
+mod acceptor;
 mod admit;
 mod articles;
 mod check;
+mod connection;
 mod gateway;
 mod limits;
 mod outlet;
 mod refusal;
 mod reload;
+mod tls;
 mod trace;
 mod traffic;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+pub(crate) use self::acceptor::{Acceptor, Held, Socket, Terms};
 pub(crate) use self::admit::{Admitted, admit, estimate};
 pub(crate) use self::articles::{article_id, draft, write};
 pub(crate) use self::check::{OWN_CONVERSATION, conversation, text};
@@ -27,7 +31,9 @@ pub(crate) use self::refusal::{
     Conflict, INTERNAL_MESSAGE, Refusal, UNAUTHENTICATED_MESSAGE, UNAVAILABLE_MESSAGE, describe, forbidden, overloaded,
     slow_reader,
 };
-pub(crate) use self::reload::reload;
+pub(crate) use self::reload::{NotReloaded, reload};
+pub use self::tls::TlsError;
+pub(crate) use self::tls::{certificate_until, certificates, private_key, read};
 pub(crate) use self::trace::request as request_span;
 pub(crate) use self::traffic::{Open, Traffic};
 

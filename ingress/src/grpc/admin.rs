@@ -41,11 +41,11 @@ pub(super) struct Service {
 
 impl Service {
     /// Lets those through who may call, and have not called too often.
-    fn admit<T>(&self, request: Request<T>) -> Result<(Caller, T), Refusal> {
+    fn admit<T>(&self, request: Request<T>, scope: Scope) -> Result<(Caller, T), Refusal> {
         if *self.stopping.borrow() {
             return Err(Refusal::Unavailable);
         }
-        let caller = self.gateway.caller(request.metadata().as_ref(), Scope::Admin)?;
+        let caller = self.gateway.caller(request.metadata().as_ref(), scope)?;
         caller.request()?;
         Ok((caller, request.into_inner()))
     }
@@ -56,7 +56,7 @@ impl Admin for Service {
     type StatsStream = ReceiverStream<Result<StatsResponse, Status>>;
 
     async fn backup(&self, request: Request<BackupRequest>) -> Result<Response<BackupResponse>, Status> {
-        let name = name(&self.admit(request)?.1.name)?;
+        let name = name(&self.admit(request, Scope::Operator)?.1.name)?;
         let Some(backups) = self.backups.clone() else {
             return Err(Status::failed_precondition("storage.backup-folder is not set"));
         };
@@ -71,7 +71,7 @@ impl Admin for Service {
     }
 
     async fn stats(&self, request: Request<StatsRequest>) -> Result<Response<Self::StatsStream>, Status> {
-        let (caller, StatsRequest { interval_ms }) = self.admit(request)?;
+        let (caller, StatsRequest { interval_ms }) = self.admit(request, Scope::Admin)?;
         let interval_ms = if interval_ms == 0 { INTERVAL_MS_DEFAULT } else { interval_ms };
         if !INTERVAL_MS.contains(&interval_ms) {
             let message = format!("{interval_ms}, {} to {} are allowed", INTERVAL_MS.start(), INTERVAL_MS.end());
@@ -86,7 +86,7 @@ impl Admin for Service {
         &self,
         request: Request<ListEntriesRequest>,
     ) -> Result<Response<ListEntriesResponse>, Status> {
-        let (caller, ListEntriesRequest { selection: wanted, limit }) = self.admit(request)?;
+        let (caller, ListEntriesRequest { selection: wanted, limit }) = self.admit(request, Scope::Admin)?;
         let limit = match limit as usize {
             0 => LISTED_DEFAULT,
             limit if limit <= LISTED_MAX => limit,
@@ -102,7 +102,7 @@ impl Admin for Service {
     }
 
     async fn get_entry(&self, request: Request<GetEntryRequest>) -> Result<Response<GetEntryResponse>, Status> {
-        let (caller, GetEntryRequest { id }) = self.admit(request)?;
+        let (caller, GetEntryRequest { id }) = self.admit(request, Scope::Admin)?;
         let wanted = EntrySelection { entry: Some(id), ..Default::default() };
         let selection = selection(caller.tenant, wanted)?;
         let found = self.pipeline.caches().list(selection, 1).await.map_err(Conflict::from)?.entries.pop();
@@ -111,7 +111,7 @@ impl Admin for Service {
     }
 
     async fn flush(&self, request: Request<FlushRequest>) -> Result<Response<FlushResponse>, Status> {
-        let (caller, FlushRequest { selection: wanted, all, dry_run }) = self.admit(request)?;
+        let (caller, FlushRequest { selection: wanted, all, dry_run }) = self.admit(request, Scope::Admin)?;
         let wanted = wanted.unwrap_or_default();
         if (wanted == EntrySelection::default()) != all {
             let message = "set it for all cached answers, and otherwise an entry, an article or words in `selection`";
@@ -133,7 +133,7 @@ impl Admin for Service {
     }
 
     async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<DrainResponse>, Status> {
-        self.admit(request)?;
+        self.admit(request, Scope::Operator)?;
         tracing::info!("an operator asked for the end");
         self.pipeline.drain();
         Ok(Response::new(DrainResponse { turns_in_flight: count(self.pipeline.stats().turns_in_flight) }))

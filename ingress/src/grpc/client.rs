@@ -1,17 +1,30 @@
 //! Connections to a server, for the clients that the command line is made of.
 
 use std::error::Error;
-use std::io;
+use std::io::{self, ErrorKind};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
+use anyhow::Context as _;
+use hyper_util::rt::TokioIo;
+use rustls::{CertificateError, ClientConfig, RootCertStore};
+use tokio::time::timeout;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+use tower::service_fn;
 
-use crate::cli::KeyText;
+use super::line::{LastWord, Line};
+use crate::cli::{AccessArgs, KeyText};
+use crate::door::{certificates, private_key, read};
 
+/// How long a server may take to accept a connection, and then to its first answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection whose calls carry a key, where there is one.
@@ -50,32 +63,163 @@ impl Interceptor for CallerKey {
     }
 }
 
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct ConnectError {
-    message: String,
-    /// Nobody listens there.
-    pub is_refused: bool,
+/// How servers are called: with which key, whom to trust, and as whom.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    key: CallerKey,
+    /// Certificates of authorities that are trusted besides the public ones.
+    ca_file: Option<PathBuf>,
+    /// The client's certificate and its private key.
+    identity: Option<(PathBuf, PathBuf)>,
 }
 
-/// Connects to a server at `address`, which is `host:port` or a URL.
-///
-/// # Errors
-/// [`ConnectError`] when the address is none, or nobody answers there.
-pub async fn connect(address: &str) -> Result<Channel, ConnectError> {
-    let url = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-    let failed = |error: tonic::transport::Error| {
+impl From<AccessArgs> for Access {
+    fn from(args: AccessArgs) -> Self {
+        let AccessArgs { key, ca_file, client_cert, client_key } = args;
+        Self { key: key.into(), ca_file, identity: client_cert.zip(client_key) }
+    }
+}
+
+impl Access {
+    /// Connects to a server at `address`, which is `host:port` or a URL, and hears from it once: who wants TLS or another certificate says so
+    /// no sooner. A key that goes to another machine in the clear is warned of.
+    ///
+    /// # Errors
+    /// [`ConnectError`] when the address is none, a file cannot be used, nobody answers there, or the server refuses the connection.
+    pub async fn connect(&self, address: &str) -> Result<Keyed, ConnectError> {
+        let url = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+        let endpoint = Endpoint::from_shared(url.clone()).map_err(|error| {
+            let reason = root_cause(&error).to_string();
+            ConnectError::Address { address: address.to_owned(), reason }
+        })?;
+        let is_secure = endpoint.uri().scheme_str() == Some("https");
+        let unusable = |reason: String| ConnectError::Unusable { url: url.clone(), reason };
+        let tls = is_secure.then(|| self.tls()).transpose().map_err(|error| unusable(format!("{error:#}")))?;
+        if !is_secure && self.key.0.is_some() && !is_this_machine(endpoint.uri()) {
+            static ONCE: Once = Once::new();
+            ONCE.call_once(|| {
+                tracing::warn!("the key goes to {address} in the clear, for all on the way to read; use https://");
+            });
+        }
+        let last = LastWord::default();
+        let connector = service_fn({
+            let last = last.clone();
+            move |uri| {
+                let line = Line::open(uri, tls.clone(), last.clone());
+                async { line.await.map(TokioIo::new) }
+            }
+        });
+        let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT);
+        let connected = endpoint.connect_with_connector(connector).await;
+        let channel = connected.map_err(|error| ConnectError::new(&url, &error))?;
+        let mut health = HealthClient::new(channel.clone());
+        let heard = timeout(CONNECT_TIMEOUT, health.check(HealthCheckRequest::default())).await;
+        let heard = heard.map_err(|late| ConnectError::new(&url, &late))?;
+        // Whatever a server says of its health, it has answered.
+        let Some(cause) = heard.err().and_then(|status| root_cause_of(&status)) else {
+            return Ok(self.key.on(channel));
+        };
+        let cause = last.get().unwrap_or(&cause);
+        let hint = if is_secure {
+            ""
+        } else {
+            "; is gRPC spoken there? HTTP has a port of its own, and where the server speaks TLS, call it with https://"
+        };
+        Err(unusable(format!("{cause}{hint}")))
+    }
+
+    fn tls(&self) -> anyhow::Result<Arc<ClientConfig>> {
+        let mut roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        if let Some(path) = &self.ca_file {
+            for authority in certificates(path, &read(path)?)? {
+                roots.add(authority).with_context(|| format!("cannot trust {}", path.display()))?;
+            }
+        }
+        let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+        let builder = builder.with_safe_default_protocol_versions()?.with_root_certificates(roots);
+        let mut config = match &self.identity {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let chain = certificates(certificate, &read(certificate)?)?;
+                let client = builder.with_client_auth_cert(chain, private_key(key, &read(key)?)?);
+                client.with_context(|| format!("cannot call with the certificate in {}", certificate.display()))?
+            }
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Arc::new(config))
+    }
+}
+
+/// Why a call failed, unless the server said so itself.
+fn root_cause_of(status: &Status) -> Option<String> {
+    status.source().map(|cause| root_cause(cause).to_string())
+}
+
+/// Whether an address stays on this machine.
+fn is_this_machine(uri: &Uri) -> bool {
+    let host = uri.host().unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse();
+    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// What was to be called is no address.
+    #[error("{address:?} is no address, HOST:PORT or https://HOST:PORT: {reason}")]
+    Address {
+        /// As it was given.
+        address: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Nobody listens there, or nobody says anything.
+    #[error("nothing answers at {url}: {reason}")]
+    Silent {
+        /// What was called.
+        url: String,
+        /// The system's own words.
+        reason: String,
+        /// Nobody listens there.
+        is_refused: bool,
+    },
+    /// Who listens there and the caller cannot agree: on TLS, on a certificate, or on the protocol.
+    #[error("cannot connect to {url}: {reason}")]
+    Unusable {
+        /// What was called.
+        url: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+}
+
+impl ConnectError {
+    fn new(url: &str, error: &(dyn Error + 'static)) -> Self {
         // Tonic's own words for what the system says repeat each other.
-        let cause = root_cause(&error);
-        let refused = cause.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::ConnectionRefused);
-        ConnectError { message: format!("nothing answers at {url}: {cause}"), is_refused: refused }
-    };
-    let endpoint = Endpoint::from_shared(url.clone()).map_err(|error| {
-        let message = format!("{address:?} is no address, HOST:PORT or http://HOST:PORT: {}", root_cause(&error));
-        ConnectError { message, is_refused: false }
-    })?;
-    endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect().await.map_err(failed)
+        let cause = root_cause(error);
+        let (url, reason, io) = (url.to_owned(), cause.to_string(), cause.downcast_ref::<io::Error>());
+        let kind = io.map(io::Error::kind);
+        match io.and_then(io::Error::get_ref).and_then(|inner| inner.downcast_ref()) {
+            Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+                Self::Unusable { url, reason: format!("{reason}; --ca-file names an authority of one's own") }
+            }
+            _ if matches!(
+                kind,
+                Some(ErrorKind::InvalidData | ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset)
+            ) =>
+            {
+                Self::Unusable { url, reason }
+            }
+            _ => Self::Silent { url, reason, is_refused: kind == Some(ErrorKind::ConnectionRefused) },
+        }
+    }
+
+    /// Whether nobody listens there.
+    #[must_use]
+    pub const fn is_refused(&self) -> bool {
+        matches!(self, Self::Silent { is_refused: true, .. })
+    }
 }
 
 /// What became of a call, in a sentence.
@@ -104,11 +248,12 @@ mod tests {
     #[tokio::test]
     async fn a_connection_that_is_refused_is_told_apart() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+        let connect = async |address: &str| Access::default().connect(address).await;
         let error = connect(&free.to_string()).await.expect_err("nobody listens");
         let expected = format!("nothing answers at http://{free}: ");
-        assert!(error.is_refused && error.to_string().starts_with(&expected), "{error:?}");
+        assert!(error.is_refused() && error.to_string().starts_with(&expected), "{error:?}");
         let error = connect("no address at all").await.expect_err("no URL");
-        assert!(!error.is_refused && error.to_string().contains("is no address, HOST:PORT"), "{error:?}");
+        assert!(!error.is_refused() && error.to_string().contains("is no address, HOST:PORT"), "{error:?}");
     }
 
     #[test]
@@ -117,5 +262,19 @@ mod tests {
         assert_eq!(told(&Status::unavailable("")), "the server says no more than Unavailable");
         let broken = Status::from_error(Box::new(io::Error::new(io::ErrorKind::BrokenPipe, "broken pipe")));
         assert_eq!(told(&broken), "the connection to the server failed: broken pipe");
+    }
+
+    #[test]
+    fn other_machines_are_not_this_one() {
+        for (url, expected) in [
+            ("http://127.0.0.1:7411", true),
+            ("http://[::1]:7411", true),
+            ("http://LOCALHOST:7411", true),
+            ("http://192.0.2.1:7411", false),
+            ("http://0.0.0.0:7411", false),
+            ("http://bot.example", false),
+        ] {
+            assert_eq!(is_this_machine(&url.parse().expect("a URL")), expected, "{url}");
+        }
     }
 }

@@ -1,78 +1,86 @@
-//! Accepted connections: a bounded number of them, each with a deadline to speak HTTP/2.
+//! Accepted connections, each with a deadline to speak HTTP/2.
 //!
-//! Tonic takes any number of connections and retries a failed accept at once, which spins when the process is out of
-//! file descriptors. Here a connection holds a place until it is closed, a failed accept waits, and a peer that has
-//! not sent the HTTP/2 preface in time is cut off; past the preface, HTTP/2 keepalive watches it.
+//! Tonic takes any number of connections and retries a failed accept at once, which spins when the process is out of file
+//! descriptors. So the [`Acceptor`] bounds them, and a peer that has not sent the HTTP/2 preface in time is cut off here; past the preface, HTTP/2
+//! keepalive watches it. A request over HTTP/1.1, which pages may send, is longer than the preface.
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::time::Sleep;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
+use turnflow_pipeline::Config;
 
-use crate::door::{Open, Traffic};
+use crate::door::{Acceptor, Gateway, Held, Socket, Terms};
 
-/// Open connections. More wait in the operating system's backlog.
+/// Open connections.
 const CONNECTIONS_MAX: usize = 1024;
 /// How long a peer may take to send the HTTP/2 preface.
 const PREFACE_MAX: Duration = Duration::from_secs(10);
 /// Length of the HTTP/2 preface, RFC 9113, section 3.4.
 const PREFACE_BYTES: usize = 24;
-/// Pause after an accept that failed: the usual cause, no free file descriptor, does not go away by asking again.
-const ACCEPT_RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// Accepts connections until the stream is dropped, which closes the listener.
-pub(super) fn accept(listener: TcpListener, traffic: Traffic) -> ReceiverStream<io::Result<Connection>> {
+pub(super) fn accept(
+    listener: TcpListener,
+    gateway: &Gateway,
+    config: &Config,
+) -> ReceiverStream<io::Result<Connection>> {
+    let is_for_pages = !config.server.grpc_web_origins.is_empty();
+    let terms = Terms {
+        name: "grpc",
+        connections_max: CONNECTIONS_MAX,
+        protocols: if is_for_pages { &[b"h2", b"http/1.1"] } else { &[b"h2"] },
+        without_tls: go_away("this port speaks TLS, so call it with https://"),
+        reader_wait: Duration::from_millis(config.limits.reader_wait_ms),
+    };
+    let mut acceptor = Acceptor::new(listener, terms, gateway);
     let (out, connections) = mpsc::channel(1);
     tokio::spawn(async move {
-        tokio::select! {
-            () = out.closed() => {}
-            () = accept_into(listener, &traffic, &out) => {}
+        loop {
+            let (socket, held) = tokio::select! {
+                () = out.closed() => return,
+                accepted = acceptor.next() => accepted,
+            };
+            if out.send(Ok(Connection::new(socket, held, PREFACE_MAX))).await.is_err() {
+                return;
+            }
         }
     });
     ReceiverStream::new(connections)
 }
 
-async fn accept_into(listener: TcpListener, traffic: &Traffic, out: &mpsc::Sender<io::Result<Connection>>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    // The semaphore is never closed.
-    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-        let connection = match listener.accept().await {
-            Ok((socket, _)) => Connection::new(socket, (place, traffic.opened("grpc")), PREFACE_MAX),
-            Err(error) => {
-                tracing::warn!("accepting a connection: {error}");
-                tokio::time::sleep(ACCEPT_RETRY_AFTER).await;
-                continue;
-            }
-        };
-        if out.send(Ok(connection)).await.is_err() {
-            return;
-        }
-    }
+/// What a server says in HTTP/2 before it closes a connection that is not secure enough: its settings, which are none, and a GOAWAY frame
+/// with the reason in words, RFC 9113, sections 6.5, 6.8 and 7.
+fn go_away(reason: &str) -> Vec<u8> {
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const GOAWAY: [u8; 6] = [7, 0, 0, 0, 0, 0];
+    const LAST_STREAM: [u8; 4] = [0; 4];
+    const INADEQUATE_SECURITY: [u8; 4] = [0, 0, 0, 12];
+    let body = [LAST_STREAM, INADEQUATE_SECURITY].concat();
+    // A reason is short.
+    let length = (body.len() + reason.len()).to_be_bytes();
+    let length = &length[length.len() - 3..];
+    [&SETTINGS, length, &GOAWAY, &body, reason.as_bytes()].concat()
 }
 
 /// An accepted connection.
 pub(super) struct Connection {
-    socket: TcpStream,
+    socket: Socket,
     /// Until the preface is read: how much of it was, and until when the rest may take.
     preface: Option<(usize, Pin<Box<Sleep>>)>,
-    _held: (OwnedSemaphorePermit, Open),
+    _held: Held,
 }
 
 impl Connection {
-    fn new(socket: TcpStream, held: (OwnedSemaphorePermit, Open), preface_max: Duration) -> Self {
-        // Deltas are small and each is awaited by a reader: none may wait for the next to fill a packet.
-        if let Err(error) = socket.set_nodelay(true) {
-            tracing::debug!("setting TCP_NODELAY: {error}");
-        }
+    fn new(socket: Socket, held: Held, preface_max: Duration) -> Self {
         Self { socket, preface: Some((0, Box::pin(tokio::time::sleep(preface_max)))), _held: held }
     }
 }
@@ -122,25 +130,32 @@ impl AsyncWrite for Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = ();
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.socket.connect_info()
-    }
+    fn connect_info(&self) {}
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+    use turnflow_state::TenantId;
 
     use super::*;
 
     async fn connected(preface_max: Duration) -> (Connection, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("listening");
-        let (socket, _) = listener.accept().await.expect("connected");
-        let place = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("free");
-        (Connection::new(socket, (place, Traffic::default().opened("grpc")), preface_max), client)
+        let gateway = Gateway::keyless(TenantId::new("t").expect("valid id"));
+        let terms = Terms {
+            name: "grpc",
+            connections_max: 1,
+            protocols: &[],
+            without_tls: Vec::new(),
+            reader_wait: PREFACE_MAX,
+        };
+        let (socket, held) = Acceptor::new(listener, terms, &gateway).next().await;
+        (Connection::new(socket, held, preface_max), client)
     }
 
     #[tokio::test]

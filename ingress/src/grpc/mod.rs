@@ -17,17 +17,20 @@ mod import;
 mod in_process;
 mod incoming;
 mod knowledge;
+mod line;
 mod observed;
 pub mod proto;
 mod refusal;
 mod service;
 mod stats;
+mod web;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
@@ -69,6 +72,10 @@ const RESPONSE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// What a message with an article may hold besides its text, in bytes.
 const ARTICLE_ROOM_BYTES: usize = 64 * 1024;
 
+/// How messages may be compressed; responses are where the client asks for it. What a message decompresses to is bounded as one that was not
+/// compressed.
+const GZIP: CompressionEncoding = CompressionEncoding::Gzip;
+
 /// Why the server could not serve.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -102,6 +109,7 @@ pub async fn serve(
     let limits = &config.limits;
     let (stop, stopping) = watch::channel(false);
     let traffic = gateway.traffic().clone();
+    let connections = incoming::accept(listener, &gateway, config);
     let (health, health_service) = health_reporter();
     set_health(&health, ServingStatus::Serving).await;
 
@@ -110,6 +118,8 @@ pub async fn serve(
     let knowledge_base = knowledge_service(&pipeline, gateway.clone(), limits, stopping.clone());
     let service = Service::new(pipeline, gateway, Arc::new(limits.clone()), stopping.clone());
     let conversations = ConversationsServer::new(service)
+        .accept_compressed(GZIP)
+        .send_compressed(GZIP)
         .max_decoding_message_size(limits.message_bytes_max)
         .max_encoding_message_size(response_bytes_max);
     let routes = Routes::new(health_service.max_decoding_message_size(limits.message_bytes_max))
@@ -118,7 +128,8 @@ pub async fn serve(
         .add_service(conversations)
         .add_service(knowledge_base)
         .add_service(admin.max_decoding_message_size(limits.message_bytes_max));
-    let router = settings(&config.server, limits).add_routes(observed::observed(routes, traffic.clone()));
+    let router = settings(&config.server, limits)
+        .add_routes(web::for_pages(observed::observed(routes, traffic), &config.server.grpc_web_origins));
 
     let told_to_stop = async {
         shutdown.await;
@@ -127,7 +138,7 @@ pub async fn serve(
     };
     let grace = Duration::from_secs(config.server.shutdown_grace_s);
     tokio::select! {
-        served = router.serve_with_incoming_shutdown(incoming::accept(listener, traffic), told_to_stop) => served?,
+        served = router.serve_with_incoming_shutdown(connections, told_to_stop) => served?,
         () = overdue(stopping, grace) => tracing::warn!("streams were still open {grace:?} after shutdown began"),
     }
     Ok(())
@@ -142,6 +153,8 @@ fn admin_service(
     let (pipeline, backups) = (pipeline.clone(), Backups::configured(config, pipeline.store()));
     let limits = Arc::new(config.limits.clone());
     AdminServer::new(admin::Service { pipeline, gateway, limits, backups, stopping })
+        .accept_compressed(GZIP)
+        .send_compressed(GZIP)
 }
 
 fn knowledge_service(
@@ -153,6 +166,8 @@ fn knowledge_service(
     let request_bytes_max = limits.article_bytes_max.saturating_add(ARTICLE_ROOM_BYTES);
     let (knowledge, limits) = (pipeline.knowledge(), Arc::new(limits.clone()));
     KnowledgeBaseServer::new(knowledge::Service { knowledge, limits, gateway, stopping })
+        .accept_compressed(GZIP)
+        .send_compressed(GZIP)
         .max_decoding_message_size(request_bytes_max)
         .max_encoding_message_size(RESPONSE_BYTES_MAX.saturating_add(request_bytes_max))
 }
@@ -166,6 +181,7 @@ async fn overdue(mut stopping: watch::Receiver<bool>, grace: Duration) {
 
 fn settings(server: &ServerConfig, limits: &Limits) -> Server {
     Server::builder()
+        .accept_http1(!server.grpc_web_origins.is_empty())
         .timeout(RESPONSE_HEAD_MAX + Duration::from_millis(limits.admission_wait_ms))
         .max_concurrent_streams(limits.streams_per_connection_max)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)

@@ -10,8 +10,9 @@ use turnflow_state::CacheLevel;
 
 use super::article::count;
 use super::convert::load_level;
-use super::proto::{StatsResponse, Times, TurnCounts};
+use super::proto::{ServerStats, StatsResponse, Times, TurnCounts};
 use crate::door::{Caller, LastWord, Outlet, Refusal, Untold, now_ms};
+use crate::keys::Scope;
 
 /// What goes to the client.
 type Told = Result<StatsResponse, Status>;
@@ -32,7 +33,8 @@ pub(super) async fn tell(
         loop {
             times.tick().await;
             let now = pipeline.tally_of(&caller.tenant);
-            let response = response(&pipeline.stats(), &now, &now.since(&before));
+            let server = caller.may(Scope::Operator).then(|| server(&pipeline.stats()));
+            let response = StatsResponse { server, ..response(&now, &now.since(&before)) };
             before = now;
             if let Err(untold) = out.tell(Ok(response)).await {
                 return untold;
@@ -54,13 +56,8 @@ pub(super) async fn tell(
     }
 }
 
-fn response(stats: &PipelineStats, tally: &Tally, since: &Tally) -> StatsResponse {
-    let took = |are_hits: bool| {
-        let of_levels = CacheLevel::ALL.iter().zip(&since.whole).filter(|(level, _)| level.is_hit() == are_hits);
-        times(of_levels.map(|(_, histogram)| histogram))
-    };
-    StatsResponse {
-        at_ms: now_ms(),
+fn server(stats: &PipelineStats) -> ServerStats {
+    ServerStats {
         turns_in_flight: count(stats.turns_in_flight),
         turns_waiting: count(stats.load.waiting),
         load: load_level(stats.load.level).into(),
@@ -68,6 +65,17 @@ fn response(stats: &PipelineStats, tally: &Tally, since: &Tally) -> StatsRespons
         entries: stats.validity.entries as u64,
         entries_bytes: stats.validity.bytes as u64,
         invalidated: stats.validity.invalidated,
+    }
+}
+
+fn response(tally: &Tally, since: &Tally) -> StatsResponse {
+    let took = |are_hits: bool| {
+        let of_levels = CacheLevel::ALL.iter().zip(&since.whole).filter(|(level, _)| level.is_hit() == are_hits);
+        times(of_levels.map(|(_, histogram)| histogram))
+    };
+    StatsResponse {
+        at_ms: now_ms(),
+        server: None,
         turns: Some(TurnCounts {
             exact: tally.answered_at(CacheLevel::Exact),
             semantic: tally.answered_at(CacheLevel::Semantic),

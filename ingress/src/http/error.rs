@@ -202,6 +202,17 @@ impl IntoResponse for ApiError {
     }
 }
 
+/// The whole response to who speaks no TLS where that is spoken. No request was read, so nothing else of this server is there to write it.
+pub(super) fn without_tls() -> Vec<u8> {
+    let body =
+        ApiError::bad_request("tls_required", "this port speaks TLS, so call it with https://").body().to_string();
+    let length = body.len();
+    format!(
+        "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )
+    .into_bytes()
+}
+
 #[cfg(test)]
 mod tests {
     use turnflow_state::ArticleId;

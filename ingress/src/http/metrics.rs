@@ -9,13 +9,13 @@ use axum::response::{IntoResponse, Response};
 use tracing::Instrument as _;
 
 use super::error::ApiError;
-use super::receive::ForAdmin;
+use super::receive::ForOperator;
 use super::router::App;
 use crate::door::request_span;
 use crate::metrics::CONTENT_TYPE;
 
 /// `GET /metrics`. It waits for no place of other work, so that it tells of overload as well.
-pub(super) async fn get(State(app): State<Arc<App>>, _: ForAdmin) -> Result<Response, ApiError> {
+pub(super) async fn get(State(app): State<Arc<App>>, _: ForOperator) -> Result<Response, ApiError> {
     let metrics = app.metrics.clone();
     match tokio::task::spawn_blocking(move || metrics.render()).await {
         Ok(Ok(text)) => Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()),

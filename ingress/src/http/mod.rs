@@ -9,7 +9,6 @@ mod answer;
 mod articles;
 mod cache;
 mod chat;
-mod connection;
 mod embeddings;
 mod error;
 mod metrics;
@@ -27,17 +26,14 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use turnflow_pipeline::{Config, Pipeline};
 
-use self::connection::Connection;
 use self::router::App;
-use crate::door::Gateway;
+use crate::door::{Acceptor, Gateway, Socket, Terms};
 
-/// Pause after an accept that failed: the usual cause, no free file descriptor, does not go away by asking again.
-const ACCEPT_RETRY_AFTER: Duration = Duration::from_millis(100);
 /// Least that a connection reads and writes at once, in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
 
@@ -55,34 +51,34 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) {
     let (stop, stopping) = watch::channel(false);
-    let traffic = gateway.traffic().clone();
     let is_local = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+    let terms = Terms {
+        name: "http",
+        connections_max: config.http.connections_max,
+        protocols: &[b"http/1.1"],
+        without_tls: error::without_tls(),
+        reader_wait: Duration::from_millis(config.limits.reader_wait_ms),
+    };
+    let mut acceptor = Acceptor::new(listener, terms, &gateway);
     let app = Arc::new(App::new(pipeline.clone(), gateway, config, is_local, stopping.clone()));
     let live = tokio::spawn(app.live.clone().run(pipeline, stopping.clone()));
     let service = TowerToHyperService::new(router::router(app));
-    let places = Arc::new(Semaphore::new(config.http.connections_max));
     let mut connections = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
-        let (socket, place) = tokio::select! {
+        let (socket, held) = tokio::select! {
             biased;
             () = &mut shutdown => break,
             Some(_) = connections.join_next() => continue,
-            accepted = accept(&listener, &places) => match accepted {
-                Some(accepted) => accepted,
-                None => continue,
-            },
+            accepted = acceptor.next() => accepted,
         };
         let (builder, service, stopping) = (builder(config), service.clone(), stopping.clone());
-        let reader_wait = Duration::from_millis(config.limits.reader_wait_ms);
-        let open = traffic.opened("http");
         connections.spawn(async move {
-            let io = TokioIo::new(Connection::new(socket, reader_wait));
-            serve_connection(builder.serve_connection(io, service), stopping).await;
-            drop((place, open));
+            serve_connection(builder.serve_connection(TokioIo::new(socket), service), stopping).await;
+            drop(held);
         });
     }
-    drop(listener);
+    drop(acceptor);
     stop.send_replace(true);
     // It ends at once, and with nothing that anybody waits for.
     drop(live.await);
@@ -90,20 +86,6 @@ pub async fn serve(
     let ended = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(grace, ended).await.is_err() {
         tracing::warn!("HTTP connections were still open {grace:?} after shutdown began");
-    }
-}
-
-/// A place for a connection, and then the connection that takes it.
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> Option<(TcpStream, OwnedSemaphorePermit)> {
-    // No error: the semaphore is never closed.
-    let place = Arc::clone(places).acquire_owned().await.ok()?;
-    match listener.accept().await {
-        Ok((socket, _)) => Some((socket, place)),
-        Err(error) => {
-            tracing::warn!("accepting a connection: {error}");
-            tokio::time::sleep(ACCEPT_RETRY_AFTER).await;
-            None
-        }
     }
 }
 
@@ -123,7 +105,7 @@ fn builder(config: &Config) -> http1::Builder {
     builder
 }
 
-type Served = http1::Connection<TokioIo<Connection>, TowerToHyperService<axum::Router>>;
+type Served = http1::Connection<TokioIo<Socket>, TowerToHyperService<axum::Router>>;
 
 /// Serves a connection until it is closed, or idle after the server was told to stop.
 async fn serve_connection(connection: Served, mut stopping: watch::Receiver<bool>) {

@@ -41,14 +41,14 @@ impl FromRequestParts<Arc<App>> for ForKb {
     }
 }
 
-/// Who calls to see what the server does.
-pub(super) struct ForAdmin;
+/// Who calls about the server as a whole.
+pub(super) struct ForOperator;
 
-impl FromRequestParts<Arc<App>> for ForAdmin {
+impl FromRequestParts<Arc<App>> for ForOperator {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
-        caller(parts, app, Scope::Admin).map(|_| Self)
+        caller(parts, app, Scope::Operator).map(|_| Self)
     }
 }
 

@@ -18,6 +18,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use serde_json::json;
 use tokio::sync::{Semaphore, watch};
+use tower_http::compression::CompressionLayer;
 use turnflow_pipeline::{Config, Knowledge, Pipeline};
 
 use super::error::{ApiError, Kind};
@@ -131,6 +132,8 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/openapi.json", get(openapi))
         .route("/metrics", get(metrics::get))
         .route("/admin/reload", post(reload::post))
+        // Not the page, which repeats what an address says beside a secret; streams of events are left as they are.
+        .layer(CompressionLayer::new().gzip(true))
         .merge(ui::routes())
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_route)

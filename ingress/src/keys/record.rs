@@ -61,8 +61,10 @@ pub enum Scope {
     Chat,
     /// The knowledge base.
     Kb,
-    /// Everything.
+    /// Everything of the tenant: chat and kb, its cached answers, and the page.
     Admin,
+    /// The server as a whole, of whichever tenant the key is: metrics, reloads, backups and its end.
+    Operator,
 }
 
 impl Scope {
@@ -73,6 +75,7 @@ impl Scope {
             Self::Chat => "chat",
             Self::Kb => "kb",
             Self::Admin => "admin",
+            Self::Operator => "operator",
         }
     }
 }
@@ -148,7 +151,8 @@ impl KeyRecord {
     /// Whether it may be used for this.
     #[must_use]
     pub fn allows(&self, scope: Scope) -> bool {
-        self.scopes.contains(&scope) || self.scopes.contains(&Scope::Admin)
+        // What is the whole server's is no tenant's.
+        self.scopes.contains(&scope) || (scope != Scope::Operator && self.scopes.contains(&Scope::Admin))
     }
 }
 

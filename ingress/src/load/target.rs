@@ -10,7 +10,7 @@ use turnflow_pipeline::{Pipeline, SubmitError};
 use turnflow_state::{CacheControl, LoadLevel, TierSize, Turn, TurnError, TurnErrorKind, TurnEvent, Verdict};
 
 use super::sample::Writer;
-use crate::grpc::client::{CallerKey, ConnectError, Keyed, connect};
+use crate::grpc::client::{Access, ConnectError, Keyed};
 use crate::grpc::proto::ask_response::Event;
 use crate::grpc::proto::conversations_client::ConversationsClient;
 use crate::grpc::proto::{self, AskRequest};
@@ -69,14 +69,14 @@ pub(super) enum Ending {
 }
 
 impl Target {
-    /// A server at `address`, which is `host:port` or a URL, called with a key.
+    /// A server at `address`, which is `host:port` or a URL.
     ///
     /// # Errors
     /// When it cannot be connected to.
-    pub async fn connect(address: &str, key: &CallerKey) -> Result<Self, ConnectError> {
+    pub async fn connect(address: &str, access: &Access) -> Result<Self, ConnectError> {
         let mut clients = Vec::with_capacity(CONNECTIONS);
         for _ in 0..CONNECTIONS {
-            clients.push(ConversationsClient::new(key.on(connect(address).await?)));
+            clients.push(ConversationsClient::new(access.connect(address).await?));
         }
         Ok(Self::Server(Connections { clients: clients.into(), next: Arc::default() }))
     }

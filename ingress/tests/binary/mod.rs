@@ -6,9 +6,17 @@ use std::process::{Command, Output};
 /// The binary with an environment that tests agree on.
 pub(crate) fn turnflow() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_turnflow"));
-    for name in
-        ["TURNFLOW_CONFIG", "TURNFLOW_LOG", "TURNFLOW_LOG_FORMAT", "RUST_LOG", "TURNFLOW_KEY", "TURNFLOW_PEPPER"]
-    {
+    for name in [
+        "TURNFLOW_CONFIG",
+        "TURNFLOW_LOG",
+        "TURNFLOW_LOG_FORMAT",
+        "RUST_LOG",
+        "TURNFLOW_KEY",
+        "TURNFLOW_CA_FILE",
+        "TURNFLOW_CLIENT_CERT",
+        "TURNFLOW_CLIENT_KEY",
+        "TURNFLOW_PEPPER",
+    ] {
         command.env_remove(name);
     }
     command

@@ -1,21 +1,25 @@
 //! A small HTTP client, and what it hears.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
 
 /// A client of one server.
 #[derive(Clone)]
 pub struct HttpClient {
-    client: Client<HttpConnector, Full<Bytes>>,
-    address: SocketAddr,
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    /// Scheme and address.
+    base: String,
 }
 
 /// A whole response.
@@ -64,7 +68,21 @@ impl Reply {
 
 impl HttpClient {
     pub fn new(address: SocketAddr) -> Self {
-        Self { client: Client::builder(TokioExecutor::new()).build_http(), address }
+        let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
+        Self { base: format!("http://{address}"), ..Self::secure(address, tls) }
+    }
+
+    /// A client that speaks TLS.
+    pub fn secure(address: SocketAddr, tls: ClientConfig) -> Self {
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(http);
+        Self { client: Client::builder(TokioExecutor::new()).build(connector), base: format!("https://{address}") }
     }
 
     /// The head of a response, and its body as it comes.
@@ -75,13 +93,24 @@ impl HttpClient {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Response<Incoming> {
-        let uri = format!("http://{}{path}", self.address);
+        self.try_begin(method, path, headers, body).await.expect("the server answers")
+    }
+
+    /// The same, or why there is no response.
+    pub async fn try_begin(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Result<Response<Incoming>, String> {
+        let uri = format!("{}{path}", self.base);
         let mut request = Request::builder().method(method).uri(uri);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let request = request.body(Full::new(body.into())).expect("a request");
-        self.client.request(request).await.expect("the server answers")
+        self.client.request(request).await.map_err(|error| format!("{:#}", anyhow::Error::from(error)))
     }
 
     pub async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Reply {

@@ -128,6 +128,7 @@ impl TestServer {
             let files = KeyFiles::new(&config.gateway, Path::new("")).expect("files");
             Gateway::open(files, tenant()).expect("usable keys")
         };
+        let gateway = gateway.with_tls(&config.server.tls).expect("usable certificates");
         gateway.limit(&config);
         let served = tokio::spawn({
             let pipeline = pipeline.clone();

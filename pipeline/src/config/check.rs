@@ -6,7 +6,7 @@ use turnflow_models::{BurnConfig, Sampling, Target, WrongSetting};
 use turnflow_operators::load::LoadLimits;
 use turnflow_operators::prioritise::{ChannelWeights, QueueLimits};
 
-use super::{Config, ConfigError, TierConfig, TierKind, place};
+use super::{Config, ConfigError, TierConfig, TierKind, TlsConfig, place};
 
 /// Most threads of a kind.
 const THREADS_MAX: usize = 256;
@@ -28,6 +28,8 @@ pub(super) fn check(config: &Config, text: &str, name: &str) -> Result<(), Confi
     source.cache(config)?;
     source.load(config)?;
     source.callers(config)?;
+    source.origins(&config.server.grpc_web_origins)?;
+    source.tls(&config.server.tls)?;
     source.tier("tier", &config.tier)?;
     if config.routing.enabled {
         source.tier("small-tier", &config.small_tier)?;
@@ -135,6 +137,37 @@ impl Source<'_> {
             })?;
         }
         Ok(())
+    }
+
+    /// Whether these are origins as browsers write them.
+    fn origins(&self, origins: &[String]) -> Result<(), ConfigError> {
+        let is_origin = |origin: &str| {
+            let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+            let is_part = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-:[]".contains(&byte);
+            host.is_some_and(|host| !host.is_empty() && host.bytes().all(is_part))
+        };
+        match origins.iter().find(|origin| !is_origin(origin)) {
+            None => Ok(()),
+            Some(origin) => {
+                let message = "must be origins as browsers write them, such as https://shop.example, without a path";
+                Err(self.wrong("server.grpc-web-origins", &format!("{origin:?}"), message))
+            }
+        }
+    }
+
+    /// Whether the files that belong together are all named. What is in them is for the server to see.
+    fn tls(&self, tls: &TlsConfig) -> Result<(), ConfigError> {
+        let has_key = !tls.key_file.as_os_str().is_empty();
+        let has_authority = !tls.client_ca_file.as_os_str().is_empty();
+        let (leaf, message) = match tls.is_on() {
+            true if !has_key => ("key-file", "must name the private key of server.tls.cert-file"),
+            false if has_key => ("cert-file", "must name the certificate of server.tls.key-file"),
+            false if has_authority => {
+                ("cert-file", "must name a certificate, because server.tls.client-ca-file is set")
+            }
+            _ => return Ok(()),
+        };
+        Err(self.wrong(format!("server.tls.{leaf}"), &"\"\"", message))
     }
 
     fn load(&self, config: &Config) -> Result<(), ConfigError> {
@@ -261,6 +294,7 @@ fn counts(config: &Config) -> Vec<(String, usize)> {
         ("extractive.passages-max", config.extractive.passages_max),
         ("extractive.articles-max", config.extractive.articles_max),
         ("server.header-bytes-max", config.server.header_bytes_max as usize),
+        ("server.tls.handshake-wait-ms", count(config.server.tls.handshake_wait_ms)),
         ("http.connections-max", config.http.connections_max),
         ("http.headers-max", config.http.headers_max),
         ("http.body-bytes-max", config.http.body_bytes_max),

@@ -39,9 +39,9 @@ pub(super) fn run(context: &Context, args: &BenchLoadArgs) -> Result<(), Failure
     let report = match &args.server {
         None => in_process(context, &inputs)?,
         Some(address) => {
-            let key = args.key.key.clone().into();
+            let access = args.access.clone().into();
             open::runtime()?.block_on(async {
-                let target = Target::connect(address, &key).await;
+                let target = Target::connect(address, &access).await;
                 measure(target.map_err(|error| reach::unreachable(error, "--server"))?, &inputs).await
             })?
         }

@@ -1,6 +1,5 @@
 //! One way to the knowledge base's service: a server's, or that of a pipeline started in this process.
 
-use tonic::transport::Channel;
 use turnflow_pipeline::Pipeline;
 
 use super::super::{Context, open, reach};
@@ -16,8 +15,8 @@ const RESPONSE_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 pub(super) type Client = KnowledgeBaseClient<Keyed>;
 
-pub(super) fn client(channel: Channel, key: &CallerKey) -> Client {
-    KnowledgeBaseClient::new(key.on(channel)).max_decoding_message_size(RESPONSE_BYTES_MAX)
+pub(super) fn client(connection: Keyed) -> Client {
+    KnowledgeBaseClient::new(connection).max_decoding_message_size(RESPONSE_BYTES_MAX)
 }
 
 /// Does some work with the knowledge base, wherever it is, and says where.
@@ -26,15 +25,15 @@ pub(super) async fn with_client(
     target: &KbTarget,
     work: impl AsyncFnOnce(Client) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    if let Some(channel) = server(context, target).await? {
-        return work(client(channel, &target.key.key.clone().into())).await;
+    if let Some(connection) = server(context, target).await? {
+        return work(client(connection)).await;
     }
     let dir = context.data_dir(target.data.as_ref())?;
     say!("using the store in {}", dir.display());
     let parts = open::parts(context, open::store(context, &dir)?)?;
     let pipeline = Pipeline::start(&context.config, &parts)?;
     let worked = match serve_in_process(&pipeline, &context.config, target.tenant.clone()).await {
-        Ok(served) => work(client(served.channel.clone(), &CallerKey::default())).await,
+        Ok(served) => work(client(CallerKey::default().on(served.channel.clone()))).await,
         Err(error) => Err(error.into()),
     };
     pipeline.shutdown().await;
@@ -42,11 +41,14 @@ pub(super) async fn with_client(
 }
 
 /// A connection to the server, if it is to be asked. When nobody named it and nobody listens, the store can be opened.
-async fn server(context: &Context, target: &KbTarget) -> Result<Option<Channel>, Failure> {
+async fn server(context: &Context, target: &KbTarget) -> Result<Option<Keyed>, Failure> {
     if target.data.is_some() {
         return Ok(None);
     }
-    let Some((channel, address)) = reach::server(context, target.endpoint.as_ref()).await? else { return Ok(None) };
+    let access = target.access.clone().into();
+    let Some((connection, address)) = reach::server(context, target.endpoint.as_ref(), &access).await? else {
+        return Ok(None);
+    };
     if target.tenant.as_str() != TENANT_DEFAULT {
         let error = anyhow::anyhow!(
             "the server at {address} cannot be asked for tenant {}: the key says whose knowledge base it is",
@@ -57,5 +59,5 @@ async fn server(context: &Context, target: &KbTarget) -> Result<Option<Channel>,
         ));
     }
     say!("using the server at {address}");
-    Ok(Some(channel))
+    Ok(Some(connection))
 }

@@ -18,6 +18,7 @@ use crate::http::error::ApiError;
 use crate::http::receive::query;
 use crate::http::reply::JsonReply;
 use crate::http::router::App;
+use crate::keys::Scope;
 
 /// Seconds over which times are told.
 const TIMES_OVER: usize = 60;
@@ -66,7 +67,8 @@ pub(super) async fn page(State(app): State<Arc<App>>, visitor: Visitor) -> Page 
     let mut levels: Vec<(&str, &str)> =
         CacheLevel::ALL.iter().map(|level| (level.as_str(), level_name(*level))).collect();
     levels.push(("failed", "not answered"));
-    // Not everything is counted by tenant.
+    // Not everything is counted by tenant, and the rest is for operators.
+    let sees_all = visitor.caller.may(Scope::Operator);
     let whose = visitor.has_key.then_some("all tenants");
     let content = html! {
         header class="head" {
@@ -79,14 +81,16 @@ pub(super) async fn page(State(app): State<Arc<App>>, visitor: Visitor) -> Page 
             (tile("saved", "Saved", ""))
             (tile("hits", "Cached answer in", ""))
             (tile("rest", "Other answer in", ""))
-            (tile("inside", if visitor.has_key { "Turns inside, all tenants" } else { "Turns inside" }, ""))
+            @if sees_all { (tile("inside", if visitor.has_key { "Turns inside, all tenants" } else { "Turns inside" }, "")) }
         }
         (chart("levels", "Where answers came from", "Answers in each five seconds, of the last ten minutes at most.", &levels))
         (chart("times", "How long answers take", "Half of them at most, and 95 of 100, over the quarter of a minute before. A logarithmic scale.",
             &[("p50", "half"), ("p95", "95 of 100")]))
         section class="columns" aria-label="Inside" {
-            (group("Caches", whose, &[("entries", "answers"), ("bytes", "memory"), ("invalidated", "taken away by edits"), ("refreshed", "made anew since")]))
-            (group("Audits", whose, &[("agreed", "agreed"), ("disagreed", "disagreed"), ("barred", "answers held back"), ("bound", "of hits disagree, at most")]))
+            @if sees_all {
+                (group("Caches", whose, &[("entries", "answers"), ("bytes", "memory"), ("invalidated", "taken away by edits"), ("refreshed", "made anew since")]))
+                (group("Audits", whose, &[("agreed", "agreed"), ("disagreed", "disagreed"), ("barred", "answers held back"), ("bound", "of hits disagree, at most")]))
+            }
             (group("Tokens", None, &[("input", "read"), ("output", "written"), ("spared", "spared by the caches"), ("background", "cost in the background")]))
         }
     };
@@ -113,24 +117,22 @@ pub(super) async fn numbers(State(app): State<Arc<App>>, visitor: Visitor, uri: 
         .filter(|&at| seconds[at].at_ms > after)
         .map(|at| second(&seconds[at], &seconds[at.saturating_sub(LINE_OVER - 1)..=at]))
         .collect();
-    let tally = app.pipeline.tally_of(&visitor.caller.tenant);
+    let (tally, stats) = (app.pipeline.tally_of(&visitor.caller.tenant), app.pipeline.stats());
     Ok(JsonReply(json!({
         "seconds": new,
         "seconds_max": SECONDS_MAX,
         "hits": times(late.iter().map(|second| &second.hits)),
         "rest": times(late.iter().map(|second| &second.rest)),
         "since_start": since_start(&tally),
-        "inside": inside(&app.pipeline.stats()),
+        "load": stats.load.level,
+        "inside": visitor.caller.may(Scope::Operator).then(|| inside(&stats)),
     })))
 }
 
 fn second(second: &Second, line: &[Second]) -> Value {
-    let Second { at_ms, answered, failed, in_flight, waiting, load, .. } = second;
+    let Second { at_ms, answered, failed, .. } = second;
     let all = line.iter().flat_map(|second| [&second.hits, &second.rest]);
-    json!({
-        "at_ms": at_ms, "answered": answered, "failed": failed, "in_flight": in_flight, "waiting": waiting, "load": load,
-        "times": times(all),
-    })
+    json!({ "at_ms": at_ms, "answered": answered, "failed": failed, "times": times(all) })
 }
 
 /// How long half of all took at most, and 95 and 99 of 100, in microseconds.
@@ -167,7 +169,6 @@ fn inside(stats: &PipelineStats) -> Value {
         "in_flight": turns_in_flight,
         "following": turns_following,
         "waiting": load.waiting,
-        "load": load.level,
         "refused": load.refused,
         "saturation": load.saturation,
         "entries": validity.entries,

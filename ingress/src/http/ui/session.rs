@@ -194,8 +194,8 @@ fn set_cookie(name: &str, is_secure: bool) -> HeaderValue {
 }
 
 /// Whether the browser speaks TLS, to this server or to a proxy in front of it.
-fn is_secure(headers: &HeaderMap) -> bool {
-    headers.get("x-forwarded-proto").is_some_and(|scheme| scheme == "https")
+fn is_secure(app: &App, headers: &HeaderMap) -> bool {
+    app.gateway.tls().is_some() || headers.get("x-forwarded-proto").is_some_and(|scheme| scheme == "https")
 }
 
 #[derive(Deserialize)]
@@ -215,7 +215,7 @@ pub(super) async fn form(State(app): State<Arc<App>>) -> Response {
 
 /// `POST /ui/login`.
 pub(super) async fn login(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let is_secure = is_secure(request.headers());
+    let is_secure = is_secure(&app, request.headers());
     let Login { key } = sent(&app, request).await?;
     let authorization = HeaderValue::try_from(format!("Bearer {}", key.trim()));
     let caller = authorization.map_err(|_| Refusal::Unauthenticated).and_then(|authorization| {
@@ -242,7 +242,7 @@ pub(super) async fn logout(
     visitor: Visitor,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let is_secure = is_secure(request.headers());
+    let is_secure = is_secure(&app, request.headers());
     let session = cookie(request.headers()).unwrap_or_default().to_owned();
     let Logout { token } = sent(&app, request).await?;
     if !is_same(&token, &visitor.token) {

@@ -28,7 +28,7 @@ function fill(figures, abouts = {}) {
   for (const [name, text] of Object.entries(abouts)) document.querySelector(`[data-about="${name}"]`).textContent = text;
 }
 
-function figures({ hits, rest, since_start: all, inside }) {
+function figures({ hits, rest, since_start: all, inside, load }) {
   const late = seconds.slice(-10);
   const turns = late.reduce((sum, second) => sum + second.parts.reduce((a, b) => a + b, 0), 0);
   const costs = all.saved_micros !== 0 || all.cost_micros > 0;
@@ -39,15 +39,6 @@ function figures({ hits, rest, since_start: all, inside }) {
     saved: costs ? money(saved) : all.saved_tokens.toLocaleString("en"),
     hits: span(hits.p50),
     rest: span(rest.p50),
-    inside: inside.in_flight.toLocaleString("en"),
-    entries: inside.entries.toLocaleString("en"),
-    bytes: size(inside.bytes),
-    invalidated: inside.invalidated.toLocaleString("en"),
-    refreshed: inside.refreshed.toLocaleString("en"),
-    agreed: inside.agreed.toLocaleString("en"),
-    disagreed: inside.disagreed.toLocaleString("en"),
-    barred: inside.barred.toLocaleString("en"),
-    bound: inside.judged === 0 ? "–" : share(inside.bound, 1),
     input: all.input_tokens.toLocaleString("en"),
     output: all.output_tokens.toLocaleString("en"),
     spared: all.saved_tokens.toLocaleString("en"),
@@ -58,9 +49,26 @@ function figures({ hits, rest, since_start: all, inside }) {
     saved: costs ? `of ${money(all.saved_micros + all.cost_micros)}` : "tokens",
     hits: hits.count === 0 ? "in the last minute: none" : `95 of 100 within ${span(hits.p95)}`,
     rest: rest.count === 0 ? "in the last minute: none" : `95 of 100 within ${span(rest.p95)}`,
+  });
+  // Of all tenants, and for operators only.
+  if (inside) whole(inside);
+  state(load, STATES[load]);
+}
+
+function whole(inside) {
+  fill({
+    inside: inside.in_flight.toLocaleString("en"),
+    entries: inside.entries.toLocaleString("en"),
+    bytes: size(inside.bytes),
+    invalidated: inside.invalidated.toLocaleString("en"),
+    refreshed: inside.refreshed.toLocaleString("en"),
+    agreed: inside.agreed.toLocaleString("en"),
+    disagreed: inside.disagreed.toLocaleString("en"),
+    barred: inside.barred.toLocaleString("en"),
+    bound: inside.judged === 0 ? "–" : share(inside.bound, 1),
+  }, {
     inside: inside.waiting === 0 ? "none waits in a queue" : `${inside.waiting} wait in a queue`,
   });
-  state(inside.load, STATES[inside.load]);
 }
 
 function state(level, text) {

@@ -10,28 +10,21 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 /// A connection.
-pub(super) struct Connection<S = TcpStream> {
+pub(crate) struct Connection<S> {
     socket: S,
     wait_max: Duration,
     /// Until when the write that waits may take.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
-impl Connection {
-    pub(super) fn new(socket: TcpStream, wait_max: Duration) -> Self {
-        // Pieces are small and each is awaited by a reader: none may wait for the next to fill a packet.
-        if let Err(error) = socket.set_nodelay(true) {
-            tracing::debug!("setting TCP_NODELAY: {error}");
-        }
+impl<S> Connection<S> {
+    pub(super) fn new(socket: S, wait_max: Duration) -> Self {
         Self { socket, wait_max, deadline: None }
     }
-}
 
-impl<S> Connection<S> {
     /// What became of a write, unless it has waited too long.
     fn in_time<T>(&mut self, polled: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         if polled.is_ready() {
@@ -81,7 +74,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
+        // TLS says farewell, which has to be read as well.
+        let polled = Pin::new(&mut self.socket).poll_shutdown(cx);
+        self.in_time(polled, cx)
     }
 }
 
@@ -94,7 +89,7 @@ mod tests {
     #[tokio::test]
     async fn a_write_that_is_not_read_ends_and_one_that_is_goes_on() {
         let (near, mut far) = tokio::io::duplex(4);
-        let mut connection = Connection { socket: near, wait_max: Duration::from_millis(20), deadline: None };
+        let mut connection = Connection::new(near, Duration::from_millis(20));
         connection.write_all(b"read").await.expect("there is room");
         let mut bytes = [0; 4];
         far.read_exact(&mut bytes).await.expect("written");

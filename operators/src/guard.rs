@@ -118,6 +118,8 @@ const INTRODUCTIONS: &[&[&str]] = &[
     &["account", "of"],
     &["signed"],
 ];
+/// What a full name follows, which is told by how it is written alone.
+const BEFORE_FULL_NAMES: &[&str] = &["from", "of", "by"];
 /// Words that follow an introduction and are no name.
 const NO_NAMES: &[&str] =
     &["a", "an", "the", "my", "our", "your", "me", "not", "and", "to", "in", "on", "for", "with", "so"];
@@ -138,7 +140,12 @@ fn names(words: &[&str], folded: &[&str]) -> Vec<bool> {
         }
     };
     for at in 0..folded.len() {
-        if TITLES.contains(&folded[at]) {
+        let is_before_name = || {
+            let name = words.get(at + 1..=at + NAME_WORDS_MAX);
+            let is_name = name.is_some_and(|name| name.iter().all(|word| is_capitalised(word)));
+            is_name && BEFORE_FULL_NAMES.contains(&words[at]) && !TITLES.contains(&folded[at + 1])
+        };
+        if TITLES.contains(&folded[at]) || is_before_name() {
             mark(at + 1);
         }
         for introduction in INTRODUCTIONS {
@@ -149,6 +156,12 @@ fn names(words: &[&str], folded: &[&str]) -> Vec<bool> {
         }
     }
     is_name
+}
+
+/// Whether a word is written as names are, and not all in capitals.
+fn is_capitalised(word: &str) -> bool {
+    let mut letters = word.chars();
+    letters.next().is_some_and(char::is_uppercase) && letters.next().is_some_and(char::is_lowercase)
 }
 
 /// A word as it is compared: full-width digits are digits, and letter case does not count.
@@ -227,6 +240,8 @@ mod tests {
         differ("an invoice from Mr. Jones", "an invoice from mr smith");
         differ("invoices of Dr Ann Lee", "invoices of dr. Ann Low");
         differ("my name is Ann, where is it", "my name is Bob, where is it");
+        differ("check invoices from Anna Freeman", "check invoices from david miller");
+        differ("the orders of Anna Freeman", "the orders of Anna Miller");
         differ("deliver on Monday", "deliver on Tuesday");
         differ("ordered on 18 march", "ordered on 18 may");
         differ("return twenty-five pans", "return twenty-six pans");
@@ -250,6 +265,8 @@ mod tests {
         agree("invoice from Mr. Jones", "Mr Jones: his invoice");
         agree("WHERE IS MY PARCEL", "where is my parcel");
         agree("cancel order NOW", "cancel order now");
+        agree("the colour of Blue pans", "the colour of blue pans");
+        agree("A LIST OF YOUR PANS", "a list of your pans");
         agree("the FAQ and the VAT", "the faq and the vat");
         assert!(Mentions::of("re-order my pre-order and/or wait").is_empty());
         assert!(Mentions::of("you may march on, sir").is_empty());

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use turnflow_pipeline::{Config, Knowledge, Pipeline};
 use turnflow_state::TenantId;
 
-use super::signal::{on_hangup, shutdown_signal};
+use super::signal::{Hangups, shutdown_signal};
 use super::{Context, keys, named, open};
 use crate::cli::{HttpArg, ServeArgs};
 use crate::door::{Gateway, reload};
@@ -21,6 +21,9 @@ use crate::sample;
 use crate::say::say;
 
 pub(super) fn run(context: &Context, args: &ServeArgs) -> Result<(), Failure> {
+    let runtime = open::runtime()?;
+    // A reload that is asked for while the server starts does not end it; it is done when the server is ready.
+    let hangups = runtime.block_on(async { Hangups::new() })?;
     let dir = context.data_dir(args.store.data.as_ref())?;
     named::require(context, &dir)?;
     let files = keys::files(context, Some(&dir))?;
@@ -36,12 +39,11 @@ pub(super) fn run(context: &Context, args: &ServeArgs) -> Result<(), Failure> {
     guard(&gateway, &addresses, context.config.gateway.open)?;
     let store = open::store(context, &dir)?;
     let parts = open::parts(context, store)?;
-    let runtime = open::runtime()?;
     runtime.block_on(async {
         // When it has returned, no cached answer of an earlier run is served that has become invalid.
         let pipeline = Pipeline::start(&context.config, &parts)?;
         let served = match stock(context, args, &pipeline.knowledge()).await {
-            Ok(()) => serve(context, &addresses, &gateway, &pipeline).await,
+            Ok(()) => serve(context, &addresses, &gateway, &pipeline, hangups).await,
             Err(failure) => Err(failure),
         };
         pipeline.shutdown().await;
@@ -111,13 +113,14 @@ async fn serve(
     addresses: &Addresses,
     gateway: &Gateway,
     pipeline: &Pipeline,
+    hangups: Hangups,
 ) -> Result<(), Failure> {
     let config: &Config = &context.config;
     // Before a port opens, so that a signal that comes right after the announcement ends the server in order.
     let signal = shutdown_signal()?;
     let (of_pipeline, of_gateway) = (pipeline.clone(), gateway.clone());
     // What comes of it is in the log.
-    let reloading = on_hangup(move || drop(reload(&of_pipeline, &of_gateway)))?;
+    let reloading = hangups.each(move || drop(reload(&of_pipeline, &of_gateway)));
     let (listener, address) = bind(addresses.grpc, "--listen").await?;
     let http = match addresses.http {
         Some(listen) => Some(bind(listen, "--http").await?),

@@ -1,4 +1,4 @@
-//! The wish that the process end: SIGTERM and SIGINT, or Ctrl-C where there are no signals.
+//! The wish that the process end: SIGTERM and SIGINT, or Ctrl-C where there are no signals; and SIGHUP.
 
 use std::future::Future;
 
@@ -22,27 +22,44 @@ pub(super) fn shutdown_signal() -> Result<impl Future<Output = ()>, Failure> {
     })
 }
 
-/// Does something each time that the process gets SIGHUP.
-///
-/// # Errors
-/// When no handler can be installed.
-#[cfg(unix)]
-pub(super) fn on_hangup(mut act: impl FnMut() + 'static) -> Result<impl Future<Output = ()>, Failure> {
-    use anyhow::Context as _;
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut hangup = signal(SignalKind::hangup()).context("cannot handle signals")?;
-    Ok(async move {
-        while hangup.recv().await.is_some() {
-            act();
-        }
-    })
+/// SIGHUP, which does not end the process once this is there; none where there are no signals.
+pub(super) struct Hangups {
+    #[cfg(unix)]
+    signal: tokio::signal::unix::Signal,
 }
 
-/// Does nothing, where there is no such signal.
-#[cfg(not(unix))]
-pub(super) fn on_hangup(act: impl FnMut() + 'static) -> Result<impl Future<Output = ()>, Failure> {
-    drop(act);
-    Ok(std::future::pending())
+impl Hangups {
+    /// Those that come from now on. To be called within a runtime.
+    ///
+    /// # Errors
+    /// When no handler can be installed.
+    #[cfg(unix)]
+    pub(super) fn new() -> Result<Self, Failure> {
+        use anyhow::Context as _;
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { signal: signal(SignalKind::hangup()).context("cannot handle signals")? })
+    }
+
+    /// Does something for those that came, and each time that one comes.
+    #[cfg(unix)]
+    pub(super) async fn each(mut self, mut act: impl FnMut()) {
+        while self.signal.recv().await.is_some() {
+            act();
+        }
+    }
+
+    /// None.
+    #[cfg(not(unix))]
+    pub(super) fn new() -> Result<Self, Failure> {
+        Ok(Self {})
+    }
+
+    /// Waits for ever.
+    #[cfg(not(unix))]
+    pub(super) async fn each(self, act: impl FnMut()) {
+        drop(act);
+        std::future::pending().await
+    }
 }
 
 /// Resolves when the process is asked to end.

@@ -26,6 +26,8 @@ use crate::door::{certificates, private_key, read};
 
 /// How long a server may take to accept a connection, and then to its first answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// What webpki calls a server's certificate that is an authority's.
+const CA_AS_SERVER: &str = "CaUsedAsEndEntity";
 
 /// A connection whose calls carry a key, where there is one.
 pub type Keyed = InterceptedService<Channel, CallerKey>;
@@ -92,7 +94,14 @@ impl Access {
             let reason = root_cause(&error).to_string();
             ConnectError::Address { address: address.to_owned(), reason }
         })?;
-        let is_secure = endpoint.uri().scheme_str() == Some("https");
+        let is_secure = match endpoint.uri().scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            other => {
+                let reason = format!("{} is spoken by no server of Turnflow", other.unwrap_or_default());
+                return Err(ConnectError::Address { address: address.to_owned(), reason });
+            }
+        };
         let unusable = |reason: String| ConnectError::Unusable { url: url.clone(), reason };
         let tls = is_secure.then(|| self.tls()).transpose().map_err(|error| unusable(format!("{error:#}")))?;
         if !is_secure && self.key.0.is_some() && !is_this_machine(endpoint.uri()) {
@@ -203,6 +212,13 @@ impl ConnectError {
         match io.and_then(io::Error::get_ref).and_then(|inner| inner.downcast_ref()) {
             Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
                 Self::Unusable { url, reason: format!("{reason}; --ca-file names an authority of one's own") }
+            }
+            Some(rustls::Error::InvalidCertificate(CertificateError::Other(other)))
+                if format!("{other:?}").contains(CA_AS_SERVER) =>
+            {
+                let reason = "the server shows the certificate of an authority as its own: it needs one that the authority \
+                              signed, or one of its own that says basicConstraints=CA:FALSE";
+                Self::Unusable { url, reason: reason.to_owned() }
             }
             _ if matches!(
                 kind,

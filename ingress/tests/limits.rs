@@ -198,14 +198,16 @@ async fn tokens_count_once_they_are_known_and_a_hit_costs_none() {
     .await;
 }
 
+/// A token costs a millionth.
+fn priced(config: &mut Config) {
+    config.tier.price.input_per_million = 1.0;
+    config.tier.price.output_per_million = 1.0;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_turn_that_is_asked_again_under_its_id_costs_nothing_more() {
     bounded(async {
-        let limited = Limited::start("budget-per-day=1", |config| {
-            config.tier.price.input_per_million = 1.0;
-            config.tier.price.output_per_million = 1.0;
-        })
-        .await;
+        let limited = Limited::start("budget-per-day=1", priced).await;
         let headers = [("api-key", limited.key.reveal()), ("idempotency-key", "1"), ("x-conversation-id", "c")];
         let first = limited.http.ask(DELIVERY, &headers).await;
         let spent = first.json()["turnflow"]["cost_micros"].as_u64().expect("a number");
@@ -226,11 +228,7 @@ async fn a_turn_that_is_asked_again_under_its_id_costs_nothing_more() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_days_budget_ends_with_the_answer_that_exceeds_it() {
     bounded(async {
-        let limited = Limited::start("budget-per-day=0.00005", |config| {
-            config.tier.price.input_per_million = 1.0;
-            config.tier.price.output_per_million = 1.0;
-        })
-        .await;
+        let limited = Limited::start("budget-per-day=0.00005", priced).await;
         let first = limited.ask(DELIVERY).await;
         assert!(first.json()["turnflow"]["cost_micros"].as_u64() > Some(50), "{first:?}");
         assert_eq!((first.status, left(&first, "key-budget")), (200, 0));

@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use hyper_util::rt::TokioIo;
 use rustls::{CertificateError, ClientConfig, RootCertStore};
 use tokio::time::timeout;
+use tonic::codegen::http::uri::Authority;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -90,11 +91,14 @@ impl Access {
     /// [`ConnectError`] when the address is none, a file cannot be used, nobody answers there, or the server refuses the connection.
     pub async fn connect(&self, address: &str) -> Result<Keyed, ConnectError> {
         let url = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-        let endpoint = Endpoint::from_shared(url.clone()).map_err(|error| {
-            let reason = root_cause(&error).to_string();
-            ConnectError::Address { address: address.to_owned(), reason }
-        })?;
-        let is_secure = match endpoint.uri().scheme_str() {
+        let endpoint_of = |url: String| {
+            Endpoint::from_shared(url).map_err(|error| {
+                let reason = root_cause(&error).to_string();
+                ConnectError::Address { address: address.to_owned(), reason }
+            })
+        };
+        let uri = endpoint_of(url.clone())?.uri().clone();
+        let is_secure = match uri.scheme_str() {
             Some("https") => true,
             Some("http") => false,
             other => {
@@ -104,7 +108,7 @@ impl Access {
         };
         let unusable = |reason: String| ConnectError::Unusable { url: url.clone(), reason };
         let tls = is_secure.then(|| self.tls()).transpose().map_err(|error| unusable(format!("{error:#}")))?;
-        if !is_secure && self.key.0.is_some() && !is_this_machine(endpoint.uri()) {
+        if !is_secure && self.key.0.is_some() && !is_this_machine(&uri) {
             static ONCE: Once = Once::new();
             ONCE.call_once(|| {
                 tracing::warn!("the key goes to {address} in the clear, for all on the way to read; use https://");
@@ -112,13 +116,15 @@ impl Access {
         }
         let last = LastWord::default();
         let connector = service_fn({
-            let last = last.clone();
-            move |uri| {
-                let line = Line::open(uri, tls.clone(), last.clone());
+            let (uri, last) = (uri.clone(), last.clone());
+            move |_| {
+                let line = Line::open(uri.clone(), tls.clone(), last.clone());
                 async { line.await.map(TokioIo::new) }
             }
         });
-        let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT);
+        // Where tonic has TLS of its own, it takes no other's connection for https://.
+        let endpoint = endpoint_of(format!("http://{}", uri.authority().map_or("", Authority::as_str)))?;
+        let endpoint = endpoint.origin(uri).connect_timeout(CONNECT_TIMEOUT);
         let connected = endpoint.connect_with_connector(connector).await;
         let channel = connected.map_err(|error| ConnectError::new(&url, &error))?;
         let mut health = HealthClient::new(channel.clone());

@@ -107,6 +107,11 @@ impl Access {
             }
         };
         let unusable = |reason: String| ConnectError::Unusable { url: url.clone(), reason };
+        if !is_secure && let Some(options) = self.of_tls() {
+            let reason =
+                format!("{options} would not be used, since this is not https://; call it so, or leave that out");
+            return Err(unusable(reason));
+        }
         let tls = is_secure.then(|| self.tls()).transpose().map_err(|error| unusable(format!("{error:#}")))?;
         if !is_secure && self.key.0.is_some() && !is_this_machine(&uri) {
             static ONCE: Once = Once::new();
@@ -141,6 +146,16 @@ impl Access {
             "; is gRPC spoken there? HTTP has a port of its own, and where the server speaks TLS, call it with https://"
         };
         Err(unusable(format!("{cause}{hint}")))
+    }
+
+    /// The options that were given for TLS, if any was.
+    const fn of_tls(&self) -> Option<&'static str> {
+        match (&self.ca_file, &self.identity) {
+            (None, None) => None,
+            (Some(_), None) => Some("--ca-file"),
+            (None, Some(_)) => Some("--client-cert"),
+            (Some(_), Some(_)) => Some("--ca-file and --client-cert"),
+        }
     }
 
     fn tls(&self) -> anyhow::Result<Arc<ClientConfig>> {

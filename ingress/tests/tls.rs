@@ -128,6 +128,11 @@ async fn who_speaks_no_tls_is_told_so() {
         assert!(told.ends_with(b"this port speaks TLS, so call it with https://"), "{told:?}");
         let reply = HttpClient::new(server.http).get("/ready").await;
         assert_eq!(reply.error(), (400, "tls_required".to_owned(), None));
+        let reply = HttpClient::new(server.address).get("/ready").await;
+        assert_eq!((reply.status, reply.body.as_str()), (400, "this port speaks TLS, so call it with https://\n"));
+        // A client over TLS that does not say which protocol it speaks, and speaks HTTP/1.1.
+        let reply = HttpClient::secure(server.address, parties.authority.client(None)).get("/ready").await;
+        assert!(reply.status == 400 && reply.body.contains("this port speaks gRPC, over HTTP/2"), "{reply:?}");
         server.stop().await;
 
         // And the other way round.

@@ -301,6 +301,15 @@ mod tests {
         assert_eq!(told(&broken), "the connection to the server failed: broken pipe");
     }
 
+    #[tokio::test]
+    async fn options_of_tls_want_an_address_with_it() {
+        let access = Access { ca_file: Some("ca.pem".into()), ..Access::default() };
+        for address in ["127.0.0.1:1", "http://bot.example:7411"] {
+            let error = access.connect(address).await.expect_err("refused before anything is called").to_string();
+            assert!(error.contains(": --ca-file would not be used, since this is not https://"), "{error}");
+        }
+    }
+
     #[test]
     fn other_machines_are_not_this_one() {
         for (url, expected) in [

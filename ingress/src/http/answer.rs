@@ -20,7 +20,7 @@ use turnflow_state::{Completion, TierSize, TurnEvent, TurnKey};
 
 use super::chat::{Asked, ChatRequest};
 use super::error::{ApiError, Kind};
-use super::receive::{ForChat, Json};
+use super::receive::{ForChat, Received};
 use super::reply::{self, Frame, JsonReply};
 use super::router::App;
 use crate::door::{Admitted, Amounts, Caller, CutOff, LastWord, Outlet, Refusal, Untold, admit, slow_reader};
@@ -29,10 +29,9 @@ use crate::door::{Admitted, Amounts, Caller, CutOff, LastWord, Outlet, Refusal, 
 pub(super) async fn complete(
     State(app): State<Arc<App>>,
     ForChat(caller): ForChat,
-    headers: HeaderMap,
-    Json(request): Json<ChatRequest>,
+    Received { headers, body }: Received<ChatRequest>,
 ) -> Result<Response, ApiError> {
-    answer(&app, caller, &headers, request).await
+    answer(&app, caller, &headers, body).await
 }
 
 /// Answers a caller.
@@ -48,10 +47,14 @@ pub(super) async fn answer(
     // Who names a tier gets its answer and no other.
     let escalates = app.config.routing.enabled && app.config.routing.escalate && submission.wishes.size.is_none();
     let also = Amounts { streams: u64::from(stream), ..Amounts::default() };
-    let events = admit(&app.pipeline, &caller, submission, also).await?;
-    let answer = Answer::new(caller, key.clone(), events, escalates);
-    let frame = Frame { key, model, created_s, include_usage };
-    if stream { streamed(app, answer, frame).await } else { whole(answer, &frame).await }
+    let answering = async {
+        let events = admit(&app.pipeline, &caller, submission, also).await?;
+        let answer = Answer::new(caller, key.clone(), events, escalates);
+        let frame = Frame { key, model, created_s, include_usage };
+        if stream { streamed(app, answer, frame).await } else { whole(answer, &frame).await }
+    };
+    // On the heap, so that a request that was refused before has moved little.
+    Box::pin(answering).await
 }
 
 async fn whole(mut answer: Answer, frame: &Frame) -> Result<Response, ApiError> {

@@ -41,9 +41,37 @@ pub(super) struct ChatRequest {
     /// When the answer has to be complete, in milliseconds from now.
     #[serde(default)]
     deadline_ms: Option<u64>,
-    #[serde(flatten)]
-    unsupported: Unsupported,
+    // What a request must not ask, but may say that it does not.
+    #[serde(default)]
+    tools: Unasked,
+    #[serde(default)]
+    tool_choice: Unasked,
+    #[serde(default)]
+    functions: Unasked,
+    #[serde(default)]
+    function_call: Unasked,
+    #[serde(default)]
+    n: Unasked,
+    #[serde(default)]
+    response_format: Unasked,
+    #[serde(default)]
+    logprobs: Unasked,
+    #[serde(default)]
+    top_logprobs: Unasked,
+    #[serde(default)]
+    logit_bias: Unasked,
+    #[serde(default)]
+    stop: Unasked,
+    #[serde(default)]
+    modalities: Unasked,
+    #[serde(default)]
+    audio: Unasked,
+    #[serde(default)]
+    web_search_options: Unasked,
 }
+
+/// What a field says that is seldom there: small where it is not.
+type Unasked = Option<Box<Value>>;
 
 #[derive(Debug, Default, Deserialize)]
 struct StreamOptions {
@@ -60,50 +88,33 @@ struct Message {
     tool_calls: Value,
 }
 
-/// What a request must not ask, but may say that it does not.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Unsupported {
-    tools: Value,
-    tool_choice: Value,
-    functions: Value,
-    function_call: Value,
-    n: Value,
-    response_format: Value,
-    logprobs: Value,
-    top_logprobs: Value,
-    logit_bias: Value,
-    stop: Value,
-    modalities: Value,
-    audio: Value,
-    web_search_options: Value,
-}
-
-impl Unsupported {
+impl ChatRequest {
+    /// Refuses what is not done.
     fn check(&self) -> Result<(), ApiError> {
         // A field, the values of it that ask for nothing, and why it may have no other.
-        let fields = [
-            ("tools", &self.tools, json!([[]]), "tools are not called"),
-            ("tool_choice", &self.tool_choice, json!(["none", "auto"]), "tools are not called"),
-            ("functions", &self.functions, json!([[]]), "functions are not called"),
-            ("function_call", &self.function_call, json!(["none", "auto"]), "functions are not called"),
-            ("n", &self.n, json!([1]), "there is one answer, so only 1 is taken"),
-            ("response_format", &self.response_format, json!([{ "type": "text" }]), "answers are text"),
-            ("logprobs", &self.logprobs, json!([false]), "probabilities are not told"),
-            ("top_logprobs", &self.top_logprobs, json!([0]), "probabilities are not told"),
-            ("logit_bias", &self.logit_bias, json!([{}]), "tokens are not biased"),
-            ("stop", &self.stop, json!([[]]), "an answer is not cut off at words of the caller's"),
-            ("modalities", &self.modalities, json!([["text"]]), "answers are text"),
-            ("audio", &self.audio, json!([]), "answers are text"),
-            ("web_search_options", &self.web_search_options, json!([]), "answers come from the knowledge base"),
+        let fields: [(_, _, fn() -> Value, _); 13] = [
+            ("tools", &self.tools, || json!([[]]), "tools are not called"),
+            ("tool_choice", &self.tool_choice, || json!(["none", "auto"]), "tools are not called"),
+            ("functions", &self.functions, || json!([[]]), "functions are not called"),
+            ("function_call", &self.function_call, || json!(["none", "auto"]), "functions are not called"),
+            ("n", &self.n, || json!([1]), "there is one answer, so only 1 is taken"),
+            ("response_format", &self.response_format, || json!([{ "type": "text" }]), "answers are text"),
+            ("logprobs", &self.logprobs, || json!([false]), "probabilities are not told"),
+            ("top_logprobs", &self.top_logprobs, || json!([0]), "probabilities are not told"),
+            ("logit_bias", &self.logit_bias, || json!([{}]), "tokens are not biased"),
+            ("stop", &self.stop, || json!([[]]), "an answer is not cut off at words of the caller's"),
+            ("modalities", &self.modalities, || json!([["text"]]), "answers are text"),
+            ("audio", &self.audio, || json!([]), "answers are text"),
+            ("web_search_options", &self.web_search_options, || json!([]), "answers come from the knowledge base"),
         ];
-        for (name, value, harmless, message) in fields {
-            let is_harmless = harmless.as_array().is_some_and(|values| values.contains(value));
-            if !value.is_null() && !is_harmless {
-                return Err(ApiError::unsupported(name, message));
-            }
+        let is_harmless = |value: &Unasked, harmless: fn() -> Value| {
+            let is_among = |value: &Value| harmless().as_array().is_some_and(|values| values.contains(value));
+            value.as_deref().is_none_or(is_among)
+        };
+        match fields.into_iter().find(|(_, value, harmless, _)| !is_harmless(value, *harmless)) {
+            Some((name, _, _, message)) => Err(ApiError::unsupported(name, message)),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -126,7 +137,7 @@ impl Asked {
         config: &Config,
         turn_id: String,
     ) -> Result<Self, ApiError> {
-        request.unsupported.check()?;
+        request.check()?;
         let size = tier_of(&request.model, config)?;
         let stream = request.stream.unwrap_or_default();
         if request.stream_options.is_some() && !stream {

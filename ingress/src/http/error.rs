@@ -7,11 +7,10 @@ use std::fmt::Display;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use serde_json::{Value, json};
 use turnflow_pipeline::{PipelineError, SubmitError};
 use turnflow_state::WriteRefused;
 
-use super::reply::{JsonReply, etag};
+use super::reply::{etag, json_text};
 use crate::door::{
     Conflict, Exceeded, INTERNAL_MESSAGE, Limit, Refusal, UNAUTHENTICATED_MESSAGE, UNAVAILABLE_MESSAGE, forbidden,
     misspoken, overloaded,
@@ -107,9 +106,22 @@ impl ApiError {
     }
 
     /// The error as JSON.
-    pub(super) fn body(&self) -> Value {
+    pub(super) fn body(&self) -> String {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            error: Told<'a>,
+        }
+        #[derive(Serialize)]
+        struct Told<'a> {
+            message: &'a str,
+            r#type: Kind,
+            param: Option<&'a str>,
+            code: &'a str,
+        }
         let Self { kind, message, param, code, .. } = self;
-        json!({ "error": { "message": message, "type": kind, "param": param, "code": code } })
+        let body = Body { error: Told { message, r#type: *kind, param: param.as_deref(), code } };
+        // Texts are JSON, whatever is in them.
+        serde_json::to_string(&body).unwrap_or_default()
     }
 }
 
@@ -176,7 +188,7 @@ impl From<PipelineError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.status, JsonReply(self.body())).into_response();
+        let mut response = (self.status, json_text(self.body())).into_response();
         let headers = response.headers_mut();
         if let Some(retry_after_ms) = self.retry_after_ms {
             // Not before its time: rounded up to the second that the header can tell.
@@ -205,11 +217,12 @@ impl IntoResponse for ApiError {
 /// The whole response to who speaks no TLS where that is spoken.
 pub(super) fn without_tls() -> Vec<u8> {
     let error = ApiError::bad_request("tls_required", "this port speaks TLS, so call it with https://");
-    misspoken("application/json", &error.body().to_string())
+    misspoken("application/json", &error.body())
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
     use turnflow_state::ArticleId;
 
     use super::*;
@@ -217,7 +230,8 @@ mod tests {
     #[test]
     fn errors_have_openais_shape_and_the_right_status() {
         let check = |error: ApiError, status: u16, expected: Value| {
-            assert_eq!((error.status.as_u16(), error.body()), (status, json!({ "error": expected })));
+            let body: Value = serde_json::from_str(&error.body()).expect("JSON");
+            assert_eq!((error.status.as_u16(), body), (status, json!({ "error": expected })));
         };
         let error = |kind: &str, code: &str, param: Value, message: &str| json!({ "message": message, "type": kind, "param": param, "code": code });
         let invalid = Refusal::Invalid { field: Some("turn.text".into()), message: "empty".into() };

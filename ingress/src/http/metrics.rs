@@ -3,15 +3,14 @@
 use std::sync::Arc;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{Method, header};
-use axum::middleware::Next;
+use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use tracing::Instrument as _;
+use tracing::Span;
 
 use super::error::ApiError;
 use super::receive::ForOperator;
 use super::router::App;
-use crate::door::request_span;
+use crate::door::{Traffic, request_span};
 use crate::metrics::CONTENT_TYPE;
 
 /// `GET /metrics`. It waits for no place of other work, so that it tells of overload as well.
@@ -26,15 +25,26 @@ pub(super) async fn get(State(app): State<Arc<App>>, _: ForOperator) -> Result<R
     }
 }
 
-/// Counts what is answered, and gives it a span.
-pub(super) async fn observed(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let method = name_of(request.method());
-    let route = request.extensions().get::<MatchedPath>().cloned();
-    let name = route.as_ref().map_or("unknown", MatchedPath::as_str);
-    let span = request_span("http", name, request.headers());
-    let response = next.run(request).instrument(span).await;
-    app.gateway.traffic().answered(method, route.as_ref().map(MatchedPath::as_str), response.status().as_u16());
-    response
+/// What is known of a request before it is answered.
+pub(super) struct Seen {
+    /// What happens for it is logged within.
+    pub(super) span: Span,
+    method: &'static str,
+    route: Option<MatchedPath>,
+}
+
+impl Seen {
+    pub(super) fn of(request: &Request) -> Self {
+        let route = request.extensions().get::<MatchedPath>().cloned();
+        let name = route.as_ref().map_or("unknown", MatchedPath::as_str);
+        let span = request_span("http", name, request.headers());
+        Self { span, method: name_of(request.method()), route }
+    }
+
+    /// Counts it.
+    pub(super) fn answered(&self, traffic: &Traffic, status: StatusCode) {
+        traffic.answered(self.method, self.route.as_ref().map(MatchedPath::as_str), status.as_u16());
+    }
 }
 
 /// A client may send any word for a method.

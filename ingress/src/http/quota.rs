@@ -6,17 +6,37 @@ use std::sync::{Arc, OnceLock};
 
 use axum::extract::Request;
 use axum::http::{Extensions, HeaderName, HeaderValue};
-use axum::middleware::Next;
 use axum::response::Response;
 
 use crate::door::{Caller, Limit, Standing};
 
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const LEFT: HeaderName = HeaderName::from_static("ratelimit");
+/// What one limit takes in a list, about.
+const FIELD_BYTES: usize = 64;
 
 /// Who sent a request, once that is known.
 #[derive(Clone, Default)]
-struct Known(Arc<OnceLock<Caller>>);
+pub(super) struct Known(Arc<OnceLock<Caller>>);
+
+impl Known {
+    /// A place in a request for who has sent it.
+    pub(super) fn in_request(request: &mut Request) -> Self {
+        let known = Self::default();
+        request.extensions_mut().insert(known.clone());
+        known
+    }
+
+    /// Tells the limits of whoever sent the request, as they are after it.
+    pub(super) fn tell(&self, response: &mut Response) {
+        let standings = self.0.get().map(|caller| caller.account().standings()).unwrap_or_default();
+        if !standings.is_empty() {
+            let fields = [(POLICY, policies(&standings)), (LEFT, left(&standings))];
+            let fields = fields.into_iter().filter_map(|(name, text)| Some((name, HeaderValue::try_from(text).ok()?)));
+            response.headers_mut().extend(fields);
+        }
+    }
+}
 
 /// Has the response to a request tell the limits of its caller.
 pub(super) fn remember(extensions: &Extensions, caller: &Caller) {
@@ -27,52 +47,45 @@ pub(super) fn remember(extensions: &Extensions, caller: &Caller) {
 }
 
 /// Who sent a request, where that is known.
-pub(super) fn known(extensions: &Extensions) -> Option<Caller> {
-    extensions.get().and_then(|Known(known)| known.get().cloned())
-}
-
-/// Tells the limits of whoever sent the request, as they are after it.
-pub(super) async fn tell(mut request: Request, next: Next) -> Response {
-    let known = Known::default();
-    request.extensions_mut().insert(known.clone());
-    let mut response = next.run(request).await;
-    let standings = known.0.get().map(|caller| caller.account().standings()).unwrap_or_default();
-    if !standings.is_empty() {
-        let fields = [(POLICY, policies(&standings)), (LEFT, left(&standings))];
-        let fields = fields.into_iter().filter_map(|(name, text)| Some((name, HeaderValue::try_from(text).ok()?)));
-        response.headers_mut().extend(fields);
-    }
-    response
+pub(super) fn known(extensions: &Extensions) -> Option<&Caller> {
+    extensions.get().and_then(|Known(known)| known.get())
 }
 
 /// The limits: quota, its unit where that is not requests, and its window in seconds.
 fn policies(standings: &[Standing]) -> String {
-    list(standings, |field, Standing { limit, quota, .. }| match limit {
-        Limit::Requests => write!(field, ";q={quota};w=60"),
-        Limit::Tokens => write!(field, ";q={quota};qu=\"tokens\";w=60"),
-        Limit::Turns | Limit::Streams => write!(field, ";q={quota};qu=\"concurrent-requests\""),
-        Limit::Budget => write!(field, ";q={quota};qu=\"micros\";w=86400"),
+    list(standings, |list, Standing { limit, holder, quota, .. }| {
+        let more = match limit {
+            Limit::Requests => ";w=60",
+            Limit::Tokens => ";qu=\"tokens\";w=60",
+            Limit::Turns | Limit::Streams => ";qu=\"concurrent-requests\"",
+            Limit::Budget => ";qu=\"micros\";w=86400",
+        };
+        write!(list, "\"{holder}-{}\";q={quota}{more}", limit.as_str())
     })
 }
 
 /// What is left of them, and the seconds until all of it is there again.
 fn left(standings: &[Standing]) -> String {
-    list(standings, |field, Standing { left, until_whole, .. }| match until_whole {
+    list(standings, |list, Standing { limit, holder, left, until_whole, .. }| match until_whole {
         // Not before its time.
-        Some(until) => write!(field, ";r={left};t={}", until.as_millis().div_ceil(1_000)),
-        None => write!(field, ";r={left}"),
+        Some(until) => {
+            write!(list, "\"{holder}-{}\";r={left};t={}", limit.as_str(), until.as_millis().div_ceil(1_000))
+        }
+        None => write!(list, "\"{holder}-{}\";r={left}", limit.as_str()),
     })
 }
 
 /// A list of structured fields (RFC 9651), one for each limit.
 fn list(standings: &[Standing], describe: impl Fn(&mut String, &Standing) -> std::fmt::Result) -> String {
-    let fields = standings.iter().map(|standing| {
-        let mut field = format!("\"{}-{}\"", standing.holder, standing.limit.as_str());
+    let mut list = String::with_capacity(FIELD_BYTES * standings.len());
+    for standing in standings {
+        if !list.is_empty() {
+            list.push_str(", ");
+        }
         // A text takes whatever is written to it.
-        let _ = describe(&mut field, standing);
-        field
-    });
-    fields.collect::<Vec<_>>().join(", ")
+        let _ = describe(&mut list, standing);
+    }
+    list
 }
 
 #[cfg(test)]

@@ -70,6 +70,20 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
+        Received::from_request(request, app).await.map(|Received { body, .. }| Self(body))
+    }
+}
+
+/// The same with the headers of the request.
+pub(super) struct Received<T> {
+    pub(super) headers: HeaderMap,
+    pub(super) body: T,
+}
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for Received<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
         // A page in a browser cannot send JSON to another site without asking first, so this keeps such pages out as well.
         if !is_json(request.headers()) {
             let message = "the body has to be JSON, with the header Content-Type: application/json";
@@ -82,7 +96,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
             // A body may take its time, and a key may end meanwhile.
             caller.check()?;
         }
-        parse(&body).map(Self)
+        Ok(Self { headers: parts.headers, body: parse(&body)? })
     }
 }
 
@@ -111,6 +125,12 @@ pub(super) async fn read(body: Body, config: &HttpConfig) -> Result<Bytes, ApiEr
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    // Where something is wrong costs more to know than all the rest, and is asked when something is.
+    serde_json::from_slice(body).or_else(|_| parse_with_places(body))
+}
+
+/// The same with errors that say where they are.
+fn parse_with_places<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let (path, error) = (error.path().to_string(), error.into_inner());

@@ -1,5 +1,7 @@
 //! Answers in the shape of chat completions, whole and in chunks, and the headers that say where they came from.
 
+use std::fmt::Display;
+
 use axum::body::Bytes;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
@@ -21,8 +23,13 @@ pub(super) struct JsonReply(pub(super) Value);
 
 impl IntoResponse for JsonReply {
     fn into_response(self) -> Response {
-        ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], self.0.to_string()).into_response()
+        json_text(self.0.to_string())
     }
+}
+
+/// A response of JSON that is written already.
+pub(super) fn json_text(text: String) -> Response {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], Bytes::from(text)).into_response()
 }
 
 /// What all responses to one request have in common.
@@ -134,7 +141,7 @@ impl Frame {
 const DONE: &[u8] = b"data: [DONE]\n\n";
 
 /// One server-sent event.
-pub(super) fn event(data: &Value) -> Bytes {
+pub(super) fn event(data: &impl Display) -> Bytes {
     // JSON has no line feeds outside of its texts, and escapes those inside.
     format!("data: {data}\n\n").into()
 }

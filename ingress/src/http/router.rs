@@ -13,18 +13,21 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use serde_json::json;
 use tokio::sync::{Semaphore, watch};
 use tower_http::compression::CompressionLayer;
+use tracing::Instrument as _;
 use turnflow_pipeline::{Config, Knowledge, Pipeline};
 
 use super::error::{ApiError, Kind};
+use super::metrics::Seen;
+use super::quota::Known;
 use super::reply::JsonReply;
 use super::ui::{self, Live, Sessions};
-use super::{answer, articles, embeddings, metrics, models, quota, reload};
+use super::{answer, articles, embeddings, metrics, models, reload};
 use crate::door::{Gateway, Refusal, now_ms};
 use crate::metrics::Metrics;
 
@@ -137,10 +140,8 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .merge(ui::routes())
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_route)
-        .layer(from_fn(quota::tell))
-        .layer(from_fn_with_state(app.clone(), for_this_host))
-        .layer(from_fn(caught))
-        .layer(from_fn_with_state(app.clone(), metrics::observed))
+        // All of it in one: each layer costs a request as much as a look-up of its key.
+        .layer(from_fn_with_state(app.clone(), around))
         .with_state(app)
 }
 
@@ -172,16 +173,31 @@ async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, Kind::InvalidRequest, "wrong_method", message)
 }
 
+/// What is done around every request: it is counted and has a span, a panic ends it and nothing else, and its caller hears of its limits.
+async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let seen = Seen::of(&request);
+    let known = Known::in_request(&mut request);
+    let answering = async {
+        match for_this_host(&app, request.headers()) {
+            Ok(()) => caught(next.run(request)).await,
+            Err(error) => error.into_response(),
+        }
+    };
+    let mut response = answering.instrument(seen.span.clone()).await;
+    known.tell(&mut response);
+    seen.answered(app.gateway.traffic(), response.status());
+    response
+}
+
 /// Refuses requests for another host, while only this machine can send any: a page in a browser here may have had its own name lead to this
 /// address, and would count as a page of this server.
-async fn for_this_host(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    if app.is_local && !is_this_machine(host, &app.config.http.hosts) {
-        let message = format!("{host:?} is no name of this server; http.hosts lists those besides localhost");
-        return ApiError::new(StatusCode::MISDIRECTED_REQUEST, Kind::InvalidRequest, "wrong_host", message)
-            .into_response();
+fn for_this_host(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if !app.is_local || is_this_machine(host, &app.config.http.hosts) {
+        return Ok(());
     }
-    next.run(request).await
+    let message = format!("{host:?} is no name of this server; http.hosts lists those besides localhost");
+    Err(ApiError::new(StatusCode::MISDIRECTED_REQUEST, Kind::InvalidRequest, "wrong_host", message))
 }
 
 fn is_this_machine(host: &str, names: &[String]) -> bool {
@@ -196,10 +212,10 @@ fn is_this_machine(host: &str, names: &[String]) -> bool {
 }
 
 /// Has a panic end its request, and nothing else.
-async fn caught(request: Request, next: Next) -> Response {
-    let mut response = pin!(next.run(request));
+async fn caught(answering: impl Future<Output = Response>) -> Response {
+    let mut answering = pin!(answering);
     // What a panic leaves behind is dropped with the request.
-    let polled = std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| response.as_mut().poll(cx))) {
+    let polled = std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| answering.as_mut().poll(cx))) {
         Ok(Poll::Pending) => Poll::Pending,
         Ok(Poll::Ready(response)) => Poll::Ready(Some(response)),
         Err(_) => Poll::Ready(None),
@@ -217,18 +233,13 @@ async fn caught(request: Request, next: Next) -> Response {
 mod tests {
     use std::collections::BTreeSet;
 
-    use axum::body::Body;
     use serde_json::Value;
-    use tower::ServiceExt as _;
 
     use super::*;
 
     #[tokio::test]
     async fn a_panic_ends_its_request_in_the_shape_of_every_error() {
-        let router: Router =
-            Router::new().route("/", get(async || -> String { panic!("a test panics") })).layer(from_fn(caught));
-        let request = Request::new(Body::empty());
-        let response = router.oneshot(request).await.expect("never fails");
+        let response = caught(async { panic!("a test panics") }).await;
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         let body = axum::body::to_bytes(response.into_body(), 4_096).await.expect("a body");
         let error: Value = serde_json::from_slice(&body).expect("JSON");

@@ -85,8 +85,10 @@ fn machine(context: &Context, data: &Path) -> Result<Vec<Finding>, Failure> {
     let (home, ports) = (context.home()?, ports(&context.config)?);
     let is_running = ports.iter().any(|port| port.detail == IN_USE);
     let data = finding("data folder", &data.display(), check_data(data, is_running));
-    let weights = finding("weights", &home.model_dir().display(), check_weights(&home));
-    Ok([data, weights].into_iter().chain(ports).collect())
+    // Another encoder's are looked at with what else the settings name.
+    let is_shipped = context.config.encoder.is_shipped();
+    let weights = is_shipped.then(|| finding("weights", &home.model_dir().display(), check_weights(&home)));
+    Ok(std::iter::once(data).chain(weights).chain(ports).collect())
 }
 
 fn ports(config: &Config) -> Result<Vec<Finding>, Failure> {

@@ -590,7 +590,7 @@ async fn pieces_that_may_become_void_are_held() {
         };
         let server = TestServer::start_with(routed, |config, parts| {
             parts.tiers.small = Some(TierHandle::new(Unsure));
-            parts.chooser = Some(turnflow_pipeline::chooser(config).expect("a rule"));
+            parts.chooser = Some(turnflow_pipeline::chooser(config, parts.encoder.identity()).expect("a rule"));
         })
         .await;
         let client = HttpClient::new(server.http);

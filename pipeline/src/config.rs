@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use turnflow_models::{
-    BurnConfig, EncoderEngineConfig, EncoderPrecision, ExtractiveConfig, PlainRule, PromptConfig, RemoteConfig,
-    Sampling, Target, TierEngineConfig,
+    BurnConfig, EncoderConfig, EncoderPrecision, ExtractiveConfig, PlainRule, PromptConfig, RemoteConfig, Sampling,
+    Target, TierEngineConfig,
 };
 use turnflow_operators::bound::BoundLimits;
 use turnflow_operators::commit::Price;
@@ -106,8 +106,8 @@ pub struct Config {
     pub knowledge: KnowledgeConfig,
     /// The memory of a conversation.
     pub conversation: ConversationConfig,
-    /// The encoder engine.
-    pub encoder: EncoderEngineConfig,
+    /// The encoder.
+    pub encoder: EncoderConfig,
     /// Who answers what no cache does.
     pub tier: TierConfig,
     /// Who answers what is simple, where turns are routed.
@@ -505,11 +505,15 @@ impl Config {
             TierKind::Burn | TierKind::Openai if !self.routing.enabled => ("tier", tier.to_owned()),
             _ => ("tiers", format!("{tier}, {:?}, {:?}", self.extractive, self.routing)),
         };
-        // Other precisions make slightly other vectors, which retrieve other chunks now and then.
-        let encoder = match self.encoder.precision {
-            EncoderPrecision::F32 => turnflow_models::MODEL_NAME.to_owned(),
-            precision => format!("{} in {precision}", turnflow_models::MODEL_NAME),
-        };
+        // What the model's files are, its store knows. Other precisions make slightly other vectors, which retrieve other chunks now and then.
+        let EncoderConfig { model, query_prefix, passage_prefix, precision, .. } = &self.encoder;
+        let mut encoder = model.display().to_string();
+        if *precision != EncoderPrecision::F32 {
+            encoder += &format!(" in {precision}");
+        }
+        if !(query_prefix.is_empty() && passage_prefix.is_empty()) {
+            encoder += &format!(" after {query_prefix:?} and {passage_prefix:?}");
+        }
         let settings = [
             ("language", self.scope.language.as_str()),
             ("system-prompt", &self.scope.system_prompt),

@@ -1,7 +1,6 @@
 //! The tier `burn`: a checkpoint in a folder, opened and run in this process.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,11 +11,11 @@ use super::engine::GenerationLimits;
 use super::prompt::{Author, PromptConfig};
 use super::sampler::Sampling;
 use super::writer::{Voice, start};
-use crate::checkpoint::{Checkpoint, Precision};
+use crate::checkpoint::{Checkpoint, Precision, digest};
 use crate::decoder::{FusedDecoder, FusedOptions, PlainDecoder, Slice, StepModel};
 use crate::device::DeviceChoice;
 use crate::error::ModelError;
-use crate::hub::{Installed, RECORD};
+use crate::hub::Installed;
 use crate::kernels::Instructions;
 use crate::tier::TierHandle;
 use crate::weights::ModelHome;
@@ -93,8 +92,7 @@ impl BurnConfig {
     /// The checkpoint's folder.
     #[must_use]
     pub fn folder(&self, home: &ModelHome) -> PathBuf {
-        let pulled = || self.model.to_str().and_then(|name| home.checkpoint_dir(name).ok()).filter(|dir| dir.is_dir());
-        if self.model.is_dir() { self.model.clone() } else { pulled().unwrap_or_else(|| self.model.clone()) }
+        home.folder_of(&self.model)
     }
 
     /// Opens the checkpoint; nothing of its weights is loaded.
@@ -158,7 +156,7 @@ impl BurnTier {
             stop_tokens: checkpoint.eos().into(),
             stop_strings: config.stop_strings.clone().into(),
             time_max: Duration::from_millis(config.answer_ms_max),
-            model: format!("{} {kind}", identity(&checkpoint.folder)?),
+            model: format!("burn {} {kind}", digest(&checkpoint.folder)?),
         };
         start(model, voice, config.engine)
     }
@@ -229,27 +227,6 @@ fn warm_up(model: &mut dyn StepModel) -> Result<(), ModelError> {
         }
     }
     Ok(())
-}
-
-/// A digest of a checkpoint: of its settings, vocabulary and weights.
-fn identity(folder: &Path) -> Result<String, ModelError> {
-    let entries = std::fs::read_dir(folder).map_err(ModelError::io("list", folder))?;
-    let mut files: Vec<PathBuf> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
-    files.retain(|file| {
-        let is_kind = file.extension().is_some_and(|end| end == "safetensors" || end == "json" || end == "jinja");
-        // How it was pulled changes no answer.
-        is_kind && file.file_name().is_some_and(|name| name != RECORD)
-    });
-    files.sort();
-    let mut hasher = blake3::Hasher::new();
-    for path in files {
-        let file = File::open(&path).map_err(ModelError::io("open", &path))?;
-        let bytes = file.metadata().map_err(ModelError::io("read", &path))?.len();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        hasher.update(format!("{name} {bytes}\n").as_bytes());
-        hasher.update_reader(file).map_err(ModelError::io("read", &path))?;
-    }
-    Ok(format!("burn {}", hasher.finalize().to_hex()))
 }
 
 #[cfg(test)]

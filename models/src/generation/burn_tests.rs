@@ -1,6 +1,7 @@
 //! The engine and the tier with real checkpoints: tiny ones of every family, with random weights.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};

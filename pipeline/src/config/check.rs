@@ -6,7 +6,8 @@ use turnflow_models::{AdapterChoice, BurnConfig, EncoderConfig, MODEL_NAME, Samp
 use turnflow_operators::load::LoadLimits;
 use turnflow_operators::prioritise::{ChannelWeights, QueueLimits};
 
-use super::{Config, ConfigError, TierConfig, TierKind, TlsConfig, place};
+use super::file::place;
+use super::{Config, ConfigError, TierConfig, TierKind, TlsConfig};
 
 /// Most threads of a kind.
 const THREADS_MAX: usize = 256;

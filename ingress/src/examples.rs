@@ -28,6 +28,8 @@ pub struct Examples {
     pub labels: Vec<Option<Label>>,
     /// Pairs of places in `texts`.
     pub pairs: Vec<Pair>,
+    /// Lines that were read, those that were left out included.
+    pub lines: usize,
     places: HashMap<String, usize>,
 }
 
@@ -97,11 +99,12 @@ fn is_wanted(source: &str, named: &[String]) -> bool {
     named.is_empty() || named.iter().any(|name| name == source)
 }
 
-/// Reads the rows of files, one of a few formats each.
+/// Reads the rows of files, one of a few formats each, and counts them.
 ///
 /// # Errors
 /// When a file cannot be read, or the first row that is not what was `expected`, with file and number.
-fn read_rows<R: DeserializeOwned>(paths: &[PathBuf], expected: &str, mut take: impl FnMut(R)) -> anyhow::Result<()> {
+fn read_rows<R: DeserializeOwned>(paths: &[PathBuf], expected: &str, mut take: impl FnMut(R)) -> anyhow::Result<usize> {
+    let mut count = 0;
     for path in paths {
         let name = path.display().to_string();
         let file = File::open(path).with_context(|| format!("cannot open {name}"))?;
@@ -109,9 +112,10 @@ fn read_rows<R: DeserializeOwned>(paths: &[PathBuf], expected: &str, mut take: i
         while let Some(line) = lines.next_line().with_context(|| format!("cannot read {name}"))? {
             let (number, line) = line?;
             take(parse_line(&line).map_err(|_| BadLine::new(lines.file(), number, expected))?);
+            count += 1;
         }
     }
-    Ok(())
+    Ok(count)
 }
 
 impl Examples {
@@ -124,7 +128,7 @@ impl Examples {
             "neither a question (text, label), nor a labelled turn (text, gold), nor a pair (a, b, same_answer)";
         let mut examples = Self::default();
         let wanted = |source: &str| is_wanted(source, sources);
-        read_rows(paths, EXPECTED, |row: Row| match row {
+        examples.lines = read_rows(paths, EXPECTED, |row: Row| match row {
             Row::Pair { a, b, same_answer, source, kind, personal } if wanted(&source) => {
                 let (a, b) = (examples.place(&a), examples.place(&b));
                 examples.pairs.push(Pair { a, b, same: same_answer, source, kind, personal });

@@ -7,6 +7,7 @@ mod binary;
 
 use std::fs;
 use std::io;
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -150,7 +151,7 @@ fn check_prints_settings_and_what_is_not_usable() {
         finish(turnflow().args(check).args(["--data", &file]).env("TURNFLOW_HOME", dir.path()));
     assert_eq!(code, 64);
     assert!(stderr.contains("not usable: data folder, weights, port"), "{stderr}");
-    assert!(stdout.contains("\"in use by another process\""), "{stdout}");
+    assert!(stdout.contains("\"in use by another process than a server of this store\""), "{stdout}");
     let found: Value = serde_json::from_str(&stdout).expect("JSON");
     assert_eq!(
         (&found["usable"], &found["config"]["server"]["listen"]),
@@ -201,16 +202,33 @@ fn beside_a_running_server_a_check_says_so() {
         .expect("turnflow starts");
     let at = announced(&mut server);
     let settings = format!("[server]\nlisten = {}\n[http]\nlisten = {}\n", at["listening"], at["http"]);
-    let config = write(dir.path(), "turnflow.toml", settings);
-    let check = |data: &str| finish(turnflow().args(["check", "--config", &config, "--json", "--data", data]));
-    let (code, stdout, _) = check(&data);
-    let found: Value = serde_json::from_str(&stdout).expect("JSON");
-    let findings = found["findings"].as_array().expect("a list");
-    let in_use = findings.iter().filter(|finding| finding["detail"] == "in use by a running server");
-    let in_use: Vec<_> = in_use.filter_map(|finding| finding["what"].as_str()).collect();
-    assert_eq!((code, in_use), (0, vec!["data folder", "port", "HTTP port"]), "{found}");
+    let check = |settings: &str, data: &str| {
+        let config = write(dir.path(), "turnflow.toml", settings);
+        let (code, stdout, _) = finish(turnflow().args(["check", "--config", &config, "--json", "--data", data]));
+        let found: Value = serde_json::from_str(&stdout).expect("JSON");
+        let findings = found["findings"].as_array().expect("a list").clone();
+        let told = |what: &str| findings.iter().find(|finding| finding["what"] == what).map(|f| f["detail"].clone());
+        (code, ["data folder", "port", "HTTP port", "server"].map(|what| told(what).unwrap_or_default()))
+    };
+    let in_use = "in use by a running server";
+    let as_set = "runs with these ports and certificates";
+    assert_eq!(check(&settings, &data), (0, [in_use, in_use, in_use, as_set].map(Value::from)));
+    // What the file says for the next start is told, and no fault.
+    let moved = format!("[server]\nlisten = \"127.0.0.1:0\"\n[http]\nlisten = {}\n", at["listening"]);
+    let (code, found) = check(&moved, &data);
+    let expected = format!("at a restart with these settings, HTTP moves from {} to {}", at["http"], at["listening"]);
+    assert_eq!((code, &found[1..]), (0, &["free", in_use, &expected.replace('"', "")].map(Value::from)[..]));
+    // A server with another store is in the way of one with this.
+    let (code, found) = check(&settings, &format!("{data}-of-another"));
+    let taken = "in use by another process than a server of this store";
+    assert_eq!((code, found), (64, [Value::from("can be made"), taken.into(), taken.into(), Value::Null]));
     server.kill().expect("it runs");
     server.wait().expect("an end");
+    // What it left behind says nothing.
+    let listener = TcpListener::bind(at["listening"].as_str().expect("an address")).expect("free again");
+    let (code, found) = check(&settings, &data);
+    assert_eq!((code, &found[1..]), (64, &[taken.into(), "free".into(), Value::Null][..]));
+    drop(listener);
 }
 
 #[test]

@@ -104,7 +104,8 @@ fn keys_are_managed_on_the_command_line() {
     let id = &key[3..11];
 
     let (_, stdout, _) = keys.run(&["list"]);
-    let line = format!("\n{id}  valid    shop              chat,kb        ");
+    assert!(stdout.starts_with("KEY       STATE  TENANT  SCOPES   CREATED     EXPIRES     LIMITS  NAME\n"), "{stdout}");
+    let line = format!("\n{id}  valid  shop    chat,kb  ");
     assert!(stdout.contains(&line) && stdout.ends_with("  the bot\n"), "{stdout}");
     let (code, stdout, _) = keys.run(&["rotate", id, "--overlap", "0s", "--json"]);
     let rotated: Value = serde_json::from_str(&stdout).expect("JSON");

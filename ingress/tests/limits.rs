@@ -226,6 +226,38 @@ async fn a_turn_that_is_asked_again_under_its_id_costs_nothing_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_pays_for_what_is_written_for_others() {
+    bounded(async {
+        let limited = Limited::start("budget-per-day=1,turns-in-flight=9", priced).await;
+        limited.server.gate.set_open(false);
+        let asked = || limited.call(AskRequest { turn: Some(turn("leaves", "1", DELIVERY)) });
+        let leader = limited.server.client().await.ask(asked()).await.expect("admitted").into_inner();
+        limited.server.gate.arrived(1).await;
+        drop(leader);
+        // The server has noticed that it is gone.
+        while left(&limited.models().await, "key-turns") < 9 {}
+        let estimated = 1_000_000 - left(&limited.models().await, "key-budget");
+        let leads_to = async {
+            while limited.server.pipeline.stats().turns_in_flight < 2 {
+                tokio::task::yield_now().await;
+            }
+            limited.server.gate.set_open(true);
+        };
+        let (joined, ()) = tokio::join!(limited.ask(DELIVERY), leads_to);
+        assert_eq!((joined.status, joined.level()), (200, "joined"));
+        assert_eq!(joined.json()["turnflow"]["cost_micros"], 0, "{joined:?}");
+        // The same turn again comes behind the first.
+        let mut again = limited.server.client().await.ask(asked()).await.expect("admitted").into_inner();
+        while again.message().await.expect("open").is_some() {}
+        let cost: u64 = limited.server.pipeline.tally().iter().map(|(_, tally)| tally.account.cost_micros).sum();
+        assert!(cost > estimated, "{cost} > {estimated}");
+        assert_eq!(left(&limited.models().await, "key-budget"), 1_000_000 - cost);
+        limited.server.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_days_budget_ends_with_the_answer_that_exceeds_it() {
     bounded(async {
         let limited = Limited::start("budget-per-day=0.00005", priced).await;

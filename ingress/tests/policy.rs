@@ -139,5 +139,9 @@ fn bad_data_is_named() {
     };
     assert!(fit(Some(&kb)).contains("data.jsonl:2"), "{}", fit(Some(&kb)));
     assert!(fit(None).contains("--kb is missing"), "{}", fit(None));
+    std::fs::write(&path, "{\"text\": \"a\", \"label\": \"b\"}\n{\"text\": \"c\", \"label\": \"b\"}\n")
+        .expect("written");
+    let too_few = fit(Some(&kb));
+    assert!(too_few.contains("2 lines were read: cannot train: of 2 different questions with a label, "), "{too_few}");
     assert!(!out.exists());
 }

@@ -3,6 +3,7 @@
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod announced;
 mod authority;
 mod binary;
 mod support;
@@ -10,7 +11,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::Arc;
 
 use axum::body::Bytes;
@@ -30,6 +31,7 @@ use turnflow::keys::{KeyFiles, KeyLimits, NewKey, Scope};
 use turnflow_pipeline::Config;
 use turnflow_state::TenantId;
 
+use self::announced::announced;
 use self::authority::{Authority, Pair};
 use self::binary::{finish, sample, turnflow};
 use self::support::http::HttpClient;
@@ -126,6 +128,11 @@ async fn who_speaks_no_tls_is_told_so() {
         assert!(told.ends_with(b"this port speaks TLS, so call it with https://"), "{told:?}");
         let reply = HttpClient::new(server.http).get("/ready").await;
         assert_eq!(reply.error(), (400, "tls_required".to_owned(), None));
+        let reply = HttpClient::new(server.address).get("/ready").await;
+        assert_eq!((reply.status, reply.body.as_str()), (400, "this port speaks TLS, so call it with https://\n"));
+        // A client over TLS that does not say which protocol it speaks, and speaks HTTP/1.1.
+        let reply = HttpClient::secure(server.address, parties.authority.client(None)).get("/ready").await;
+        assert!(reply.status == 400 && reply.body.contains("this port speaks gRPC, over HTTP/2"), "{reply:?}");
         server.stop().await;
 
         // And the other way round.
@@ -319,38 +326,39 @@ async fn the_command_line_speaks_tls_and_warns_of_keys_in_the_clear() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_check_knows_a_server_of_ours_by_its_certificate() {
-    bounded(async {
-        let parties = Parties::new();
-        let other = parties.authority.vouch_for("other");
-        for wants_clients in [false, true] {
-            let authority = if wants_clients { parties.authority.file.clone() } else { PathBuf::new() };
-            let server = parties.serve(|config| config.server.tls.client_ca_file = authority.clone()).await;
-            let check = |pair: &Pair| {
-                let settings = format!(
-                    "[server]\nlisten = \"{}\"\n[http]\nlisten = \"{}\"\n\
-                     [server.tls]\ncert-file = {:?}\nkey-file = {:?}\nclient-ca-file = {authority:?}\n",
-                    server.address, server.http, pair.certificate, pair.key
-                );
-                let path = parties.dir.path().join("turnflow.toml");
-                fs::write(&path, settings).expect("written");
-                let data = parties.dir.path().join("data");
-                tokio::task::spawn_blocking(move || {
-                    let mut check = turnflow();
-                    finish(check.args(["check", "--config"]).arg(path).arg("--data").arg(data))
-                })
-            };
-            let (code, stdout, stderr) = check(&parties.server).await.expect("no panic");
-            let in_use = stdout.matches("in use by a running server").count();
-            assert_eq!((code, in_use), (0, 2), "{stdout}{stderr}");
-            let (code, stdout, _) = check(&other).await.expect("no panic");
-            let in_use = stdout.matches("in use by another process, or by a server with another certificate").count();
-            assert_eq!((code, in_use), (64, 2), "{stdout}");
-            server.stop().await;
-        }
-    })
-    .await;
+#[test]
+fn a_check_tells_of_a_certificate_that_waits_for_a_reload() {
+    let parties = Parties::new();
+    let (path, data) = (parties.dir.path().join("turnflow.toml"), parties.dir.path().join("data"));
+    let (Pair { certificate, key }, authority) = (&parties.server, &parties.authority.file);
+    let tls = format!("cert-file = {certificate:?}\nkey-file = {key:?}\nclient-ca-file = {authority:?}\n");
+    let listen = "listen = \"127.0.0.1:0\"\n";
+    fs::write(&path, format!("[server]\n{listen}[http]\n{listen}[server.tls]\n{tls}")).expect("written");
+    let with_files = |command: &str| {
+        let mut turnflow = turnflow();
+        turnflow.args([command, "--config"]).arg(&path).arg("--data").arg(&data);
+        turnflow
+    };
+    let mut server = with_files("serve").arg("--json").stdout(Stdio::piped()).spawn().expect("turnflow starts");
+    announced(&mut server);
+    let as_read = finish(&mut with_files("check"));
+    parties.authority.vouch_for("server");
+    let renewed = finish(&mut with_files("check"));
+    fs::write(&path, format!("[server]\n{listen}[http]\n{listen}")).expect("written");
+    let without = finish(&mut with_files("check"));
+    server.kill().expect("it runs");
+    server.wait().expect("an end");
+    let expected = [
+        "runs with these ports and certificates",
+        "at a reload, another certificate is shown, that of server.tls.cert-file",
+        "at a restart with these settings, TLS is switched off",
+    ];
+    for ((code, stdout, _), expected) in [as_read, renewed, without].into_iter().zip(expected) {
+        assert!(
+            code == 0 && stdout.contains(&format!("ok  server       process {}: {expected}\n", server.id())),
+            "{stdout}"
+        );
+    }
 }
 
 #[test]

@@ -24,7 +24,7 @@ use crate::clients::{Clients, Leavers, abandoned};
 use crate::deadline::late;
 use crate::jobs::{Came, Jobs, Report};
 use crate::load::{Backlog, Load};
-use crate::message::{Ask, Basis, Beginning, Ending, Notice, Outcome, Served, ToCommit};
+use crate::message::{Ask, Basis, Beginning, Ending, Exchange, Notice, Outcome, Served, ToCommit};
 use crate::prioritise::{Class, Queue, QueueLimits, crowded};
 use crate::shell::{Stage, Wake};
 
@@ -315,9 +315,17 @@ impl<G: Generator> Stage for Generate<G> {
 }
 
 fn piece_of(ask: &Ask, event: TurnEvent) -> ToCommit {
-    let beginning = Some(Beginning { level: level_of(ask), size: ask.size });
+    let beginning = Some(Beginning { level: level_of(ask), size: ask.size, read_bytes: read_bytes(ask) });
     let notice = Notice { request: ask.request, admitted_us: ask.admitted_us, event, beginning, repeated: false };
     ToCommit::Piece(notice, ask.conversation_owner())
+}
+
+/// What the tier is given to read for a turn, in bytes.
+fn read_bytes(ask: &Ask) -> usize {
+    let said = if ask.leans { &ask.history[..] } else { &[] };
+    let said = said.iter().map(|Exchange { question, answer }| question.len() + answer.len());
+    let found = ask.retrieved.iter().map(|found| found.chunk.text.len());
+    said.chain(found).chain([ask.turn.text.len()]).sum()
 }
 
 fn ended(ask: Box<Ask>, result: Option<Generated>, chunks_wanted: usize, now_us: u64) -> Outcome {

@@ -314,6 +314,8 @@ pub struct Beginning {
     pub level: CacheLevel,
     /// The tier that writes.
     pub size: TierSize,
+    /// What it was given to read, in bytes, without what is said to it every time.
+    pub read_bytes: usize,
 }
 
 /// What reaches commit: pieces of an answer pass through so that none overtakes the terminal event.

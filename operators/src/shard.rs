@@ -314,19 +314,15 @@ impl Shard {
         self.changed.insert(id);
     }
 
-    /// What has become of entries, of so many at most, where that has changed since it was last taken. One that was found wrong is
-    /// not kept any more, and neither is what has become of it.
+    /// What has become of entries, of so many at most, where that has changed since it was last taken; fewer when there are no more. One that was
+    /// found wrong is not kept any more, and neither is what has become of it.
     pub fn take_changed(&mut self, max: usize) -> Vec<(EntryId, EntryHistory)> {
-        let taken: Vec<EntryId> = self.changed.iter().take(max).copied().collect();
-        for id in &taken {
-            self.changed.remove(id);
-        }
-        let kept = taken.iter().filter_map(|id| self.entries.get(id)).filter(|entry| entry.record.disagreed == 0);
-        kept.map(|entry| {
+        let changed = self.changed.extract_if(|_| true).filter_map(|id| self.entries.get(&id));
+        let kept = changed.filter(|entry| entry.record.disagreed == 0).map(|entry| {
             let Record { tried, agreed, .. } = entry.record;
             (entry.id, EntryHistory { served: entry.served, tried, agreed })
-        })
-        .collect()
+        });
+        kept.take(max).collect()
     }
 
     /// The entry of exactly this question, without marking it as served.

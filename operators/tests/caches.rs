@@ -5,13 +5,14 @@
 mod support;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use proptest::prelude::*;
 use support::{answer, ask, basis, entry, numbers, policy, scope, turn};
 use turnflow_operators::Stage;
+use turnflow_operators::audit::Tested;
 use turnflow_operators::bound::Strictness;
 use turnflow_operators::dedupe::{Boxes, Dedupe, Settle};
 use turnflow_operators::lookup::Search;
@@ -328,6 +329,22 @@ fn a_hit_holds_at_the_epoch_that_the_shard_is_known_to_be_valid_at() {
     shard.borrow_mut().set_valid_at(42);
     let hit = found_by(&shard, "q", 0.0).hit.expect("near");
     assert_eq!(hit.basis.valid_at, 42);
+}
+
+#[test]
+fn what_is_not_kept_of_an_entry_takes_no_place_of_what_is() {
+    const EACH: u64 = 64;
+    let entries = (0..2 * EACH).map(|id| entry(id, scope("t"), &format!("question {id}"), None)).collect();
+    let shard = shard_of(entries);
+    let mut shard = shard.borrow_mut();
+    for id in 0..2 * EACH {
+        shard.tested(Tested { entry: EntryId(id), agreed: Some(id < EACH) }).expect("it is there");
+    }
+    let kept: BTreeSet<EntryId> = std::iter::from_fn(|| Some(shard.take_changed(1)).filter(|batch| !batch.is_empty()))
+        .flatten()
+        .map(|(id, _)| id)
+        .collect();
+    assert_eq!(kept, (0..EACH).map(EntryId).collect());
 }
 
 #[test]

@@ -9,7 +9,7 @@ use tracing::Span;
 use turnflow_models::Cancel;
 use turnflow_operators::message::{Beginning, Notice};
 use turnflow_operators::tally::TenantTally;
-use turnflow_state::{Completion, TenantId, TurnErrorKind, TurnEvent, wait_text};
+use turnflow_state::{Completion, TenantId, TurnErrorKind, TurnEvent, Usage, wait_text};
 
 use crate::span;
 
@@ -48,6 +48,29 @@ impl SubmitError {
     }
 }
 
+/// What a turn has cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cost {
+    /// It was answered. An answer from a cache, of another turn, or that the same turn id was given before costs nothing.
+    Known {
+        /// What tiers took for it.
+        usage: Usage,
+        /// What that cost, in millionths of the configured currency.
+        micros: u64,
+    },
+    /// It failed, and what tiers took for it is not known.
+    Failed {
+        /// What those had read that had begun to write, in bytes.
+        read_bytes: usize,
+        /// What they had written, in bytes.
+        written_bytes: usize,
+    },
+}
+
+/// Told once what a turn has cost: before its end is, and whether or not anybody waits for that. It is called by a worker, so it must be short and
+/// not block. For a turn that is not admitted it is dropped.
+pub type OnCost = Box<dyn FnOnce(Cost) + Send>;
+
 /// The events of one turn: `Accepted`, pieces of the answer, and exactly one terminal event.
 ///
 /// What is known of the answer before its end, [`beginning`](Self::beginning) and [`completion`](Self::completion) tell.
@@ -60,13 +83,11 @@ pub struct TurnStream {
     end: Option<Box<Completion>>,
     /// What the last piece said of its answer.
     beginning: Option<Beginning>,
-    /// Whether the end said that the turn had been answered before.
-    repeated: bool,
     cancel: Cancel,
 }
 
-/// An event, what is known of the answer with it, and whether it is that of an earlier time.
-type Told = (TurnEvent, Option<Beginning>, bool);
+/// An event, and what is known of the answer with it.
+type Told = (TurnEvent, Option<Beginning>);
 
 impl TurnStream {
     /// The next event; None after the terminal one.
@@ -79,8 +100,7 @@ impl TurnStream {
         if let Some(end) = self.end.take() {
             return Some(TurnEvent::Done(end));
         }
-        let (event, beginning, repeated) = self.events.recv().await?;
-        self.repeated |= repeated;
+        let (event, beginning) = self.events.recv().await?;
         match event {
             TurnEvent::Delta(_) => (self.told, self.beginning) = (true, beginning),
             TurnEvent::Restart => self.told = false,
@@ -98,12 +118,6 @@ impl TurnStream {
     #[must_use]
     pub fn completion(&self) -> Option<&Completion> {
         self.end.as_deref()
-    }
-
-    /// Whether the turn ends with what its id was answered before; known with [`completion`](Self::completion), or with its end.
-    #[must_use]
-    pub const fn is_repeated(&self) -> bool {
-        self.repeated
     }
 
     /// What is known of an answer that is being written, from its first piece on; None for a turn that hears the answer to another one.
@@ -170,6 +184,11 @@ struct Waiting {
     cancel: Cancel,
     /// When its first piece was told that is not void, in microseconds since its admission.
     first_piece_us: Option<u64>,
+    /// What tiers have read and written for it, in bytes.
+    read_bytes: usize,
+    written_bytes: usize,
+    /// Told what it has cost.
+    on_cost: OnCost,
     /// Where its end is booked.
     tally: TenantTally,
     /// Ends with it.
@@ -179,10 +198,18 @@ struct Waiting {
 
 impl Waiting {
     /// Takes in what is told to it.
-    fn hears(&mut self, event: &TurnEvent, elapsed_us: u64, repeated: bool) {
+    fn hears(&mut self, event: &TurnEvent, beginning: Option<Beginning>, elapsed_us: u64, repeated: bool) {
         match event {
             TurnEvent::Accepted => {}
-            TurnEvent::Delta(_) => self.first_piece_us = self.first_piece_us.or(Some(elapsed_us)),
+            TurnEvent::Delta(piece) => {
+                let is_first = self.first_piece_us.is_none();
+                self.first_piece_us = self.first_piece_us.or(Some(elapsed_us));
+                // What is written for others has no beginning.
+                if let Some(Beginning { read_bytes, .. }) = beginning {
+                    self.read_bytes += if is_first { read_bytes } else { 0 };
+                    self.written_bytes += piece.len();
+                }
+            }
             TurnEvent::Restart => self.first_piece_us = None,
             TurnEvent::Done(_) if repeated => self.tally.repeated(),
             TurnEvent::Done(completion) => {
@@ -194,6 +221,18 @@ impl Waiting {
             }
             TurnEvent::Error(error) => self.tally.failed(error.kind),
         }
+    }
+
+    /// Tells its end.
+    fn ends(self, event: TurnEvent, beginning: Option<Beginning>, repeated: bool) {
+        span::end(&self.span, &event);
+        (self.on_cost)(match &event {
+            TurnEvent::Done(_) if repeated => Cost::Known { usage: Usage::default(), micros: 0 },
+            TurnEvent::Done(answered) => Cost::Known { usage: answered.usage, micros: answered.cost_micros },
+            _ => Cost::Failed { read_bytes: self.read_bytes, written_bytes: self.written_bytes },
+        });
+        // The client may have left: that is its right.
+        let _ = self.events.send((event, beginning));
     }
 }
 
@@ -211,21 +250,31 @@ impl Streams {
         Self { shards: Default::default(), next: AtomicU64::new(1) }
     }
 
-    /// Opens a stream that holds a place until its terminal event, which is told to the tally and to the span.
+    /// Opens a stream that holds a place until its terminal event, which is told to the tally, to the span and to whoever is to know the cost.
     pub(crate) fn open(
         &self,
         places: (OwnedSemaphorePermit, Option<TenantPlace>),
         epoch: u64,
-        (tally, span): (TenantTally, Span),
+        (tally, span, on_cost): (TenantTally, Span, OnCost),
     ) -> (u64, TurnStream) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, events) = mpsc::unbounded_channel();
         // The receiver is right here.
-        let _ = sender.send((TurnEvent::Accepted, None, false));
+        let _ = sender.send((TurnEvent::Accepted, None));
         let cancel = Cancel::new();
-        let stream =
-            TurnStream { events, told: false, end: None, beginning: None, repeated: false, cancel: cancel.clone() };
-        let waiting = Waiting { events: sender, epoch, cancel, first_piece_us: None, tally, span, _places: places };
+        let stream = TurnStream { events, told: false, end: None, beginning: None, cancel: cancel.clone() };
+        let waiting = Waiting {
+            events: sender,
+            epoch,
+            cancel,
+            first_piece_us: None,
+            read_bytes: 0,
+            written_bytes: 0,
+            on_cost,
+            tally,
+            span,
+            _places: places,
+        };
         self.shard(number).insert(number, waiting);
         (number, stream)
     }
@@ -240,14 +289,12 @@ impl Streams {
             drop(shard);
             debug_assert!(waiting.is_some(), "a second terminal event for turn {number}");
             if let Some(mut waiting) = waiting {
-                waiting.hears(&event, elapsed_us, repeated);
-                span::end(&waiting.span, &event);
-                // The client may have left: that is its right.
-                let _ = waiting.events.send((event, beginning, repeated));
+                waiting.hears(&event, beginning, elapsed_us, repeated);
+                waiting.ends(event, beginning, repeated);
             }
         } else if let Some(waiting) = shard.get_mut(&number) {
-            waiting.hears(&event, elapsed_us, repeated);
-            let _ = waiting.events.send((event, beginning, repeated));
+            waiting.hears(&event, beginning, elapsed_us, repeated);
+            let _ = waiting.events.send((event, beginning));
         }
     }
 

@@ -28,7 +28,7 @@ mod span;
 mod stats;
 mod validity;
 
-pub use admission::{SubmitError, TurnStream};
+pub use admission::{Cost, OnCost, SubmitError, TurnStream};
 pub use auditing::Feedback;
 pub use caches::{CachedAnswer, Caches, Flushed, LISTED_MAX, Listing};
 pub use config::{

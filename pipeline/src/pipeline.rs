@@ -28,7 +28,7 @@ use crate::knowledge::Knowledge;
 use crate::resident;
 use crate::shared::Shared;
 use crate::validity::Left;
-use crate::{Config, Parts, PipelineError, SubmitError, TurnStream, span};
+use crate::{Config, OnCost, Parts, PipelineError, SubmitError, TurnStream, span};
 
 /// Entry ids that one run may use before they could meet those of the next.
 const ENTRY_IDS_PER_RUN: u64 = 1 << 24;
@@ -269,11 +269,24 @@ impl Pipeline {
     /// # Errors
     /// As [`submit`](Self::submit).
     pub async fn submit_with(&self, submission: Submission) -> Result<TurnStream, SubmitError> {
-        let tally = self.0.tallies.of(&submission.turn.tenant);
-        self.admitted(submission, &tally).await.inspect_err(|error| tally.failed(error.kind()))
+        self.submit_at_cost(submission, Box::new(|_| {})).await
     }
 
-    async fn admitted(&self, submission: Submission, tally: &TenantTally) -> Result<TurnStream, SubmitError> {
+    /// As [`submit_with`](Self::submit_with), for a caller who is to know what the turn has cost, however its stream ends.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub async fn submit_at_cost(&self, submission: Submission, on_cost: OnCost) -> Result<TurnStream, SubmitError> {
+        let tally = self.0.tallies.of(&submission.turn.tenant);
+        self.admitted(submission, on_cost, &tally).await.inspect_err(|error| tally.failed(error.kind()))
+    }
+
+    async fn admitted(
+        &self,
+        submission: Submission,
+        on_cost: OnCost,
+        tally: &TenantTally,
+    ) -> Result<TurnStream, SubmitError> {
         let (turn, time_max) = (&submission.turn, submission.time_max);
         self.check(turn)?;
         let began = Instant::now();
@@ -284,7 +297,7 @@ impl Pipeline {
         let patience = Duration::from_millis(wait_ms).min(time_max.unwrap_or(Duration::MAX));
         let place = tokio::time::timeout(patience, self.place()).await.unwrap_or_else(|_| Err(overloaded()))?;
         let time_max = time_max.map(|time_max| time_max.saturating_sub(began.elapsed()));
-        self.admit(Submission { time_max, ..submission }, (place, Some(tenant)), tally)
+        self.admit(Submission { time_max, ..submission }, (place, Some(tenant)), on_cost, tally)
     }
 
     /// As [`submit`](Self::submit), but waits for a place and for the answer as long as it takes, and whatever its tenant has in flight.
@@ -296,7 +309,7 @@ impl Pipeline {
         let admitted = async {
             self.check(&turn)?;
             let place = self.place().await?;
-            self.admit(turn.into(), (place, None), &tally)
+            self.admit(turn.into(), (place, None), Box::new(|_| {}), &tally)
         };
         admitted.await.inspect_err(|error| tally.failed(error.kind()))
     }
@@ -349,13 +362,14 @@ impl Pipeline {
         &self,
         submission: Submission,
         places: (OwnedSemaphorePermit, Option<TenantPlace>),
+        on_cost: OnCost,
         tally: &TenantTally,
     ) -> Result<TurnStream, SubmitError> {
         let Submission { mut turn, time_max, told: history, wishes } = submission;
         turn.cache_control = allowed(turn.cache_control, wishes);
         self.0.recent.note(&turn.tenant, &turn.conversation);
         let acknowledged = self.0.validity.acknowledged();
-        let (number, stream) = self.0.streams.open(places, acknowledged, (tally.clone(), span::of(&turn)));
+        let (number, stream) = self.0.streams.open(places, acknowledged, (tally.clone(), span::of(&turn), on_cost));
         let scope = self.0.config.scope_of(&turn.tenant, &self.0.tiers);
         let worker = conversation_owner(&turn) % self.0.ports.len() as u64;
         #[expect(clippy::cast_possible_truncation, reason = "a count of threads")]

@@ -43,6 +43,17 @@ fn errors_name_place_and_key() {
     check("[server.tls]\ncert-file = \"c\"\n", "t.toml: server.tls.key-file = \"\": must name the private key");
     check("[server.tls]\nkey-file = \"k\"\n", "t.toml: server.tls.cert-file = \"\": must name the certificate");
     check("[server.tls]\nclient-ca-file = \"a\"\n", "t.toml: server.tls.cert-file = \"\": must name a certificate");
+    check(
+        "[server]\nlisten = \"127.0.0.1:9\"\n[http]\nlisten = \"127.0.0.1:9\"\n",
+        "t.toml:2: server.listen = 127.0.0.1:9: must be another address than http.listen, which is the same in t.toml:4",
+    );
+    check("[http]\nlisten = \"127.0.0.1:7411\"\n", "t.toml: server.listen = 127.0.0.1:7411: must be another address");
+    for free in [
+        "[server]\nlisten = \"127.0.0.1:0\"\n[http]\nlisten = \"127.0.0.1:0\"\n",
+        "[http]\nenabled = false\nlisten = \"127.0.0.1:7411\"\n",
+    ] {
+        Config::from_text(free, "t.toml").expect(free);
+    }
     check("[http]\nconnections-max = 0\n", "t.toml:2: http.connections-max = 0: must be at least 1");
     check("[http]\nheader-bytes-max = 100\n", "t.toml:2: http.header-bytes-max = 100: must be at least 8192");
     check("[http]\nbody-bytes-max = 100\n", "t.toml:2: http.body-bytes-max = 100: must be at least limits.article");

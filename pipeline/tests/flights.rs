@@ -9,10 +9,10 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use support::{article, asked, config, delivery, ended, files, import, tenant, turn};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use turnflow_models::{Answerer, Extractive, ModelError, TierEngine, TierRequest};
-use turnflow_pipeline::{Config, Parts, Pipeline, TurnStream};
-use turnflow_state::{Answer, CacheControl, CacheLevel, Completion, Store, Turn, TurnEvent};
+use turnflow_pipeline::{Config, Cost, Parts, Pipeline, TurnStream};
+use turnflow_state::{Answer, CacheControl, CacheLevel, Completion, Store, Turn, TurnEvent, Usage};
 
 /// Ways to ask the same.
 const DELIVERY: [&str; 6] = [
@@ -317,9 +317,14 @@ fn shutting_down_answers_those_who_follow() {
 /// Asks, and waits for the first piece of the answer.
 async fn begun(pipeline: &Pipeline, turn: Turn) -> (TurnStream, String) {
     let mut stream = submit(pipeline, turn).await;
+    let piece = first_piece(&mut stream).await;
+    (stream, piece)
+}
+
+async fn first_piece(stream: &mut TurnStream) -> String {
     assert_eq!(stream.next().await, Some(TurnEvent::Accepted));
     match stream.next().await {
-        Some(TurnEvent::Delta(piece)) => (stream, piece),
+        Some(TurnEvent::Delta(piece)) => piece,
         other => panic!("expected a piece, got {other:?}"),
     }
 }
@@ -405,6 +410,41 @@ fn an_edit_takes_back_what_was_said_before_it_and_lets_nobody_hear_it_after() {
                 assert!(completion.text.contains("nine days"), "{completion:?}");
                 assert_eq!((pieces.concat(), restarted), (completion.text, was_told));
             }
+        },
+    );
+}
+
+/// Has a turn begin to be answered. Gives back its stream, its first piece, and what will tell its cost.
+async fn begun_at_cost(pipeline: &Pipeline, turn: Turn) -> (TurnStream, String, oneshot::Receiver<Cost>) {
+    let (tell, cost) = oneshot::channel();
+    let on_cost = Box::new(move |cost| tell.send(cost).expect("the test waits"));
+    let mut stream = pipeline.submit_at_cost(turn.into(), on_cost).await.expect("admitted");
+    let piece = first_piece(&mut stream).await;
+    (stream, piece, cost)
+}
+
+#[test]
+fn what_a_turn_has_cost_is_told_though_its_client_has_left() {
+    at_each(
+        |_| {},
+        |pipeline, gate| async move {
+            gate.close();
+            let (leader, _, led) = begun_at_cost(&pipeline, turn("a", "1", DELIVERY[0])).await;
+            let (follower, _, followed) = begun_at_cost(&pipeline, turn("b", "1", DELIVERY[1])).await;
+            drop(leader);
+            gate.open();
+            assert_eq!(rest(follower).await.2.expect("answered").verdict.level, CacheLevel::Joined);
+            let Cost::Known { usage, .. } = led.await.expect("told") else { panic!("it was answered") };
+            assert!(usage.input_tokens > 0 && usage.output_tokens > 0, "{usage:?}");
+            assert_eq!(followed.await, Ok(Cost::Known { usage: Usage::default(), micros: 0 }));
+
+            gate.fail(1);
+            let bypass = Turn { cache_control: CacheControl::Bypass, ..turn("c", "1", DELIVERY[0]) };
+            let (stream, piece, failed) = begun_at_cost(&pipeline, bypass).await;
+            drop(stream);
+            let Cost::Failed { read_bytes, written_bytes } = failed.await.expect("told") else { panic!("it failed") };
+            assert!(read_bytes > DELIVERY[0].len(), "the articles are read as well: {read_bytes}");
+            assert_eq!(written_bytes, piece.len());
         },
     );
 }

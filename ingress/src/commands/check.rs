@@ -14,8 +14,10 @@ use turnflow_pipeline::Config;
 use turnflow_state::{StateError, Store};
 
 use super::named::{self, Named};
-use super::{Context, open, probe};
+use super::running::Running;
+use super::{Context, probe};
 use crate::cli::CheckArgs;
+use crate::door::{certificates, read};
 use crate::failure::Failure;
 
 /// What is said of what a server of ours has.
@@ -80,29 +82,53 @@ fn without_variables(context: &Context) -> Context {
     context.with(config)
 }
 
-/// What this machine has for a server, or one that runs uses already.
+/// What this machine has for a server, or one that runs on this store uses already.
 fn machine(context: &Context, data: &Path) -> Result<Vec<Finding>, Failure> {
-    let (home, ports) = (context.home()?, ports(&context.config)?);
-    let is_running = ports.iter().any(|port| port.detail == IN_USE);
-    let data = finding("data folder", &data.display(), check_data(data, is_running));
+    let (home, config, running) = (context.home()?, &context.config, Running::at(data));
+    let running = running.as_ref();
+    let folder = finding("data folder", &data.display(), check_data(data, running.is_some()));
     // Another encoder's are looked at with what else the settings name.
-    let is_shipped = context.config.encoder.is_shipped();
+    let is_shipped = config.encoder.is_shipped();
     let weights = is_shipped.then(|| finding("weights", &home.model_dir().display(), check_weights(&home)));
-    Ok(std::iter::once(data).chain(weights).chain(ports).collect())
+    let [grpc, http] = [("port", config.server.listen), ("HTTP port", config.http.listen)]
+        .map(|(what, listen)| finding(what, &listen, check_port(listen, running)));
+    let of_server = running.map(|running| {
+        let subject = format!("process {}", running.pid);
+        finding("server", &subject, Ok(changes(running, config)))
+    });
+    let http = config.http.enabled.then_some(http);
+    Ok(std::iter::once(folder).chain(weights).chain([grpc]).chain(http).chain(of_server).collect())
 }
 
-fn ports(config: &Config) -> Result<Vec<Finding>, Failure> {
-    let (runtime, grpc, http) = (open::runtime()?, config.server.listen, config.http.listen);
-    let tls = &config.server.tls;
-    let other =
-        if tls.is_on() { "another process, or by a server with another certificate" } else { "another process" };
-    let found = check_port(grpc, other, || runtime.block_on(probe::grpc(grpc, tls)));
-    let mut ports = vec![finding("port", &grpc, found)];
-    if config.http.enabled {
-        let found = check_port(http, other, || runtime.block_on(probe::http(http, tls)));
-        ports.push(finding("HTTP port", &http, found));
+/// What a running server has otherwise than these settings say, and when they count.
+fn changes(running: &Running, config: &Config) -> String {
+    let (server, wanted_http) = (&config.server, config.http.enabled.then_some(config.http.listen));
+    let is_at = |at: SocketAddr, wanted: SocketAddr| at == wanted || wanted.port() == 0 && at.ip() == wanted.ip();
+    let named = |at: Option<SocketAddr>| at.map_or_else(|| "nowhere".to_owned(), |at| at.to_string());
+    let mut at_restart = Vec::new();
+    if !is_at(running.grpc, server.listen) {
+        at_restart.push(format!("gRPC moves from {} to {}", running.grpc, server.listen));
     }
-    Ok(ports)
+    if !running.http.zip(wanted_http).map_or(running.http == wanted_http, |(at, wanted)| is_at(at, wanted)) {
+        at_restart.push(format!("HTTP moves from {} to {}", named(running.http), named(wanted_http)));
+    }
+    if running.tls != server.tls.is_on() {
+        at_restart.push(format!("TLS is switched {}", if running.tls { "off" } else { "on" }));
+    }
+    let mut said = Vec::new();
+    if !at_restart.is_empty() {
+        said.push(format!("at a restart with these settings, {}", at_restart.join(", and ")));
+    }
+    if running.tls && server.tls.is_on() && !shows(running.grpc, &server.tls.cert_file) {
+        said.push("at a reload, another certificate is shown, that of server.tls.cert-file".to_owned());
+    }
+    if said.is_empty() { "runs with these ports and certificates".to_owned() } else { said.join("; ") }
+}
+
+/// Whether who listens there shows the certificate of a file. One that cannot be read is told elsewhere.
+fn shows(address: SocketAddr, cert_file: &Path) -> bool {
+    let in_file = read(cert_file).and_then(|pem| certificates(cert_file, &pem)).ok();
+    in_file.is_none_or(|chain| probe::certificate(address).is_none_or(|shown| chain.first() == Some(&shown)))
 }
 
 fn finding(what: &'static str, subject: &dyn Display, found: anyhow::Result<String>) -> Finding {
@@ -131,12 +157,15 @@ fn check_weights(home: &ModelHome) -> anyhow::Result<String> {
     Ok("intact".to_owned())
 }
 
-/// A port must be free, or a server of ours have it.
-fn check_port(listen: SocketAddr, other: &str, serves: impl FnOnce() -> bool) -> anyhow::Result<String> {
+/// A port must be free, or be one of the server's that runs on this store.
+fn check_port(listen: SocketAddr, running: Option<&Running>) -> anyhow::Result<String> {
     match TcpListener::bind(listen) {
         Ok(_) => Ok("free".to_owned()),
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
-            anyhow::ensure!(serves(), "in use by {other}");
+            anyhow::ensure!(
+                running.is_some_and(|running| running.has(listen)),
+                "in use by another process than a server of this store"
+            );
             Ok(IN_USE.to_owned())
         }
         Err(error) => Err(error).context("cannot listen"),

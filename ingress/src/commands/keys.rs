@@ -118,28 +118,32 @@ fn list(context: &Context, args: &StoreArgs) -> Result<(), Failure> {
     if records.is_empty() {
         say!("there are no keys in {}: whoever reaches the server may call", files.path().display());
     }
-    let limits_of =
-        |record: &KeyRecord| if record.limits.is_empty() { "-".to_owned() } else { record.limits.to_string() };
-    let heading = "LIMITS";
-    let width = records.iter().map(|record| limits_of(record).len()).max().unwrap_or_default().max(heading.len());
-    let mut text = String::new();
-    for record in &records {
-        let KeyRecord { id, tenant, name, created, expires, .. } = record;
-        let expires = expires.map_or_else(|| "-".to_owned(), day);
-        let name = name.as_deref().unwrap_or_default();
-        let (state, tenant, scopes) = (record.state(now), tenant.as_str(), scopes(record));
-        let (created, limits) = (day(*created), limits_of(record));
-        let line =
-            format!("{id}  {state:<7}  {tenant:<16}  {scopes:<13}  {created}  {expires:<10}  {limits:<width$}  {name}");
-        text += line.trim_end();
-        text.push('\n');
-    }
-    if !text.is_empty() {
-        let columns = "KEY       STATE    TENANT            SCOPES         CREATED     EXPIRES     ";
-        text.insert_str(0, &format!("{columns}{heading:<width$}  NAME\n"));
-    }
+    let text = if records.is_empty() { String::new() } else { table(&records, now) };
     let records: Vec<Value> = records.iter().map(|record| described(record, now)).collect();
     context.print(&records, text)
+}
+
+/// Keys below a heading, in columns as wide as their longest cell.
+fn table(records: &[KeyRecord], now: Timestamp) -> String {
+    let heading = ["KEY", "STATE", "TENANT", "SCOPES", "CREATED", "EXPIRES", "LIMITS", "NAME"].map(str::to_owned);
+    let rows: Vec<[String; 8]> =
+        std::iter::once(heading).chain(records.iter().map(|record| row(record, now))).collect();
+    let widths: [usize; 8] =
+        std::array::from_fn(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or_default());
+    let line = |row: &[String; 8]| {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+        format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+fn row(record: &KeyRecord, now: Timestamp) -> [String; 8] {
+    let KeyRecord { id, tenant, name, created, expires, limits, .. } = record;
+    let none = || "-".to_owned();
+    let limits = if limits.is_empty() { none() } else { limits.to_string() };
+    let (state, expires) = (record.state(now).to_string(), expires.map_or_else(none, day));
+    let name = name.clone().unwrap_or_default();
+    [id.to_string(), state, tenant.to_string(), scopes(record), day(*created), expires, limits, name]
 }
 
 fn day(time: Timestamp) -> String {

@@ -18,6 +18,7 @@ mod probe;
 mod reach;
 mod replay;
 mod router;
+mod running;
 mod serve;
 mod signal;
 

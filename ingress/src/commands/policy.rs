@@ -66,7 +66,8 @@ pub(super) fn run_fit(context: &Context, args: &PolicyFitArgs) -> Result<(), Fai
                 say!("{what}: step {step}, loss {loss:.4}");
             }
             told = Some(stage);
-        })?;
+        })
+        .map_err(|error| anyhow::Error::from(error).context(format!("{} lines were read", examples.lines)))?;
     verifier.save(&args.out)?;
     let outcome = Fitted::of(&verifier, &report, &args.out);
     context.print(&outcome, &outcome)

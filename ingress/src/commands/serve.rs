@@ -2,6 +2,7 @@
 //! before the process ends.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use anyhow::Context as _;
 use serde_json::json;
@@ -10,6 +11,7 @@ use tokio::sync::watch;
 use turnflow_pipeline::{Config, Knowledge, Pipeline};
 use turnflow_state::TenantId;
 
+use super::running::Running;
 use super::signal::{Hangups, shutdown_signal};
 use super::{Context, keys, named, open};
 use crate::cli::{HttpArg, ServeArgs};
@@ -43,7 +45,7 @@ pub(super) fn run(context: &Context, args: &ServeArgs) -> Result<(), Failure> {
         // When it has returned, no cached answer of an earlier run is served that has become invalid.
         let pipeline = Pipeline::start(&context.config, &parts)?;
         let served = match stock(context, args, &pipeline.knowledge()).await {
-            Ok(()) => serve(context, &addresses, &gateway, &pipeline, hangups).await,
+            Ok(()) => serve(context, (&dir, &addresses), &gateway, &pipeline, hangups).await,
             Err(failure) => Err(failure),
         };
         pipeline.shutdown().await;
@@ -110,7 +112,7 @@ fn guard(gateway: &Gateway, addresses: &Addresses, open: bool) -> Result<(), Fai
 
 async fn serve(
     context: &Context,
-    addresses: &Addresses,
+    (dir, addresses): (&Path, &Addresses),
     gateway: &Gateway,
     pipeline: &Pipeline,
     hangups: Hangups,
@@ -128,6 +130,10 @@ async fn serve(
     };
     let http_address = http.as_ref().map(|(_, address)| *address);
     let tls = config.server.tls.is_on();
+    let running = Running { pid: std::process::id(), grpc: address, http: http_address, tls };
+    // It serves without as well; only checks beside it do not know it then.
+    let _announced =
+        running.announce(dir).inspect_err(|error| tracing::warn!("a check will not know this server: {error}"));
     let (before, scheme) = if tls { ("https://", "https") } else { ("", "http") };
     let mut text = format!("listening on {before}{address}\n");
     if let Some(address) = http_address {

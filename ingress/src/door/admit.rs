@@ -1,6 +1,9 @@
-//! Turns on their way in: charged an estimate, submitted, and charged the rest when they end.
+//! Turns on their way in: charged an estimate, submitted, and charged the rest when they end, whether or not their client still waits for that.
+//!
+//! A turn that failed, as one does that nobody waits for any more, is charged an estimate: of its texts, or of what a tier had read and written
+//! for it by then.
 
-use turnflow_pipeline::{Beginning, Pipeline, Submission, TurnStream};
+use turnflow_pipeline::{Beginning, Cost, Pipeline, Submission, TurnStream};
 use turnflow_state::{Completion, Exchange, TurnError, TurnErrorKind, TurnEvent, Usage};
 
 use super::limits::{Amounts, Charge};
@@ -23,11 +26,23 @@ pub(crate) async fn admit(
     let account = caller.account();
     let usage = Usage { input_tokens: tokens, output_tokens: 0 };
     let micros = account.price().cost_micros(usage);
-    let mut charge = account.take(Amounts { turns: 1, tokens: tokens.into(), micros, ..also })?;
-    match pipeline.submit_with(submission).await {
-        Ok(events) => Ok(Admitted { events, charge, usage, is_settled: false }),
+    let charge = account.take(Amounts { turns: 1, tokens: tokens.into(), micros, ..also })?;
+    let bill = charge.bill().clone();
+    let on_cost = Box::new(move |cost| {
+        let (usage, micros) = match cost {
+            Cost::Known { usage, micros } => (usage, micros),
+            Cost::Failed { read_bytes, written_bytes } => {
+                let input_tokens = tokens_of(read_bytes).max(tokens);
+                let usage = Usage { input_tokens, output_tokens: tokens_of(written_bytes) };
+                (usage, bill.price().cost_micros(usage))
+            }
+        };
+        bill.settle(u64::from(usage.input_tokens) + u64::from(usage.output_tokens), micros);
+    });
+    match pipeline.submit_at_cost(submission, on_cost).await {
+        Ok(events) => Ok(Admitted { events, _charge: charge }),
         Err(error) => {
-            charge.settle(0, 0);
+            charge.bill().settle(0, 0);
             Err(error.into())
         }
     }
@@ -35,22 +50,17 @@ pub(crate) async fn admit(
 
 /// Tokens of texts, estimated.
 pub(crate) fn estimate<'a>(texts: impl IntoIterator<Item = &'a str>) -> u32 {
-    let bytes: usize = texts.into_iter().map(str::len).sum();
+    tokens_of(texts.into_iter().map(str::len).sum())
+}
+
+fn tokens_of(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(TOKEN_BYTES)).unwrap_or(u32::MAX)
 }
 
-/// The events of a turn that was let in.
-///
-/// It holds its places until it is dropped, and is charged what its answer has cost. One that is dropped before that is known is charged
-/// what was estimated for its texts, and for what was told of the answer where that was being written for it. An answer that its turn had before
-/// is free.
+/// The events of a turn that was let in. It holds its caller's places until it is dropped; its cost is charged when the turn ends, which may be later.
 pub(crate) struct Admitted {
     events: TurnStream,
-    charge: Charge,
-    /// As estimated so far.
-    usage: Usage,
-    /// Whether no more will be known of its cost.
-    is_settled: bool,
+    _charge: Charge,
 }
 
 impl Admitted {
@@ -58,27 +68,7 @@ impl Admitted {
     pub(crate) async fn next(&mut self) -> TurnEvent {
         // The pipeline promises a terminal event. Should it break its word, the client must not wait for ever.
         let broken_off = || TurnError::new(TurnErrorKind::Internal, "its events ended without a terminal one");
-        let event = self.events.next().await.unwrap_or_else(|| TurnEvent::Error(broken_off()));
-        match &event {
-            TurnEvent::Accepted | TurnEvent::Restart => {}
-            TurnEvent::Delta(piece) => {
-                let written = estimate([piece.as_str()]);
-                self.usage.output_tokens = self.usage.output_tokens.saturating_add(written);
-            }
-            TurnEvent::Done(completion) => self.charge_for(completion.usage, completion.cost_micros),
-            TurnEvent::Error(_) => self.is_settled = true,
-        }
-        event
-    }
-
-    /// Charges an answer. One that is told again was charged when it was made.
-    fn charge_for(&mut self, usage: Usage, micros: u64) {
-        if self.events.is_repeated() { self.settle(Usage::default(), 0) } else { self.settle(usage, micros) }
-    }
-
-    fn settle(&mut self, usage: Usage, micros: u64) {
-        self.charge.settle(u64::from(usage.input_tokens) + u64::from(usage.output_tokens), micros);
-        self.is_settled = true;
+        self.events.next().await.unwrap_or_else(|| TurnEvent::Error(broken_off()))
     }
 
     /// See [`TurnStream::completion`].
@@ -89,18 +79,5 @@ impl Admitted {
     /// See [`TurnStream::beginning`].
     pub(crate) const fn beginning(&self) -> Option<Beginning> {
         self.events.beginning()
-    }
-}
-
-impl Drop for Admitted {
-    fn drop(&mut self) {
-        if self.is_settled {
-            return;
-        }
-        if let Some((usage, micros)) = self.completion().map(|completion| (completion.usage, completion.cost_micros)) {
-            self.charge_for(usage, micros);
-        } else if self.beginning().is_some() {
-            self.settle(self.usage, self.charge.price().cost_micros(self.usage));
-        }
     }
 }

@@ -19,7 +19,7 @@ mod traffic;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub(crate) use self::acceptor::{Acceptor, Held, Socket, Terms};
+pub(crate) use self::acceptor::{Acceptor, Held, Patience, Socket, Terms, close, misspoken};
 pub(crate) use self::admit::{Admitted, admit, estimate};
 pub(crate) use self::articles::{article_id, draft, write};
 pub(crate) use self::check::{OWN_CONVERSATION, conversation, text};

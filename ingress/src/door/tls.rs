@@ -20,6 +20,9 @@ use rustls::{CertificateError, InconsistentKeys, RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 use turnflow_pipeline::{Change, TlsConfig};
 
+/// What marks a private key in PEM that has a passphrase: as PKCS #8, RFC 7468, section 11, and in the older form, RFC 1421, section 4.6.1.1.
+const ENCRYPTED: [&str; 2] = ["-----BEGIN ENCRYPTED PRIVATE KEY-----", "Proc-Type: 4,ENCRYPTED"];
+
 /// Why TLS cannot be spoken as the configuration says.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -189,7 +192,13 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
 
 /// The private key of a file.
 pub(crate) fn private_key(path: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let text = String::from_utf8_lossy(pem);
     PrivateKeyDer::from_pem_slice(pem).map_err(|error| match error {
+        _ if ENCRYPTED.iter().any(|mark| text.contains(mark)) => {
+            let reason = "its private key is encrypted, and nobody could give the passphrase at a start; write it without one, to a file that nobody \
+                          else may read: openssl pkey -in ENCRYPTED -out PLAIN";
+            unusable(path, &reason)
+        }
         pem::Error::NoItemsFound => {
             TlsError::Missing { path: path.to_owned(), what: "private key in PEM without a passphrase" }
         }
@@ -291,6 +300,19 @@ mod tests {
         check(&certificate, &early_key, none, "new.key is not the private key of the certificate in");
         check(&key, &key, none, "good.key holds no certificate in PEM");
         check(&certificate, &certificate, none, "good.crt holds no private key in PEM without a passphrase");
+        let body = "MFEwDgYJKoZIhvcNAQUNMAADPwAAAA==";
+        let pkcs8 = format!("-----BEGIN ENCRYPTED PRIVATE KEY-----\n{body}\n-----END ENCRYPTED PRIVATE KEY-----\n");
+        let traditional = format!(
+            "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\n{body}\n-----END RSA PRIVATE KEY-----\n"
+        );
+        for (name, pem) in [("pkcs8.key", pkcs8), ("traditional.key", traditional)] {
+            check(
+                &certificate,
+                &file(name, &pem),
+                none,
+                &format!("{name} cannot be used: its private key is encrypted"),
+            );
+        }
         check(&dir.path().join("none.crt"), &key, none, "none.crt: No such file");
         check(&certificate, &dir.path().join("none.key"), none, "none.key: No such file");
         check(&certificate, &key, &key, "good.key holds no certificate in PEM");

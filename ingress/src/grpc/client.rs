@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use hyper_util::rt::TokioIo;
 use rustls::{CertificateError, ClientConfig, RootCertStore};
 use tokio::time::timeout;
+use tonic::codegen::http::uri::Authority;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -90,11 +91,14 @@ impl Access {
     /// [`ConnectError`] when the address is none, a file cannot be used, nobody answers there, or the server refuses the connection.
     pub async fn connect(&self, address: &str) -> Result<Keyed, ConnectError> {
         let url = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-        let endpoint = Endpoint::from_shared(url.clone()).map_err(|error| {
-            let reason = root_cause(&error).to_string();
-            ConnectError::Address { address: address.to_owned(), reason }
-        })?;
-        let is_secure = match endpoint.uri().scheme_str() {
+        let endpoint_of = |url: String| {
+            Endpoint::from_shared(url).map_err(|error| {
+                let reason = root_cause(&error).to_string();
+                ConnectError::Address { address: address.to_owned(), reason }
+            })
+        };
+        let uri = endpoint_of(url.clone())?.uri().clone();
+        let is_secure = match uri.scheme_str() {
             Some("https") => true,
             Some("http") => false,
             other => {
@@ -103,8 +107,13 @@ impl Access {
             }
         };
         let unusable = |reason: String| ConnectError::Unusable { url: url.clone(), reason };
+        if !is_secure && let Some(options) = self.of_tls() {
+            let reason =
+                format!("{options} would not be used, since this is not https://; call it so, or leave that out");
+            return Err(unusable(reason));
+        }
         let tls = is_secure.then(|| self.tls()).transpose().map_err(|error| unusable(format!("{error:#}")))?;
-        if !is_secure && self.key.0.is_some() && !is_this_machine(endpoint.uri()) {
+        if !is_secure && self.key.0.is_some() && !is_this_machine(&uri) {
             static ONCE: Once = Once::new();
             ONCE.call_once(|| {
                 tracing::warn!("the key goes to {address} in the clear, for all on the way to read; use https://");
@@ -112,13 +121,15 @@ impl Access {
         }
         let last = LastWord::default();
         let connector = service_fn({
-            let last = last.clone();
-            move |uri| {
-                let line = Line::open(uri, tls.clone(), last.clone());
+            let (uri, last) = (uri.clone(), last.clone());
+            move |_| {
+                let line = Line::open(uri.clone(), tls.clone(), last.clone());
                 async { line.await.map(TokioIo::new) }
             }
         });
-        let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT);
+        // Where tonic has TLS of its own, it takes no other's connection for https://.
+        let endpoint = endpoint_of(format!("http://{}", uri.authority().map_or("", Authority::as_str)))?;
+        let endpoint = endpoint.origin(uri).connect_timeout(CONNECT_TIMEOUT);
         let connected = endpoint.connect_with_connector(connector).await;
         let channel = connected.map_err(|error| ConnectError::new(&url, &error))?;
         let mut health = HealthClient::new(channel.clone());
@@ -135,6 +146,16 @@ impl Access {
             "; is gRPC spoken there? HTTP has a port of its own, and where the server speaks TLS, call it with https://"
         };
         Err(unusable(format!("{cause}{hint}")))
+    }
+
+    /// The options that were given for TLS, if any was.
+    const fn of_tls(&self) -> Option<&'static str> {
+        match (&self.ca_file, &self.identity) {
+            (None, None) => None,
+            (Some(_), None) => Some("--ca-file"),
+            (None, Some(_)) => Some("--client-cert"),
+            (Some(_), Some(_)) => Some("--ca-file and --client-cert"),
+        }
     }
 
     fn tls(&self) -> anyhow::Result<Arc<ClientConfig>> {
@@ -278,6 +299,15 @@ mod tests {
         assert_eq!(told(&Status::unavailable("")), "the server says no more than Unavailable");
         let broken = Status::from_error(Box::new(io::Error::new(io::ErrorKind::BrokenPipe, "broken pipe")));
         assert_eq!(told(&broken), "the connection to the server failed: broken pipe");
+    }
+
+    #[tokio::test]
+    async fn options_of_tls_want_an_address_with_it() {
+        let access = Access { ca_file: Some("ca.pem".into()), ..Access::default() };
+        for address in ["127.0.0.1:1", "http://bot.example:7411"] {
+            let error = access.connect(address).await.expect_err("refused before anything is called").to_string();
+            assert!(error.contains(": --ca-file would not be used, since this is not https://"), "{error}");
+        }
     }
 
     #[test]

@@ -1,31 +1,33 @@
 //! Accepted connections, each with a deadline to speak HTTP/2.
 //!
 //! Tonic takes any number of connections and retries a failed accept at once, which spins when the process is out of file
-//! descriptors. So the [`Acceptor`] bounds them, and a peer that has not sent the HTTP/2 preface in time is cut off here; past the preface, HTTP/2
-//! keepalive watches it. A request over HTTP/1.1, which pages may send, is longer than the preface.
+//! descriptors. So the [`Acceptor`] bounds them, and what a client speaks is seen here before tonic has the connection: a peer that has not sent the
+//! HTTP/2 preface in time is cut off, and one that speaks something else is told so. Past the preface, HTTP/2 keepalive watches it. A request over
+//! HTTP/1.1, which pages may send, is longer than the preface.
 
-use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use hyper::body::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::time::Sleep;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 use turnflow_pipeline::Config;
 
-use crate::door::{Acceptor, Gateway, Held, Socket, Terms};
+use crate::door::{Acceptor, Gateway, Held, Patience, Socket, Terms, close, misspoken};
 
 /// Open connections.
 const CONNECTIONS_MAX: usize = 1024;
-/// How long a peer may take to send the HTTP/2 preface.
+/// How long a peer may take to send the HTTP/2 preface, or to hear that it has to.
 const PREFACE_MAX: Duration = Duration::from_secs(10);
-/// Length of the HTTP/2 preface, RFC 9113, section 3.4.
-const PREFACE_BYTES: usize = 24;
+/// What a client of HTTP/2 says first, RFC 9113, section 3.4.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Accepts connections until the stream is dropped, which closes the listener.
 pub(super) fn accept(
@@ -38,23 +40,63 @@ pub(super) fn accept(
         name: "grpc",
         connections_max: CONNECTIONS_MAX,
         protocols: if is_for_pages { &[b"h2", b"http/1.1"] } else { &[b"h2"] },
-        without_tls: go_away("this port speaks TLS, so call it with https://"),
-        reader_wait: Duration::from_millis(config.limits.reader_wait_ms),
+        without_tls,
+        patience: Patience::of(config),
     };
     let mut acceptor = Acceptor::new(listener, terms, gateway);
     let (out, connections) = mpsc::channel(1);
     tokio::spawn(async move {
+        // As many at most as there are places for connections.
+        let mut beginning = JoinSet::new();
         loop {
-            let (socket, held) = tokio::select! {
+            let begun = tokio::select! {
                 () = out.closed() => return,
-                accepted = acceptor.next() => accepted,
+                (socket, held) = acceptor.next() => {
+                    beginning.spawn(timeout(PREFACE_MAX, begin(socket, held, is_for_pages)));
+                    continue;
+                }
+                Some(begun) = beginning.join_next() => begun,
             };
-            if out.send(Ok(Connection::new(socket, held, PREFACE_MAX))).await.is_err() {
-                return;
+            match begun {
+                Ok(Ok(Ok(connection))) => {
+                    if out.send(Ok(connection)).await.is_err() {
+                        return;
+                    }
+                }
+                // Clients come and go: their errors are theirs.
+                Ok(Ok(Err(error))) => tracing::debug!("a connection did not begin: {error}"),
+                Ok(Err(_late)) => tracing::debug!("a connection did not begin in {PREFACE_MAX:?}"),
+                Err(panicked) => tracing::error!("the beginning of a connection panicked: {panicked}"),
             }
         }
     });
     ReceiverStream::new(connections)
+}
+
+/// What who speaks no TLS hears: in HTTP/2 if it has begun to speak that.
+fn without_tls(said: &[u8]) -> Vec<u8> {
+    const REASON: &str = "this port speaks TLS, so call it with https://";
+    if PREFACE.starts_with(said) { go_away(REASON) } else { misspoken("text/plain", &format!("{REASON}\n")) }
+}
+
+/// Reads the beginning of a connection, which tells what its client speaks. Where pages may not call, only HTTP/2 is spoken: a server of it has the
+/// first word, so that anybody else would hear that instead of a reason.
+async fn begin(mut socket: Socket, held: Held, is_for_pages: bool) -> io::Result<Connection> {
+    let (mut begun, mut read) = ([0; PREFACE.len()], 0);
+    while read < begun.len() && (is_for_pages || PREFACE.starts_with(&begun[..read])) {
+        match socket.read(&mut begun[read..]).await? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            more => read += more,
+        }
+    }
+    if !is_for_pages && begun != *PREFACE {
+        socket
+            .write_all(&misspoken("text/plain", "this port speaks gRPC, over HTTP/2; HTTP has a port of its own\n"))
+            .await?;
+        close(socket).await?;
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the client speaks no HTTP/2"));
+    }
+    Ok(Connection { begun: Bytes::copy_from_slice(&begun), socket, _held: held })
 }
 
 /// What a server says in HTTP/2 before it closes a connection that is not secure enough: its settings, which are none, and a GOAWAY frame
@@ -73,33 +115,20 @@ fn go_away(reason: &str) -> Vec<u8> {
 
 /// An accepted connection.
 pub(super) struct Connection {
+    /// What was read of it to see what its client speaks, and not handed out yet.
+    begun: Bytes,
     socket: Socket,
-    /// Until the preface is read: how much of it was, and until when the rest may take.
-    preface: Option<(usize, Pin<Box<Sleep>>)>,
     _held: Held,
-}
-
-impl Connection {
-    fn new(socket: Socket, held: Held, preface_max: Duration) -> Self {
-        Self { socket, preface: Some((0, Box::pin(tokio::time::sleep(preface_max)))), _held: held }
-    }
 }
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let filled = buffer.filled().len();
-        let polled = Pin::new(&mut self.socket).poll_read(cx, buffer);
-        let Some((read, deadline)) = &mut self.preface else {
-            return polled;
-        };
-        *read += buffer.filled().len() - filled;
-        if *read >= PREFACE_BYTES {
-            self.preface = None;
-        } else if polled.is_pending() {
-            ready!(deadline.as_mut().poll(cx));
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no HTTP/2 preface in time")));
+        if self.begun.is_empty() {
+            return Pin::new(&mut self.socket).poll_read(cx, buffer);
         }
-        polled
+        let length = self.begun.len().min(buffer.remaining());
+        buffer.put_slice(&self.begun.split_to(length));
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -137,45 +166,58 @@ impl Connected for Connection {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpStream;
     use turnflow_state::TenantId;
 
     use super::*;
 
-    async fn connected(preface_max: Duration) -> (Connection, TcpStream) {
+    async fn connected() -> (Socket, Held, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("listening");
         let gateway = Gateway::keyless(TenantId::new("t").expect("valid id"));
-        let terms = Terms {
-            name: "grpc",
-            connections_max: 1,
-            protocols: &[],
-            without_tls: Vec::new(),
-            reader_wait: PREFACE_MAX,
-        };
+        let patience = Patience::of(&Config::defaults());
+        let terms = Terms { name: "grpc", connections_max: 1, protocols: &[], without_tls, patience };
         let (socket, held) = Acceptor::new(listener, terms, &gateway).next().await;
-        (Connection::new(socket, held, preface_max), client)
+        (socket, held, client)
     }
 
     #[tokio::test]
-    async fn a_peer_without_a_preface_is_cut_off() {
-        let (mut connection, mut client) = connected(Duration::from_millis(1)).await;
-        client.write_all(b"PRI * HTTP").await.expect("connected");
-        let mut bytes = [0; 64];
-        assert_eq!(connection.read(&mut bytes).await.expect("sent"), 10);
-        let error = connection.read(&mut bytes).await.expect_err("nothing follows");
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    async fn what_was_looked_at_is_read_again() {
+        for (is_for_pages, said) in
+            [(false, *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nmore"), (true, *b"POST / HTTP/1.1\r\nHost: a\r\nbc")]
+        {
+            let (socket, held, mut client) = connected().await;
+            client.write_all(&said).await.expect("connected");
+            let mut connection = begin(socket, held, is_for_pages).await.expect("spoken here");
+            let mut bytes = [0; 28];
+            connection.read_exact(&mut bytes[..7]).await.expect("sent");
+            connection.read_exact(&mut bytes[7..]).await.expect("sent");
+            assert_eq!(bytes, said);
+        }
     }
 
     #[tokio::test]
-    async fn the_deadline_ends_with_the_preface() {
-        let (mut connection, mut client) = connected(PREFACE_MAX).await;
-        client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("connected");
-        let mut bytes = [0; PREFACE_BYTES];
-        connection.read_exact(&mut bytes[1..]).await.expect("sent");
-        assert!(connection.preface.is_some(), "one byte is missing");
-        connection.read_exact(&mut bytes[..1]).await.expect("sent");
-        assert!(connection.preface.is_none());
+    async fn who_speaks_no_http_2_is_told_so_in_words() {
+        for said in ["GET / HTTP/1.1\r\n", "PRIVATE", "hello\n"] {
+            let (socket, held, mut client) = connected().await;
+            client.write_all(said.as_bytes()).await.expect("connected");
+            let listening = async {
+                let mut told = String::new();
+                client.read_to_string(&mut told).await.expect("told");
+                drop(client);
+                told
+            };
+            let (begun, told) = tokio::join!(begin(socket, held, false), listening);
+            assert!(begun.is_err());
+            assert!(told.starts_with("HTTP/1.1 400 ") && told.contains("this port speaks gRPC"), "{said}: {told}");
+        }
+    }
+
+    #[test]
+    fn who_speaks_no_tls_hears_it_in_its_own_protocol() {
+        assert!(without_tls(PREFACE).starts_with(&[0, 0, 0, 4]), "a frame of HTTP/2");
+        for said in ["GET / HTTP/1.1\r\n", "hello\n"] {
+            assert!(without_tls(said.as_bytes()).starts_with(b"HTTP/1.1 400 "), "{said}");
+        }
     }
 }

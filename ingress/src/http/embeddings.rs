@@ -71,12 +71,12 @@ pub(super) async fn embed(
     let kind = kind_named(input_type.as_deref())?;
     let texts = texts(input, app.config.http.inputs_max, app.config.limits.text_bytes_max)?;
     let estimated = estimate(texts.iter().map(String::as_str)).into();
-    let mut charge = caller.take(Amounts { tokens: estimated, ..Amounts::default() })?;
+    let charge = caller.take(Amounts { tokens: estimated, ..Amounts::default() })?;
     let knowledge = app.knowledge.clone();
     let embedded = app.work(async move { knowledge.embed(kind, texts).await }).await;
     let embedded = embedded.and_then(|done| done.map_err(ApiError::from));
-    let embedded = embedded.inspect_err(|_| charge.settle(0, 0))?;
-    charge.settle(embedded.tokens as u64, 0);
+    let embedded = embedded.inspect_err(|_| charge.bill().settle(0, 0))?;
+    charge.bill().settle(embedded.tokens as u64, 0);
     let size = embedded.vectors.first().map_or(0, |vector| vector.len());
     if dimensions.is_some_and(|wanted| wanted != size) {
         return Err(ApiError::unsupported("dimensions", format!("vectors have {size} numbers")));

@@ -14,7 +14,7 @@ use turnflow_state::WriteRefused;
 use super::reply::{JsonReply, etag};
 use crate::door::{
     Conflict, Exceeded, INTERNAL_MESSAGE, Limit, Refusal, UNAUTHENTICATED_MESSAGE, UNAVAILABLE_MESSAGE, forbidden,
-    overloaded,
+    misspoken, overloaded,
 };
 
 /// OpenAI's clients repeat a request after some statuses, unless they are told not to.
@@ -202,15 +202,10 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// The whole response to who speaks no TLS where that is spoken. No request was read, so nothing else of this server is there to write it.
+/// The whole response to who speaks no TLS where that is spoken.
 pub(super) fn without_tls() -> Vec<u8> {
-    let body =
-        ApiError::bad_request("tls_required", "this port speaks TLS, so call it with https://").body().to_string();
-    let length = body.len();
-    format!(
-        "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-    )
-    .into_bytes()
+    let error = ApiError::bad_request("tls_required", "this port speaks TLS, so call it with https://");
+    misspoken("application/json", &error.body().to_string())
 }
 
 #[cfg(test)]

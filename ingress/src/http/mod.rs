@@ -32,7 +32,7 @@ use tokio::task::JoinSet;
 use turnflow_pipeline::{Config, Pipeline};
 
 use self::router::App;
-use crate::door::{Acceptor, Gateway, Socket, Terms};
+use crate::door::{Acceptor, Gateway, Patience, Socket, Terms};
 
 /// Least that a connection reads and writes at once, in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -56,8 +56,8 @@ pub async fn serve(
         name: "http",
         connections_max: config.http.connections_max,
         protocols: &[b"http/1.1"],
-        without_tls: error::without_tls(),
-        reader_wait: Duration::from_millis(config.limits.reader_wait_ms),
+        without_tls: |_| error::without_tls(),
+        patience: Patience::of(config),
     };
     let mut acceptor = Acceptor::new(listener, terms, &gateway);
     let app = Arc::new(App::new(pipeline.clone(), gateway, config, is_local, stopping.clone()));

@@ -185,7 +185,7 @@ pub(super) fn known(completion: &Completion) -> HeaderMap {
 /// Headers of an answer of which only the beginning is known; without a beginning of its own, it is another turn's.
 pub(super) fn beginning(beginning: Option<Beginning>, pipeline: &Pipeline) -> HeaderMap {
     match beginning {
-        Some(Beginning { level, size }) => begun(level, pipeline.tier_of(size)),
+        Some(Beginning { level, size, .. }) => begun(level, pipeline.tier_of(size)),
         None => HeaderMap::from_iter([(CACHE, HeaderValue::from_static(CacheLevel::Joined.as_str()))]),
     }
 }

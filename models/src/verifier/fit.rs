@@ -126,6 +126,22 @@ pub fn is_held_out(label: &str, share: f64) -> bool {
     part_of(&format!("label {label}")) < share
 }
 
+/// An error where what is left to train on, by source and label, cannot tell any labels apart; `counts` are all questions, those that calibrate and
+/// those left.
+fn require_labels(sources: &[Vec<Vec<usize>>], counts: [usize; 3]) -> Result<(), ModelError> {
+    let has_two = |labels: &Vec<Vec<usize>>| labels.iter().filter(|texts| texts.len() > 1).count() > 1;
+    if sources.iter().any(has_two) {
+        return Ok(());
+    }
+    let [all, calibrate, left] = counts;
+    let held_out = all - calibrate - left;
+    let reason = format!(
+        "of {all} different questions with a label, {calibrate} calibrate, {held_out} are held out and {left} are left to train on, which must \
+         have two labels of one source with two questions each; give more questions of each label"
+    );
+    Err(ModelError::Training { reason })
+}
+
 /// Fits a verifier to questions that were prepared `fitted_with` an encoder and a knowledge base. `progress` hears of the
 /// stage, the step and the loss.
 ///
@@ -149,6 +165,7 @@ pub fn fit(
         by_source.entry(source).or_default().entry(label).or_default().push(at);
     }
     let sources: Vec<Vec<Vec<usize>>> = by_source.into_values().map(|labels| labels.into_values().collect()).collect();
+    require_labels(&sources, [questions.len(), calibration.len(), training.len()])?;
     let vector = |at: &usize| &*questions[*at].vector;
     let vectors_of = |labels: &Vec<Vec<usize>>| labels.iter().map(|texts| texts.iter().map(vector).collect()).collect();
     let vectors: Vec<Vec<Vec<&[f32]>>> = sources.iter().map(vectors_of).collect();
@@ -325,16 +342,35 @@ fn play(
 mod tests {
     use super::*;
 
-    #[test]
-    fn labels_of_two_sources_are_never_held_against_each_other() {
-        let question = |source: &str, label: &str, at: usize| QuestionExample {
+    fn question(source: &str, label: &str, at: usize) -> QuestionExample {
+        QuestionExample {
             text: format!("question {at} of {label}"),
             vector: to_unit(vec![at as f32, 1.0, label.len() as f32]).into(),
             source: source.to_owned(),
             label: label.to_owned(),
             mentions: String::new(),
             article: None,
+        }
+    }
+
+    #[test]
+    fn too_few_questions_are_told_with_how_they_were_split() {
+        let questions: Vec<_> = (0..40).map(|at| question("a", "refund", at)).collect();
+        let fitted_with = FittedWith { encoder: String::new(), relevance_min: 0.0, margin_min: 0.0 };
+        let error =
+            fit(&questions, &[], &FitOptions::default(), fitted_with, &mut |_, _, _| {}).expect_err("one label");
+        let told = error.to_string();
+        assert!(told.starts_with("cannot train: of 40 different questions with a label, "), "{told}");
+        let number = |before: &str| -> usize {
+            let (_, rest) = told.split_once(before).expect("told");
+            rest.split(' ').next().and_then(|number| number.parse().ok()).expect("a number")
         };
+        let counts = [number("label, "), number("calibrate, "), number("held out and ")];
+        assert!(counts[0] > 0 && counts[1] == 0 && counts.iter().sum::<usize>() == 40, "{told}");
+    }
+
+    #[test]
+    fn labels_of_two_sources_are_never_held_against_each_other() {
         let labels = [("a", "refund"), ("a", "delivery"), ("b", "refunds"), ("b", "refund")];
         let questions: Vec<QuestionExample> =
             labels.iter().flat_map(|(source, label)| (0..5).map(|at| question(source, label, at))).collect();

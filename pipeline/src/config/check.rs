@@ -34,6 +34,7 @@ pub(super) fn check(config: &Config, text: &str, name: &str) -> Result<(), Confi
     source.cache(config)?;
     source.load(config)?;
     source.callers(config)?;
+    source.listen(config)?;
     source.origins(&config.server.grpc_web_origins)?;
     source.tls(&config.server.tls)?;
     source.tier("tier", &config.tier)?;
@@ -166,6 +167,17 @@ impl Source<'_> {
             })?;
         }
         Ok(())
+    }
+
+    /// Whether both servers have a port of their own; a port of 0 is whatever is free.
+    fn listen(&self, config: &Config) -> Result<(), ConfigError> {
+        let (grpc, http) = (config.server.listen, config.http.listen);
+        if !config.http.enabled || grpc != http || grpc.port() == 0 {
+            return Ok(());
+        }
+        let other = place(self.text, self.name, "http.listen");
+        let message = format!("must be another address than http.listen, which is the same in {other}");
+        Err(self.wrong("server.listen", &grpc, message))
     }
 
     /// Whether these are origins as browsers write them.

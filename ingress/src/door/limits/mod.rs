@@ -270,7 +270,7 @@ impl Account {
             table.meter(holder, now).take(quota, &need, now);
         }
         drop(table);
-        Ok(Charge { account: self, taken: need, at: now })
+        Ok(Charge(Bill { account: self, taken: need, at: now }))
     }
 
     /// How all limits stand.
@@ -294,38 +294,49 @@ impl Account {
 
 /// What was taken for a call. Dropping it gives its places back, and nothing else.
 #[derive(Debug)]
-pub(crate) struct Charge {
+pub(crate) struct Charge(Bill);
+
+/// What a call was charged before it was known what it costs. It outlives the call's places where that is known later.
+#[derive(Clone, Debug)]
+pub(crate) struct Bill {
     account: Account,
     taken: Amounts,
     at: Moment,
 }
 
 impl Charge {
+    /// What it is settled with.
+    pub(crate) const fn bill(&self) -> &Bill {
+        &self.0
+    }
+}
+
+impl Bill {
     /// What tokens cost, as far as that is known beforehand.
     pub(crate) const fn price(&self) -> Price {
         self.account.price
     }
 
-    /// Tells what the call has cost in the end, in tokens and in millionths of the currency.
-    pub(crate) fn settle(&mut self, tokens: u64, micros: u64) {
+    /// Tells, once, what the call has cost in the end, in tokens and in millionths of the currency.
+    pub(crate) fn settle(&self, tokens: u64, micros: u64) {
         let now = self.account.limiter.now();
         let cost = Amounts { tokens, micros, ..self.taken };
         let mut table = self.account.limiter.lock();
         for (holder, quota) in &self.account.holders {
             table.meter(holder, now).settle(quota, (&self.taken, self.at), &cost, now);
         }
-        self.taken = cost;
     }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        if self.taken.turns + self.taken.streams == 0 {
+        let Bill { account, taken, .. } = &self.0;
+        if taken.turns + taken.streams == 0 {
             return;
         }
-        let mut table = self.account.limiter.lock();
-        for (holder, _) in &self.account.holders {
-            table.meters.entry(holder.clone()).or_default().leave(&self.taken);
+        let mut table = account.limiter.lock();
+        for (holder, _) in &account.holders {
+            table.meters.entry(holder.clone()).or_default().leave(taken);
         }
     }
 }

@@ -46,7 +46,7 @@ mod whole;
 
 pub use adapter::{Adapter, AdapterChoice};
 pub use axes::{AXES, principal_axes};
-pub use batch::{BatchBudget, plan_batches};
+pub use batch::{BATCH_TOKENS_MAX, BatchBudget, plan_batches};
 pub use bert::{BertConfig, ENCODER_THREADS_MAX, EncoderOptions, EncoderPrecision, Pooling};
 pub use cancel::Cancel;
 pub use checkpoint::{

@@ -11,8 +11,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use turnflow_models::{
-    BurnConfig, EncoderConfig, EncoderPrecision, ExtractiveConfig, PlainRule, PromptConfig, RemoteConfig, Sampling,
-    Target, TierEngineConfig,
+    BurnConfig, EncoderConfig, EncoderPrecision, ExtractiveConfig, InstructionChoice, PlainRule, PromptConfig,
+    RemoteConfig, Sampling, Target, TierEngineConfig,
 };
 use turnflow_operators::bound::BoundLimits;
 use turnflow_operators::commit::Price;
@@ -62,6 +62,8 @@ pub struct Config {
     pub knowledge: KnowledgeConfig,
     /// The memory of a conversation.
     pub conversation: ConversationConfig,
+    /// What the encoder and decoders on the CPU compute with.
+    pub processor: ProcessorConfig,
     /// The encoder.
     pub encoder: EncoderConfig,
     /// Who answers what no cache does.
@@ -129,6 +131,13 @@ impl TlsConfig {
     }
 }
 
+section!(
+    /// What the encoder and decoders on the CPU compute with.
+    ProcessorConfig {
+        /// The processor's instructions.
+        instructions: InstructionChoice,
+    }
+);
 section!(
     /// The HTTP server.
     HttpConfig {

@@ -41,7 +41,7 @@ impl Parts {
     /// # Errors
     /// [`PipelineError`] when the store cannot be read, the weights cannot be loaded, or a thread cannot be started.
     pub fn open(config: &Config, store: Store, encoder: &EncoderCheckpoint) -> Result<Self, PipelineError> {
-        let encoder = Encoder::load(encoder, config.encoder.options())?;
+        let encoder = Encoder::load(encoder, config.encoder.options(config.processor.instructions))?;
         Self::with_encoder(config, store, EncoderEngine::start(encoder, &config.encoder)?)
     }
 
@@ -114,6 +114,7 @@ pub fn tier(config: &Config, settings: &TierConfig, encoder: &EncoderHandle) -> 
                 settings.sampling,
                 scope,
                 &ModelHome::new(default_home()?),
+                config.processor.instructions,
             )?
         }
         TierKind::Openai => {

@@ -94,7 +94,7 @@ pub(super) fn parts(context: &Context, store: Store) -> Result<Parts, Failure> {
 /// An encoder that several pipelines can share, with a memo of so many bytes.
 pub(super) fn encoder(context: &Context, memo_bytes_max: usize) -> Result<EncoderHandle, Failure> {
     let config = &context.config.encoder;
-    let encoder = Encoder::load(&checkpoint(context)?, config.options())?;
+    let encoder = Encoder::load(&checkpoint(context)?, config.options(context.config.processor.instructions))?;
     Ok(EncoderEngine::start_remembering(encoder, config, memo_bytes_max)?)
 }
 

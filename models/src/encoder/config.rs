@@ -30,8 +30,6 @@ pub struct EncoderConfig {
     pub precision: EncoderPrecision,
     /// Threads that compute, the engine's among them.
     pub threads: usize,
-    /// The processor's instructions.
-    pub instructions: InstructionChoice,
     /// Jobs that may wait.
     pub queue_max: usize,
     /// Word pieces of one forward pass.
@@ -45,7 +43,7 @@ impl Default for EncoderConfig {
         // Larger batches answer somewhat more texts a second, but who comes waits for the one under way.
         let (queue_max, batch_texts_max) = (16, 16);
         let batch_tokens_max = BatchBudget::DEFAULT.tokens_max;
-        let (adapter, EncoderOptions { precision, threads, instructions }) = Default::default();
+        let (adapter, EncoderOptions { precision, threads, .. }) = Default::default();
         let (query_prefix, passage_prefix) = Default::default();
         Self {
             model: MODEL_NAME.into(),
@@ -54,7 +52,6 @@ impl Default for EncoderConfig {
             adapter,
             precision,
             threads,
-            instructions,
             queue_max,
             batch_tokens_max,
             batch_texts_max,
@@ -63,10 +60,10 @@ impl Default for EncoderConfig {
 }
 
 impl EncoderConfig {
-    /// How the encoder shall compute.
+    /// How the encoder shall compute, with these instructions of the processor.
     #[must_use]
-    pub const fn options(&self) -> EncoderOptions {
-        EncoderOptions { precision: self.precision, threads: self.threads, instructions: self.instructions }
+    pub const fn options(&self, instructions: InstructionChoice) -> EncoderOptions {
+        EncoderOptions { precision: self.precision, threads: self.threads, instructions }
     }
 
     /// Whether it is the encoder that ships.

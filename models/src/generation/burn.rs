@@ -16,7 +16,7 @@ use crate::decoder::{FusedDecoder, FusedOptions, PlainDecoder, Slice, StepModel}
 use crate::device::DeviceChoice;
 use crate::error::ModelError;
 use crate::hub::Installed;
-use crate::kernels::Instructions;
+use crate::kernels::InstructionChoice;
 use crate::tier::TierHandle;
 use crate::weights::ModelHome;
 
@@ -114,19 +114,20 @@ impl BurnTier {
     /// Opens the checkpoint, loads it, lets it read a first prompt, and starts its engine. Takes seconds.
     ///
     /// `home` is where checkpoints are that were pulled, and where a GPU's tuning is kept; `scope` is the operator's own words
-    /// to the model, and the language of the answers.
+    /// to the model, and the language of the answers; `instructions` are the processor's.
     ///
     /// # Errors
-    /// When the checkpoint cannot be used, the memory for keys and values is too small, or there is no thread.
+    /// When the checkpoint cannot be used, the processor has not the instructions, the memory for keys and values is too small, or there is no thread.
     pub fn open(
         config: &BurnConfig,
         prompt: &PromptConfig,
         sampling: Sampling,
         scope: (&str, &str),
         home: &ModelHome,
+        instructions: InstructionChoice,
     ) -> Result<TierHandle, ModelError> {
         let checkpoint = config.open(home)?;
-        let Loaded { mut model, kind, .. } = load(&checkpoint, config, home)?;
+        let Loaded { mut model, kind, .. } = load(&checkpoint, config, home, instructions)?;
         warm_up(model.as_mut())?;
         Self::with_decoder((checkpoint, model, &kind), config, prompt, sampling, scope)
     }
@@ -174,8 +175,13 @@ pub(super) struct Loaded {
 /// Loads a checkpoint's decoder for the device of a configuration.
 ///
 /// # Errors
-/// When the weights cannot be used, or the memory for keys and values holds too little.
-pub(super) fn load(checkpoint: &Checkpoint, config: &BurnConfig, home: &ModelHome) -> Result<Loaded, ModelError> {
+/// When the weights cannot be used, the processor has not the instructions, or the memory for keys and values holds too little.
+pub(super) fn load(
+    checkpoint: &Checkpoint,
+    config: &BurnConfig,
+    home: &ModelHome,
+    instructions: InstructionChoice,
+) -> Result<Loaded, ModelError> {
     let tried = config.device.resolve(home.root())?;
     let (sizes, weights) = (&checkpoint.config, &checkpoint.weights);
     let (weights_kept, kv_kept) = if tried.wgpu {
@@ -197,7 +203,8 @@ pub(super) fn load(checkpoint: &Checkpoint, config: &BurnConfig, home: &ModelHom
         let decoder = PlainDecoder::load(sizes, weights, &tried.device, weights_kept, blocks, block_tokens)?;
         Box::new(decoder)
     } else {
-        let (threads, instructions) = (config.threads, Instructions::detect());
+        let (threads, instructions) = (config.threads, instructions.resolve()?);
+        tracing::info!(instructions = instructions.name(), threads, "a decoder computes on the processor");
         let options = FusedOptions { weights: weights_kept, kv: kv_kept, threads, instructions };
         Box::new(FusedDecoder::load(sizes, weights, options, blocks, block_tokens)?)
     };

@@ -2,7 +2,10 @@
 
 use std::fmt::Display;
 
-use turnflow_models::{AdapterChoice, BurnConfig, EncoderConfig, MODEL_NAME, Sampling, Target, WrongSetting};
+use turnflow_models::{
+    AdapterChoice, BATCH_TOKENS_MAX, BurnConfig, EncoderConfig, JOB_TEXTS_MAX, MODEL_NAME, Sampling, Target,
+    WrongSetting,
+};
 use turnflow_operators::load::LoadLimits;
 use turnflow_operators::prioritise::{ChannelWeights, QueueLimits};
 
@@ -25,6 +28,9 @@ const HEADER_BYTES_LEAST: usize = 8192;
 pub(super) fn check(config: &Config, text: &str, name: &str) -> Result<(), ConfigError> {
     let source = Source { text, name };
     source.counts(config)?;
+    if let Err(error) = config.processor.instructions.resolve() {
+        return Err(source.wrong("processor.instructions", &config.processor.instructions, error.to_string()));
+    }
     source.encoder(&config.encoder)?;
     source.cache(config)?;
     source.load(config)?;
@@ -62,6 +68,8 @@ impl Source<'_> {
             let most = match key.rsplit_once('.').map_or(key.as_str(), |(_, leaf)| leaf) {
                 "threads" | "search-threads" => THREADS_MAX,
                 "bytes-max" | "tenant-bytes-max" | "kv-bytes-max" => usize::MAX,
+                "batch-tokens-max" => BATCH_TOKENS_MAX,
+                "batch-texts-max" => JOB_TEXTS_MAX,
                 "commit-queue-max"
                 | "turns-in-flight-max"
                 | "queue-max"
@@ -97,9 +105,6 @@ impl Source<'_> {
     }
 
     fn encoder(&self, encoder: &EncoderConfig) -> Result<(), ConfigError> {
-        if let Err(error) = encoder.instructions.resolve() {
-            return Err(self.wrong("encoder.instructions", &encoder.instructions, error.to_string()));
-        }
         if encoder.model.as_os_str().is_empty() {
             let message = format!("must be {MODEL_NAME}, the folder of a checkpoint, or ORG/NAME as it was pulled");
             return Err(self.wrong("encoder.model", &"\"\"", message));

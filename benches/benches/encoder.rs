@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use turnflow_benches::Peer;
 use turnflow_models::{
-    DeviceChoice, Encoder, EncoderOptions, EncoderPrecision, Instructions, ModelFiles, ModelHome, WeightSource,
+    DeviceChoice, Encoder, EncoderCheckpoint, EncoderOptions, EncoderPrecision, Instructions, ModelHome, WeightSource,
     default_home, dot, ensure,
 };
 
@@ -70,7 +70,7 @@ enum Kind {
     Peer(Peer),
 }
 
-fn contenders(files: &ModelFiles, threads: usize, is_all: bool, python: Option<&str>) -> Vec<Contender> {
+fn contenders(files: &EncoderCheckpoint, threads: usize, is_all: bool, python: Option<&str>) -> Vec<Contender> {
     let contender = |name: String, encoder, memory| Contender {
         name,
         encoder,
@@ -92,7 +92,7 @@ fn contenders(files: &ModelFiles, threads: usize, is_all: bool, python: Option<&
         let encoder = Encoder::load_plain(files, &device).expect("an encoder");
         all.push(contender("plain Burn f32".to_owned(), Kind::Ours(Box::new(encoder)), 0));
     }
-    let folder = files.weights.parent().expect("a folder").display().to_string();
+    let folder = files.folder.display().to_string();
     for name in PEERS {
         if let Some(mut peer) =
             python.and_then(|python| Peer::start(python, "encoder_peers.py", &[name, &threads.to_string(), &folder]))

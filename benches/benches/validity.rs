@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 use turnflow_benches::tenant;
-use turnflow_models::{ModelHome, WeightSource, default_home, ensure};
+use turnflow_models::{InputType, ModelHome, WeightSource, default_home, ensure};
 use turnflow_pipeline::{ArticleDraft, Config, DraftContent, Parts, Pipeline, resident_bytes};
 use turnflow_state::{
     Answer, ArticleId, ArticleWrite, CacheEntry, ChunkId, ChunkKey, ContentHash, ConversationId, Durability, EntryId,
@@ -146,7 +146,13 @@ fn fields(lines: &str, names: &[&str]) -> Vec<String> {
 }
 
 impl World {
-    fn new(config: &Config, store: Store, files: &turnflow_models::ModelFiles, texts: &Texts, entries: usize) -> Self {
+    fn new(
+        config: &Config,
+        store: Store,
+        files: &turnflow_models::EncoderCheckpoint,
+        texts: &Texts,
+        entries: usize,
+    ) -> Self {
         let tenant = tenant().expect("an id");
         let parts = Parts::open(config, store.clone(), files).expect("parts");
         let mut questions = Mixture::new(&parts, texts.questions.iter().take(entries));
@@ -294,7 +300,9 @@ struct Mixture {
 impl Mixture {
     fn new<'a>(parts: &Parts, texts: impl Iterator<Item = &'a String>) -> Self {
         let texts: Vec<String> = texts.cloned().collect();
-        let encoded = texts.chunks(64).flat_map(|some| parts.encoder.encode_blocking(some.to_vec()).expect("encodes"));
+        let encoded = texts
+            .chunks(64)
+            .flat_map(|some| parts.encoder.encode_blocking(InputType::Query, some.to_vec()).expect("encodes"));
         Self { real: encoded.collect(), given: 0, state: 0x9E37_79B9_7F4A_7C15 }
     }
 

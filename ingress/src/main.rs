@@ -21,7 +21,12 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    match telemetry::start(cli.verbose, cli.log_format).and_then(|()| commands::run(cli)) {
+    let ended = telemetry::start(cli.verbose, cli.log_format).and_then(|telemetry| {
+        let ended = commands::run(cli);
+        drop(telemetry);
+        ended
+    });
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => report(&failure),
     }

@@ -1,11 +1,17 @@
 //! Logs: through `tracing` to stderr, chosen by `TURNFLOW_LOG`, `RUST_LOG` or `-v`, as text or as a JSON object for each line.
 //!
 //! At level info and above no customer's text is logged. What belongs to a request is logged within its span, which has the id and the trace that
-//! the client named; at level debug every turn has a span as well, with the time that it took in each stage.
+//! the client named; at level debug every turn has a span as well, with the time that it took in each stage. With the feature `otlp` these spans go
+//! to a collector of traces too, where the environment names one.
+
+#[cfg(feature = "otlp")]
+mod otlp;
 
 use std::io::IsTerminal as _;
 
 use anyhow::Context as _;
+use axum::http::HeaderMap;
+use tracing::Span;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::{Layer, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -13,11 +19,17 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::cli::LogFormat;
 use crate::failure::Failure;
 
-/// Starts logging. `verbosity` counts the `-v`.
+/// Logs and traces; when it is dropped, the last spans go out.
+pub struct Telemetry {
+    #[cfg(feature = "otlp")]
+    _exporter: Option<otlp::Exporter>,
+}
+
+/// Starts logging, and sending traces where the environment names a collector. `verbosity` counts the `-v`.
 ///
 /// # Errors
-/// When the environment holds a filter that does not parse.
-pub fn start(verbosity: u8, format: LogFormat) -> Result<(), Failure> {
+/// When the environment holds a filter that does not parse, or a collector's address.
+pub fn start(verbosity: u8, format: LogFormat) -> Result<Telemetry, Failure> {
     let from_environment = |name: &str| {
         let filter = std::env::var(name).ok().filter(|filter| !filter.is_empty())?;
         Some(EnvFilter::try_new(filter).with_context(|| format!("cannot parse the log filter in {name}")))
@@ -37,6 +49,22 @@ pub fn start(verbosity: u8, format: LogFormat) -> Result<(), Failure> {
         LogFormat::Pretty => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
         LogFormat::Json => lines.json().boxed(),
     };
-    tracing_subscriber::registry().with(filter).with(lines).init();
-    Ok(())
+    let logs = tracing_subscriber::registry();
+    #[cfg(feature = "otlp")]
+    let (_exporter, logs) = {
+        let (exporter, spans) = otlp::start().map_err(Failure::usage)?.unzip();
+        (exporter, logs.with(spans))
+    };
+    logs.with(lines.with_filter(filter)).init();
+    Ok(Telemetry {
+        #[cfg(feature = "otlp")]
+        _exporter,
+    })
+}
+
+/// Puts the span of a request that called `method` into the trace that its headers name, where traces are sent.
+#[cfg_attr(not(feature = "otlp"), expect(unused_variables, reason = "there are no traces to join"))]
+pub(crate) fn joins_trace(span: &Span, headers: &HeaderMap, method: &str) {
+    #[cfg(feature = "otlp")]
+    otlp::joins(span, headers, method);
 }

@@ -377,6 +377,8 @@ async fn models_embeddings_and_health() {
         assert_eq!(packed["data"][0]["embedding"].as_str().expect("text").len(), 384 * 4 / 3 * 4);
         let wrong = with(body, json!({ "dimensions": 64 }));
         assert_eq!(client.post("/v1/embeddings", &[], &wrong).await.error().2.as_deref(), Some("dimensions"));
+        let wrong = json!({ "model": "all-MiniLM-L6-v2", "input": DELIVERY, "input_type": "document" });
+        assert_eq!(client.post("/v1/embeddings", &[], &wrong).await.error().2.as_deref(), Some("input_type"));
 
         assert_eq!(client.get("/health").await.json(), json!({ "status": "ok" }));
         assert_eq!(client.get("/ready").await.json(), json!({ "status": "ready" }));
@@ -590,7 +592,7 @@ async fn pieces_that_may_become_void_are_held() {
         };
         let server = TestServer::start_with(routed, |config, parts| {
             parts.tiers.small = Some(TierHandle::new(Unsure));
-            parts.chooser = Some(turnflow_pipeline::chooser(config).expect("a rule"));
+            parts.chooser = Some(turnflow_pipeline::chooser(config, parts.encoder.identity()).expect("a rule"));
         })
         .await;
         let client = HttpClient::new(server.http);

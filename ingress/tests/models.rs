@@ -33,6 +33,23 @@ fn plan() -> Plan {
     Plan { files, ..Plan::default() }
 }
 
+/// A tiny sentence encoder, as a repository.
+fn encoder_plan() -> Plan {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/fixtures/bert-cls");
+    let names = [
+        "config.json",
+        "tokenizer.json",
+        "modules.json",
+        "1_Pooling/config.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
+        "model.safetensors",
+    ];
+    let mut files: Vec<_> = names.map(|name| (name, fs::read(folder.join(name)).expect(name))).into();
+    files.push(("onnx/model.onnx", b"not needed".to_vec()));
+    Plan { files, ..Plan::default() }
+}
+
 fn run(home: &Path, server: &HubServer, arguments: &[&str]) -> (i32, String, String) {
     let mut command = turnflow();
     command.args(arguments).env("TURNFLOW_HOME", home).env("HF_ENDPOINT", &server.endpoint).env_remove("HF_TOKEN");
@@ -80,6 +97,50 @@ fn a_checkpoint_is_pulled_listed_and_verified() {
     fs::create_dir(folder.join(".partial")).expect("made");
     let (code, _, stderr) = run(&["models", "verify", "org/name"]);
     assert!(code == 1 && stderr.contains("has not come to its end"), "{stderr}");
+}
+
+#[test]
+fn an_encoder_is_pulled_and_verified() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let server = HubServer::start(encoder_plan());
+    let run = |arguments: &[&str]| run(dir.path(), &server, arguments);
+    let (code, stdout, stderr) = run(&["models", "pull", "org/name"]);
+    assert_eq!(code, 0, "{stderr}");
+    for part in [
+        "a sentence encoder, bert: 3 layers",
+        "30 numbers by cls pooling",
+        "\"ask: \" before what asks",
+        "bf16 on disk",
+    ] {
+        assert!(stdout.contains(part), "{part:?} in {stdout}");
+    }
+    let fetched = server.fetched();
+    assert!(fetched.contains(&"1_Pooling/config.json".to_owned()), "{fetched:?}");
+    assert!(!fetched.iter().any(|file| file.contains("onnx")), "{fetched:?}");
+    let (code, stdout, _) = run(&["models", "verify", "org/name", "--json"]);
+    assert_eq!(code, 0);
+    let told: Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!((&told["pooling"], &told["tokens_max"]), (&Value::from("cls"), &Value::from(44)));
+    assert_eq!((&told["query_prefix"], &told["commit"]), (&Value::from("ask: "), &Value::from(COMMIT)));
+
+    // A file in a folder of its own is checked, and mended, like the others.
+    let pooling = dir.path().join("models/org/name/1_Pooling/config.json");
+    let text = fs::read_to_string(&pooling).expect("there");
+    fs::write(&pooling, text.replace("cls", "max")).expect("written");
+    let (code, _, stderr) = run(&["models", "verify", "org/name"]);
+    assert!(code == 1 && stderr.contains("1_Pooling/config.json has SHA-1 "), "{stderr}");
+    let (code, _, stderr) = run(&["models", "pull", "org/name"]);
+    assert_eq!((code, server.fetched()), (0, vec!["1_Pooling/config.json".to_owned()]), "{stderr}");
+
+    // What is not computed is told by field.
+    let folder = dir.path().join("copy");
+    fs::create_dir_all(folder.join("1_Pooling")).expect("made");
+    for (name, content) in encoder_plan().files.into_iter().filter(|(name, _)| !name.starts_with("onnx")) {
+        fs::write(folder.join(name), content).expect("written");
+    }
+    fs::write(folder.join("1_Pooling/config.json"), text.replace("cls", "max")).expect("written");
+    let (code, _, stderr) = run(&["models", "verify", &folder.display().to_string()]);
+    assert!(code == 1 && stderr.contains("1_Pooling/config.json") && stderr.contains("pooling_mode max"), "{stderr}");
 }
 
 #[test]

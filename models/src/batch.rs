@@ -4,6 +4,9 @@
 //! that is too long on its own travels alone; short texts go first, so that they do not wait for long ones. Nothing is counted
 //! for padding, because on the CPU there is none. Pure: lengths in, indices out.
 
+/// Most word pieces of a batch that settings may ask for: they take a second or so, and whoever comes meanwhile waits for them.
+pub const BATCH_TOKENS_MAX: usize = 1 << 14;
+
 /// How much one forward pass may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchBudget {

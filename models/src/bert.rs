@@ -9,28 +9,30 @@
 //! <https://arxiv.org/abs/1908.10084>. Inference only: no dropout, no pooler, no segment ids but 0.
 
 mod fused;
+mod load;
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
-use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::nn::{Embedding, LayerNorm, Linear};
 use burn::prelude::*;
-use burn::store::{ModuleSnapshot, PyTorchToBurnAdapter, SafetensorsStore};
 use burn::tensor::activation::{gelu, softmax};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::fused::FusedBert;
 pub use self::fused::{ENCODER_THREADS_MAX, EncoderOptions, EncoderPrecision};
+pub(crate) use self::load::BertWeights;
+use self::load::Loader;
+use crate::checkpoint::{parse, read_small, refuse};
 use crate::error::ModelError;
-use crate::weights::CONFIG_BYTES_MAX;
 
 /// Added to the attention scores of padding: after the softmax nothing is left of them.
 const MASKED: f32 = -1e9;
 /// Keeps the division by a vector's length defined.
 const NORM_MIN: f32 = 1e-12;
-/// Problems listed in one error: a foreign file has hundreds.
-const PROBLEMS_MAX: usize = 8;
+/// Sizes above this are mistakes, and products of those below it do not overflow.
+const SIZE_MAX: usize = 1 << 24;
+/// Most layers; the deepest models have some hundred.
+const LAYERS_MAX: usize = 1_000;
 
 /// The architecture, with the names of the Hugging Face `config.json`. Fields that do not change the computation
 /// are ignored.
@@ -57,10 +59,27 @@ pub struct BertConfig {
 /// What else of `config.json` must hold for this implementation to be the right one.
 #[derive(Deserialize)]
 struct Kind {
-    model_type: String,
     hidden_act: String,
     #[serde(default)]
     position_embedding_type: Option<String>,
+}
+
+/// What makes one vector of those of a text's tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// The first token's, which stands for the text.
+    Cls,
+    /// The mean of all.
+    Mean,
+}
+
+impl std::fmt::Display for Pooling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Cls => "cls",
+            Self::Mean => "mean",
+        })
+    }
 }
 
 impl BertConfig {
@@ -81,29 +100,36 @@ impl BertConfig {
     /// # Errors
     /// When the file cannot be read or parsed, or describes another kind of model.
     pub fn read(path: &Path) -> Result<Self, ModelError> {
-        let mut json = Vec::new();
-        File::open(path)
-            .and_then(|file| file.take(CONFIG_BYTES_MAX).read_to_end(&mut json))
-            .map_err(ModelError::io("read", path))?;
-        let parse = |source: serde_json::Error| ModelError::Parse { path: path.to_owned(), source: Box::new(source) };
-        let kind: Kind = serde_json::from_slice(&json).map_err(parse)?;
-        let config: Self = serde_json::from_slice(&json).map_err(parse)?;
+        let json = read_small(path)?;
+        // The kind first: a file of another kind lacks fields, and that would be told instead.
+        expect(path, "model_type", &model_type(path, &json)?.as_str(), &MODEL_TYPE)?;
+        let kind: Kind = parse(path, &json)?;
         let positions = kind.position_embedding_type.as_deref().unwrap_or("absolute");
-        expect(path, "model_type", &kind.model_type.as_str(), &"bert")?;
         expect(path, "hidden_act", &kind.hidden_act.as_str(), &"gelu")?;
         expect(path, "position_embedding_type", &positions, &"absolute")?;
-        let (heads, size) = (config.num_attention_heads, config.hidden_size);
-        if heads == 0 || size == 0 || !size.is_multiple_of(heads) {
-            let expected = format!("a divisor of hidden_size {size}");
-            let found = heads.to_string();
-            return Err(ModelError::Architecture {
-                path: path.to_owned(),
-                field: "num_attention_heads",
-                found,
-                expected,
-            });
-        }
+        let config: Self = parse(path, &json)?;
+        config.check(path)?;
         Ok(config)
+    }
+
+    /// Refuses sizes that make no sense.
+    fn check(&self, path: &Path) -> Result<(), ModelError> {
+        let sizes = [
+            ("hidden_size", self.hidden_size, SIZE_MAX),
+            ("num_hidden_layers", self.num_hidden_layers, LAYERS_MAX),
+            ("intermediate_size", self.intermediate_size, SIZE_MAX),
+            ("vocab_size", self.vocab_size, SIZE_MAX),
+            ("max_position_embeddings", self.max_position_embeddings, SIZE_MAX),
+            ("type_vocab_size", self.type_vocab_size, SIZE_MAX),
+        ];
+        if let Some((field, size, most)) = sizes.into_iter().find(|(_, size, most)| !(1..=*most).contains(size)) {
+            return Err(refuse(path, field, size, format!("1 to {most}")));
+        }
+        let (heads, hidden) = (self.num_attention_heads, self.hidden_size);
+        if heads == 0 || !hidden.is_multiple_of(heads) {
+            return Err(refuse(path, "num_attention_heads", heads, format!("a divisor of hidden_size {hidden}")));
+        }
+        Ok(())
     }
 
     /// Checks that two architectures are the same, naming the first field that differs.
@@ -117,35 +143,21 @@ impl BertConfig {
         expect(path, "type_vocab_size", &self.type_vocab_size, &expected.type_vocab_size)?;
         expect(path, "layer_norm_eps", &self.layer_norm_eps, &expected.layer_norm_eps)
     }
+}
 
-    fn init(&self, device: &Device) -> Bert {
-        let width = self.hidden_size;
-        let norm = || LayerNormConfig::new(width).with_epsilon(self.layer_norm_eps).init(device);
-        let linear = |inputs, outputs| LinearConfig::new(inputs, outputs).init(device);
-        let table = |rows| EmbeddingConfig::new(rows, width).init(device);
-        let layer = |_| Layer {
-            attention: Attention {
-                query: linear(width, width),
-                key: linear(width, width),
-                value: linear(width, width),
-                dense: linear(width, width),
-                layer_norm: norm(),
-                heads: self.num_attention_heads,
-            },
-            intermediate: linear(width, self.intermediate_size),
-            output: linear(self.intermediate_size, width),
-            layer_norm: norm(),
-        };
-        Bert {
-            embeddings: Embeddings {
-                word_embeddings: table(self.vocab_size),
-                position_embeddings: table(self.max_position_embeddings),
-                token_type_embeddings: table(self.type_vocab_size),
-                layer_norm: norm(),
-            },
-            encoder: Layers { layer: (0..self.num_hidden_layers).map(layer).collect() },
-        }
-    }
+/// The kind that this implementation is of, in `config.json`.
+const MODEL_TYPE: &str = "bert";
+
+/// What kind of model a `config.json` describes.
+fn model_type(path: &Path, json: &[u8]) -> Result<String, ModelError> {
+    let config: serde_json::Value = parse(path, json)?;
+    Ok(config.get("model_type").and_then(serde_json::Value::as_str).unwrap_or("missing").to_owned())
+}
+
+/// Whether a folder's `config.json` describes a model of this kind.
+pub(crate) fn is_bert(folder: &Path) -> bool {
+    let path = folder.join("config.json");
+    read_small(&path).and_then(|json| model_type(&path, &json)).is_ok_and(|kind| kind == MODEL_TYPE)
 }
 
 fn expect<T: PartialEq + ToString>(
@@ -166,6 +178,8 @@ fn expect<T: PartialEq + ToString>(
 pub(crate) struct Bert {
     embeddings: Embeddings,
     encoder: Layers,
+    #[module(skip)]
+    pooling: Pooling,
 }
 
 #[derive(Module, Debug)]
@@ -201,41 +215,20 @@ struct Attention {
 }
 
 impl Bert {
-    /// Reads the weights of a safetensors file.
+    /// Reads the weights.
     ///
     /// # Errors
-    /// [`ModelError::Load`] for a file that is no safetensors file, [`ModelError::Tensors`] for one whose tensors
-    /// are missing or of the wrong shape or kind. Tensors that the model has no use for are ignored.
-    pub(crate) fn load(config: &BertConfig, weights: &Path, device: &Device) -> Result<Self, ModelError> {
-        let mut model = config.init(device);
-        // Problems are collected instead of returned at the first, and told by name.
-        let mut store = SafetensorsStore::from_file(weights)
-            .with_from_adapter(PyTorchToBurnAdapter)
-            .with_key_remapping(r"attention\.self\.", "attention.")
-            .with_key_remapping(r"attention\.output\.", "attention.")
-            .with_key_remapping(r"(intermediate|output)\.dense\.", "$1.")
-            .with_key_remapping(r"(layer\.\d+)\.output\.LayerNorm\.", "$1.layer_norm.")
-            .with_key_remapping(r"LayerNorm\.", "layer_norm.")
-            .allow_partial(true)
-            .validate(false);
-        let loaded = model
-            .load_from(&mut store)
-            .map_err(|error| ModelError::Load { path: weights.to_owned(), reason: error.to_string() })?;
-        let missing = loaded.missing.iter().map(|(tensor, _)| format!("missing tensor {tensor}"));
-        let wrong = loaded.errors.iter().map(ToString::to_string);
-        let mut problems: Vec<_> = wrong.chain(missing).collect();
-        if problems.is_empty() {
-            return Ok(model);
-        }
-        let more = problems.len().saturating_sub(PROBLEMS_MAX);
-        if more > 0 {
-            problems.truncate(PROBLEMS_MAX);
-            problems.push(format!("and {more} more"));
-        }
-        Err(ModelError::Tensors { path: weights.to_owned(), problems })
+    /// When a file cannot be read.
+    pub(crate) fn load(
+        config: &BertConfig,
+        source: &BertWeights,
+        pooling: Pooling,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        Loader { config, source, device }.bert(pooling)
     }
 
-    /// One vector for each text: the mean over its real tokens, at unit length.
+    /// One vector for each text, at unit length: its first token's, or the mean over its real tokens.
     ///
     /// # Shapes
     /// - `ids`: `[batch, tokens]`
@@ -244,16 +237,17 @@ impl Bert {
     pub(crate) fn embed(&self, ids: Tensor<2, Int>, padding: Option<Tensor<2, Bool>>) -> Tensor<2> {
         let hidden = self.forward(ids, padding.as_ref());
         let [batch, tokens, width] = hidden.dims();
-        let mean = match padding {
-            Some(padding) => {
+        let pooled = match (self.pooling, padding) {
+            (Pooling::Cls, _) => hidden.narrow(1, 0, 1).reshape([batch, width]),
+            (Pooling::Mean, Some(padding)) => {
                 let real = padding.bool_not().float();
                 let share = real.clone() / real.sum_dim(1);
                 share.reshape([batch, 1, tokens]).matmul(hidden).reshape([batch, width])
             }
-            None => hidden.mean_dim(1).reshape([batch, width]),
+            (Pooling::Mean, None) => hidden.mean_dim(1).reshape([batch, width]),
         };
-        let length = (mean.clone() * mean.clone()).sum_dim(1).sqrt().clamp_min(NORM_MIN);
-        mean / length
+        let length = (pooled.clone() * pooled.clone()).sum_dim(1).sqrt().clamp_min(NORM_MIN);
+        pooled / length
     }
 
     /// The last layer's output for each token.

@@ -1,8 +1,11 @@
 //! The sentence encoder: texts in, vectors of unit length out.
 //!
 //! Contract: one vector for each text, in the order of the texts, whatever the batching; any text has a vector, the
-//! empty one too. Texts beyond the encoder's 256 word pieces are cut. Runs on the caller's thread and on those of its own
+//! empty one too. Texts beyond the encoder's longest input are cut. It puts no prefix before a text: the engine's handle does. Runs on the caller's thread and on those of its own
 //! pool, or of the tensor library's; it neither queues nor catches panics: [`EncoderEngine`](crate::EncoderEngine) does.
+
+mod checkpoint;
+mod config;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,10 +13,13 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 use crate::adapter::{Adapter, AdapterChoice};
 use crate::batch::{BatchBudget, plan_batches};
-use crate::bert::{Bert, BertConfig, EncoderOptions, FusedBert};
+use crate::bert::{Bert, EncoderOptions, FusedBert};
 use crate::error::ModelError;
-use crate::tokenizer::{TOKENS_MAX, TextTokenizer};
-use crate::weights::ModelFiles;
+use crate::prefixes::Prefixes;
+use crate::tokenizer::TextTokenizer;
+
+pub use self::checkpoint::EncoderCheckpoint;
+pub use self::config::EncoderConfig;
 
 /// A vector may be this far from unit length before it counts as garbage.
 const UNIT_TOLERANCE: f32 = 1e-3;
@@ -24,6 +30,9 @@ pub struct Encoder {
     executor: Executor,
     tokenizer: TextTokenizer,
     dimension: usize,
+    /// What its checkpoint says of itself.
+    identity: String,
+    prefixes: Prefixes,
     adapter: Option<Adapter>,
 }
 
@@ -37,46 +46,36 @@ enum Executor {
 }
 
 impl Encoder {
-    /// Loads weights and vocabulary onto the CPU and encodes one word, so that the first real text finds everything warm.
+    /// Loads a checkpoint's weights onto the CPU and encodes one word, so that the first real text finds everything warm.
     ///
     /// # Errors
-    /// When a file cannot be read, or tensors, vocabulary and configuration do not fit together; what does not fit
-    /// is named. When the processor has not the instructions that are asked for, or there are no threads.
-    pub fn load(files: &ModelFiles, options: EncoderOptions) -> Result<Self, ModelError> {
-        Self::with(files, |config| {
-            let module = Bert::load(config, &files.weights, &Device::flex())?;
-            Ok(Executor::Fused(Mutex::new(FusedBert::new(&module, config, options)?)))
-        })
+    /// When a file cannot be read. When the processor has not the instructions that are asked for, or there are no threads.
+    pub fn load(checkpoint: &EncoderCheckpoint, options: EncoderOptions) -> Result<Self, ModelError> {
+        let EncoderCheckpoint { config, weights, pooling, .. } = checkpoint;
+        let module = Bert::load(config, weights, *pooling, &Device::flex())?;
+        Self::with(checkpoint, Executor::Fused(Mutex::new(FusedBert::new(&module, config, options)?)))
     }
 
     /// The same as a module of the tensor library, on any of its devices: slower on the CPU, and what [`Encoder::load`] is compared
     /// with.
     ///
     /// # Errors
-    /// As [`Encoder::load`].
-    pub fn load_plain(files: &ModelFiles, device: &Device) -> Result<Self, ModelError> {
-        Self::with(files, |config| Ok(Executor::Plain(Bert::load(config, &files.weights, device)?, device.clone())))
+    /// When a file cannot be read.
+    pub fn load_plain(checkpoint: &EncoderCheckpoint, device: &Device) -> Result<Self, ModelError> {
+        let EncoderCheckpoint { config, weights, pooling, .. } = checkpoint;
+        let module = Bert::load(config, weights, *pooling, device)?;
+        Self::with(checkpoint, Executor::Plain(module, device.clone()))
     }
 
-    fn with(
-        files: &ModelFiles,
-        executor: impl FnOnce(&BertConfig) -> Result<Executor, ModelError>,
-    ) -> Result<Self, ModelError> {
-        let config = BertConfig::read(&files.config)?;
-        let tokenizer = TextTokenizer::load(&files.tokenizer)?;
-        let too_small = |field, found: usize, needed: usize| ModelError::Architecture {
-            path: files.config.clone(),
-            field,
-            found: found.to_string(),
-            expected: format!("at least {needed}"),
+    fn with(checkpoint: &EncoderCheckpoint, executor: Executor) -> Result<Self, ModelError> {
+        let encoder = Self {
+            executor,
+            tokenizer: checkpoint.tokenizer.clone(),
+            dimension: checkpoint.config.hidden_size,
+            identity: checkpoint.identity()?,
+            prefixes: checkpoint.prefixes.clone(),
+            adapter: None,
         };
-        if config.vocab_size < tokenizer.vocabulary_size() {
-            return Err(too_small("vocab_size", config.vocab_size, tokenizer.vocabulary_size()));
-        }
-        if config.max_position_embeddings < TOKENS_MAX {
-            return Err(too_small("max_position_embeddings", config.max_position_embeddings, TOKENS_MAX));
-        }
-        let encoder = Self { executor: executor(&config)?, tokenizer, dimension: config.hidden_size, adapter: None };
         encoder.encode(&["warm"])?;
         Ok(encoder)
     }
@@ -114,6 +113,18 @@ impl Encoder {
         Ok(vectors.into_iter().map(|(_, vector)| vector).collect())
     }
 
+    /// What decides about its vectors, prefixes and adapter aside.
+    #[must_use]
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    /// What its makers have stand before texts.
+    #[must_use]
+    pub const fn prefixes(&self) -> &Prefixes {
+        &self.prefixes
+    }
+
     /// Numbers in a vector.
     #[must_use]
     pub const fn dimension(&self) -> usize {
@@ -135,7 +146,7 @@ impl Encoder {
     /// One pass through the model. `rows` holds the ids of each text.
     ///
     /// # Shapes
-    /// `rows`: `batch` rows of any length from 1 to [`TOKENS_MAX`]; output: `batch` vectors of
+    /// `rows`: `batch` rows of any length from 1 to the longest input; output: `batch` vectors of
     /// [`dimension`](Self::dimension) numbers.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 //! text is. A failure hits only the jobs of its batch. Idle, the thread sleeps. With a memo, a text that was encoded
 //! before is not encoded again.
 //!
+//! A [handle](EncoderHandle) puts the encoder's prefix before each text, as its [kind](InputType) demands; the engine knows nothing of that.
 //! It deliberately waits for no further company (no batching delay), and drops no job by itself: callers bound
 //! their patience.
 
@@ -13,15 +14,11 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde::{Deserialize, Serialize};
-
-use crate::adapter::AdapterChoice;
 use crate::batch::{BatchBudget, plan_batches};
-use crate::bert::{EncoderOptions, EncoderPrecision};
-use crate::encoder::Encoder;
+use crate::encoder::{Encoder, EncoderConfig};
 use crate::error::ModelError;
-use crate::kernels::InstructionChoice;
 use crate::memo::Memo;
+use crate::prefixes::{InputType, Prefixes};
 use crate::queue::{JobQueue, Lane, Lanes, Rejected, caught, notify};
 use crate::tokenizer::TextTokenizer;
 
@@ -32,50 +29,12 @@ pub const JOB_TEXTS_MAX: usize = 1024;
 /// Classes of batch sizes that are counted apart: 1, 2, 3–4, 5–8 and so on; the last holds everything above.
 pub(crate) const SIZE_CLASSES: usize = 9;
 
-/// Bounds of the encoder's engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct EncoderEngineConfig {
-    /// What stands behind the encoder.
-    pub adapter: AdapterChoice,
-    /// How exact its products are.
-    pub precision: EncoderPrecision,
-    /// Threads that compute, the engine's among them.
-    pub threads: usize,
-    /// The processor's instructions.
-    pub instructions: InstructionChoice,
-    /// Jobs that may wait.
-    pub queue_max: usize,
-    /// Word pieces of one forward pass.
-    pub batch_tokens_max: usize,
-    /// Texts of one forward pass.
-    pub batch_texts_max: usize,
-}
-
-impl Default for EncoderEngineConfig {
-    fn default() -> Self {
-        // Larger batches answer somewhat more texts a second, but who comes waits for the one under way.
-        let (queue_max, batch_texts_max) = (16, 16);
-        let batch_tokens_max = BatchBudget::DEFAULT.tokens_max;
-        let (adapter, EncoderOptions { precision, threads, instructions }) = Default::default();
-        Self { adapter, precision, threads, instructions, queue_max, batch_tokens_max, batch_texts_max }
-    }
-}
-
-impl EncoderEngineConfig {
-    /// How the encoder shall compute.
-    #[must_use]
-    pub const fn options(&self) -> EncoderOptions {
-        EncoderOptions { precision: self.precision, threads: self.threads, instructions: self.instructions }
-    }
-}
-
 /// What a caller of the engine wants to happen: runs on the engine's thread, so it must be short and not block.
 pub type EncodeDone = Box<dyn FnOnce(Result<Vec<Arc<[f32]>>, Arc<ModelError>>) + Send>;
 
 /// Texts to encode.
 pub struct EncodeJob {
-    /// At most [`JOB_TEXTS_MAX`] texts. A job with more than a batch of them holds up others.
+    /// At most [`JOB_TEXTS_MAX`] texts, with their prefixes. A job with more than a batch of them holds up others.
     pub texts: Vec<String>,
     /// Called with one vector for each text, in order.
     pub done: EncodeDone,
@@ -89,8 +48,9 @@ impl EncoderEngine {
     /// Gives the encoder a thread of its own. The thread ends when the last handle is dropped.
     ///
     /// # Errors
-    /// [`ModelError::Thread`] when there is none; [`ModelError::Dimension`] when the adapter is for another encoder.
-    pub fn start(encoder: Encoder, config: EncoderEngineConfig) -> Result<EncoderHandle, ModelError> {
+    /// [`ModelError::Thread`] when there is none; [`ModelError::Dimension`] when the adapter is for another encoder;
+    /// [`ModelError::Prefix`] when a prefix leaves no room for a text.
+    pub fn start(encoder: Encoder, config: &EncoderConfig) -> Result<EncoderHandle, ModelError> {
         Self::start_remembering(encoder, config, 0)
     }
 
@@ -101,10 +61,19 @@ impl EncoderEngine {
     /// As [`EncoderEngine::start`].
     pub fn start_remembering(
         encoder: Encoder,
-        config: EncoderEngineConfig,
+        config: &EncoderConfig,
         memo_bytes_max: usize,
     ) -> Result<EncoderHandle, ModelError> {
-        start(encoder.adapted(config.adapter)?, config, memo_bytes_max)
+        let prefixes = config.prefixes().or(encoder.prefixes().clone());
+        let (tokenizer, most) = (encoder.tokenizer(), encoder.tokenizer().pieces_max());
+        for prefix in [&prefixes.query, &prefixes.passage] {
+            let pieces = tokenizer.count(prefix);
+            if pieces >= most {
+                return Err(ModelError::Prefix { prefix: prefix.clone(), pieces, most });
+            }
+        }
+        let identity = config.identity_of(encoder.identity(), &prefixes);
+        start(encoder.adapted(config.adapter)?, (prefixes, identity), config, memo_bytes_max)
     }
 }
 
@@ -130,9 +99,11 @@ impl BatchModel for Encoder {
     }
 }
 
+/// Starts an engine; a model comes with its prefixes, and with what stores are bound to.
 pub(crate) fn start(
     model: impl BatchModel,
-    config: EncoderEngineConfig,
+    (prefixes, identity): (Prefixes, String),
+    config: &EncoderConfig,
     memo_bytes_max: usize,
 ) -> Result<EncoderHandle, ModelError> {
     let budget = BatchBudget {
@@ -144,7 +115,8 @@ pub(crate) fn start(
     let memo = RefCell::new(Memo::new(memo_bytes_max));
     let engine = Engine { model, budget, counters: Arc::clone(&counters), memo };
     let queue = JobQueue::start(ENGINE, config.queue_max, [move |jobs: &Lanes<EncodeJob>| engine.run(jobs)])?;
-    Ok(EncoderHandle { queue, tokenizer, dimension, texts_max: budget.texts_max, counters })
+    let (prefixes, identity) = (Arc::new(prefixes), identity.into());
+    Ok(EncoderHandle { queue, tokenizer, prefixes, identity, dimension, texts_max: budget.texts_max, counters })
 }
 
 /// A way to the engine; clones share it.
@@ -152,6 +124,8 @@ pub(crate) fn start(
 pub struct EncoderHandle {
     queue: JobQueue<EncodeJob>,
     tokenizer: TextTokenizer,
+    prefixes: Arc<Prefixes>,
+    identity: Arc<str>,
     dimension: usize,
     texts_max: usize,
     counters: Arc<Counters>,
@@ -162,7 +136,14 @@ impl EncoderHandle {
     ///
     /// # Errors
     /// The job itself, when the queue is full, the job has too many texts, or the engine has stopped.
-    pub fn submit(&self, lane: Lane, texts: Vec<String>, done: EncodeDone) -> Result<(), Rejected<EncodeJob>> {
+    pub fn submit(
+        &self,
+        lane: Lane,
+        input: InputType,
+        texts: Vec<String>,
+        done: EncodeDone,
+    ) -> Result<(), Rejected<EncodeJob>> {
+        let texts = texts.into_iter().map(|text| self.prefixes.apply(input, text)).collect();
         let job = EncodeJob { texts, done };
         if job.texts.len() > JOB_TEXTS_MAX {
             let error = ModelError::TooManyTexts { what: ENGINE, texts: job.texts.len(), limit: JOB_TEXTS_MAX };
@@ -176,17 +157,22 @@ impl EncoderHandle {
     ///
     /// # Errors
     /// What the encoder said to the first batch that failed.
-    pub fn encode_blocking(&self, texts: Vec<String>) -> Result<Vec<Arc<[f32]>>, Arc<ModelError>> {
-        self.encode_blocking_in(Lane::New, texts)
+    pub fn encode_blocking(&self, input: InputType, texts: Vec<String>) -> Result<Vec<Arc<[f32]>>, Arc<ModelError>> {
+        self.encode_blocking_in(Lane::New, input, texts)
     }
 
     /// The same in a lane.
     ///
     /// # Errors
     /// As [`EncoderHandle::encode_blocking`].
-    pub fn encode_blocking_in(&self, lane: Lane, texts: Vec<String>) -> Result<Vec<Arc<[f32]>>, Arc<ModelError>> {
+    pub fn encode_blocking_in(
+        &self,
+        lane: Lane,
+        input: InputType,
+        texts: Vec<String>,
+    ) -> Result<Vec<Arc<[f32]>>, Arc<ModelError>> {
         let mut vectors = Vec::with_capacity(texts.len());
-        let mut texts = texts.into_iter().peekable();
+        let mut texts = texts.into_iter().map(|text| self.prefixes.apply(input, text)).peekable();
         while texts.peek().is_some() {
             let (sender, receiver) = crossbeam_channel::bounded(1);
             let done: EncodeDone = Box::new(move |result| {
@@ -204,6 +190,18 @@ impl EncoderHandle {
     #[must_use]
     pub const fn dimension(&self) -> usize {
         self.dimension
+    }
+
+    /// What decides about its vectors: two encoders with the same make vectors that can be compared.
+    #[must_use]
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    /// Word pieces of such a text that the encoder reads, beside its prefix.
+    #[must_use]
+    pub fn pieces_max(&self, input: InputType) -> usize {
+        self.tokenizer.pieces_max().saturating_sub(self.tokenizer.count(self.prefixes.of(input)))
     }
 
     /// The encoder's vocabulary, for counting and cutting on the caller's thread.

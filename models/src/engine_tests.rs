@@ -32,14 +32,15 @@ impl BatchModel for Counting {
 }
 
 /// A handle, the gate (drop it to open) and the sizes of the passes.
-fn counting(config: EncoderEngineConfig) -> (EncoderHandle, Sender<()>, Receiver<Vec<usize>>) {
+fn counting(config: &EncoderConfig) -> (EncoderHandle, Sender<()>, Receiver<Vec<usize>>) {
     remembering(config, 0)
 }
 
-fn remembering(config: EncoderEngineConfig, memo_bytes: usize) -> (EncoderHandle, Sender<()>, Receiver<Vec<usize>>) {
+fn remembering(config: &EncoderConfig, memo_bytes: usize) -> (EncoderHandle, Sender<()>, Receiver<Vec<usize>>) {
     let (open, gate) = bounded(0);
     let (passes, seen) = unbounded();
-    let handle = start(Counting { tokenizer: tiny(), gate, passes }, config, memo_bytes).expect("a thread");
+    let handle =
+        start(Counting { tokenizer: tiny(), gate, passes }, Default::default(), config, memo_bytes).expect("a thread");
     (handle, open, seen)
 }
 
@@ -51,7 +52,9 @@ fn submit(handle: &EncoderHandle, texts: &[&str]) -> Result<Receiver<Outcome>, R
         let outcome = result.map(|vectors| vectors.iter().map(|vector| vector[0]).collect());
         sender.send(outcome.map_err(|error| error.to_string())).expect("the test listens");
     });
-    handle.submit(Lane::New, texts.iter().map(|text| (*text).to_owned()).collect(), done).map(|()| receiver)
+    handle
+        .submit(Lane::New, InputType::Query, texts.iter().map(|text| (*text).to_owned()).collect(), done)
+        .map(|()| receiver)
 }
 
 fn outcome(receiver: &Receiver<Outcome>) -> Outcome {
@@ -62,7 +65,7 @@ fn outcome(receiver: &Receiver<Outcome>) -> Outcome {
 
 #[test]
 fn what_waits_travels_together() {
-    let (handle, open, passes) = counting(EncoderEngineConfig::default());
+    let (handle, open, passes) = counting(&EncoderConfig::default());
     let first = submit(&handle, &["known"]).expect("free");
     assert_eq!(passes.recv().expect("alone when idle"), [3]);
     let waiting = [&["known known"][..], &["", "known known known"], &["known"]]
@@ -80,13 +83,8 @@ fn what_waits_travels_together() {
 
 #[test]
 fn a_pass_keeps_to_the_budget() {
-    let config = EncoderEngineConfig {
-        queue_max: 64,
-        batch_tokens_max: 6,
-        batch_texts_max: 4,
-        ..EncoderEngineConfig::default()
-    };
-    let (handle, open, passes) = counting(config);
+    let config = EncoderConfig { queue_max: 64, batch_tokens_max: 6, batch_texts_max: 4, ..EncoderConfig::default() };
+    let (handle, open, passes) = counting(&config);
     drop(open);
     let texts = ["known", "", "known known known known known", "known"];
     assert_eq!(outcome(&submit(&handle, &texts).expect("free")), Ok(vec![3.0, 2.0, 7.0, 3.0]));
@@ -96,7 +94,7 @@ fn a_pass_keeps_to_the_budget() {
 
 #[test]
 fn what_is_remembered_is_not_encoded_again() {
-    let (handle, open, passes) = remembering(EncoderEngineConfig::default(), 1 << 20);
+    let (handle, open, passes) = remembering(&EncoderConfig::default(), 1 << 20);
     drop(open);
     let ask = |texts: &[&str]| outcome(&submit(&handle, texts).expect("free"));
     assert_eq!(ask(&["known", "known known"]), Ok(vec![3.0, 4.0]));
@@ -114,13 +112,8 @@ fn what_is_remembered_is_not_encoded_again() {
 
 #[test]
 fn a_panic_fails_its_batch_only() {
-    let config = EncoderEngineConfig {
-        queue_max: 64,
-        batch_tokens_max: 100,
-        batch_texts_max: 1,
-        ..EncoderEngineConfig::default()
-    };
-    let (handle, open, _passes) = counting(config);
+    let config = EncoderConfig { queue_max: 64, batch_tokens_max: 100, batch_texts_max: 1, ..EncoderConfig::default() };
+    let (handle, open, _passes) = counting(&config);
     drop(open);
     let bad = submit(&handle, &["known", "what"]).expect("free");
     let good = submit(&handle, &["known"]).expect("free");
@@ -131,8 +124,8 @@ fn a_panic_fails_its_batch_only() {
 
 #[test]
 fn a_full_queue_gives_the_job_back() {
-    let config = EncoderEngineConfig { queue_max: 2, ..EncoderEngineConfig::default() };
-    let (handle, open, passes) = counting(config);
+    let config = EncoderConfig { queue_max: 2, ..EncoderConfig::default() };
+    let (handle, open, passes) = counting(&config);
     let first = submit(&handle, &["known"]).expect("free");
     passes.recv().expect("under way");
     let waiting = ["known", "known"].map(|text| submit(&handle, &[text]).expect("free"));
@@ -150,10 +143,10 @@ fn a_full_queue_gives_the_job_back() {
 
 #[test]
 fn the_last_handle_ends_the_thread() {
-    let (handle, _open, passes) = counting(EncoderEngineConfig::default());
+    let (handle, _open, passes) = counting(&EncoderConfig::default());
     let clone = handle.clone();
     drop(handle);
-    assert_eq!(clone.encode_blocking(vec![]).expect("nothing to do").len(), 0);
+    assert_eq!(clone.encode_blocking(InputType::Query, vec![]).expect("nothing to do").len(), 0);
     drop(clone);
     // The model is dropped with its thread, and with it the sender.
     assert!(passes.recv().is_err());
@@ -161,20 +154,15 @@ fn the_last_handle_ends_the_thread() {
 
 #[test]
 fn blocking_goes_batch_by_batch() {
-    let config = EncoderEngineConfig {
-        queue_max: 1,
-        batch_tokens_max: 100,
-        batch_texts_max: 2,
-        ..EncoderEngineConfig::default()
-    };
-    let (handle, open, passes) = counting(config);
+    let config = EncoderConfig { queue_max: 1, batch_tokens_max: 100, batch_texts_max: 2, ..EncoderConfig::default() };
+    let (handle, open, passes) = counting(&config);
     drop(open);
     let texts = ["", "known", "", "known known", ""].map(str::to_owned).to_vec();
-    let vectors = handle.encode_blocking(texts).expect("encodes");
+    let vectors = handle.encode_blocking(InputType::Query, texts).expect("encodes");
     assert_eq!(vectors.iter().map(|vector| vector[0]).collect::<Vec<_>>(), [2.0, 3.0, 2.0, 4.0, 2.0]);
     assert_eq!(passes.try_iter().map(|pass| pass.len()).collect::<Vec<_>>(), [2, 2, 1]);
     assert_eq!(outcome(&submit(&handle, &[]).expect("free")), Ok(vec![]));
-    let error = handle.encode_blocking(vec!["what".to_owned()]).expect_err("panics");
+    let error = handle.encode_blocking(InputType::Query, vec!["what".to_owned()]).expect_err("panics");
     assert!(matches!(*error, ModelError::Panicked { .. }));
 }
 

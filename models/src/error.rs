@@ -256,6 +256,16 @@ pub enum ModelError {
         /// Length of the vector.
         found: usize,
     },
+    /// A prefix as long as all that the encoder reads.
+    #[error("the prefix {prefix:?} has {pieces} word pieces, and the encoder reads {most} of it and the text together")]
+    Prefix {
+        /// The prefix.
+        prefix: String,
+        /// How many it has.
+        pieces: usize,
+        /// How many are read.
+        most: usize,
+    },
     /// An error that hit several jobs at once.
     #[error(transparent)]
     Shared {

@@ -14,6 +14,7 @@ use turnflow_state::{Answer, BoundedCache, ContentHash, ScoredChunk, Source, Tie
 use crate::cut::{is_list_item, sentences};
 use crate::engine::EncoderHandle;
 use crate::error::ModelError;
+use crate::prefixes::InputType;
 use crate::queue::Lane;
 use crate::select::{Bounds, Choice, ReadChunk, ReadSentence, Role, choose};
 use crate::vector::dot;
@@ -140,9 +141,11 @@ impl Extractive {
         let new: Vec<usize> = (0..texts.len()).filter(|&index| found[index].is_none()).collect();
         if !new.is_empty() {
             // Not under the lock: other answers go on meanwhile, at worst encoding the same sentence twice.
-            let vectors = self
-                .encoder
-                .encode_blocking_in(Lane::Ongoing, new.iter().map(|&index| texts[index].to_owned()).collect());
+            let vectors = self.encoder.encode_blocking_in(
+                Lane::Ongoing,
+                InputType::Passage,
+                new.iter().map(|&index| texts[index].to_owned()).collect(),
+            );
             let vectors = vectors
                 .map_err(|error| Arc::try_unwrap(error).unwrap_or_else(|error| ModelError::Shared { source: error }))?;
             let mut memo = self.memo.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,7 +3,8 @@
 use turnflow_state::{ArticleId, Chunk, ChunkId, TenantId};
 
 use super::*;
-use crate::engine::{self, BatchModel, EncoderEngineConfig};
+use crate::encoder::EncoderConfig;
+use crate::engine::{self, BatchModel};
 use crate::tokenizer::TextTokenizer;
 use crate::tokenizer::testing::tiny;
 
@@ -34,7 +35,7 @@ impl BatchModel for Share {
 const QUESTION: [f32; 2] = [0.0, 1.0];
 
 fn tier(config: ExtractiveConfig) -> (Extractive, EncoderHandle) {
-    let handle = engine::start(Share(tiny()), EncoderEngineConfig::default(), 0).expect("a thread");
+    let handle = engine::start(Share(tiny()), Default::default(), &EncoderConfig::default(), 0).expect("a thread");
     (Extractive::new(handle.clone(), config), handle)
 }
 

@@ -29,6 +29,7 @@ mod hub;
 mod kernels;
 mod memo;
 mod network;
+mod prefixes;
 mod pull;
 mod queue;
 mod remote;
@@ -45,9 +46,8 @@ mod whole;
 
 pub use adapter::{Adapter, AdapterChoice};
 pub use axes::{AXES, principal_axes};
-pub use batch::{BatchBudget, plan_batches};
-pub use bert::BertConfig;
-pub use bert::{ENCODER_THREADS_MAX, EncoderOptions, EncoderPrecision};
+pub use batch::{BATCH_TOKENS_MAX, BatchBudget, plan_batches};
+pub use bert::{BertConfig, ENCODER_THREADS_MAX, EncoderOptions, EncoderPrecision, Pooling};
 pub use cancel::Cancel;
 pub use checkpoint::{
     ChatMessage, ChatTemplate, Checkpoint, DecoderConfig, EMBEDDING, FINAL_NORM, Family, GenerationConfig, HEAD,
@@ -57,10 +57,8 @@ pub use contrast::{ContrastOptions, train_map};
 pub use cut::sentences;
 pub use decoder::{FusedDecoder, FusedOptions, PlainDecoder, Slice, StepModel, StepShape};
 pub use device::{DeviceChoice, TriedDevice, probe_main};
-pub use encoder::Encoder;
-pub use engine::{
-    EncodeDone, EncodeJob, EncoderEngine, EncoderEngineConfig, EncoderHandle, EncoderStats, JOB_TEXTS_MAX,
-};
+pub use encoder::{Encoder, EncoderCheckpoint, EncoderConfig};
+pub use engine::{EncodeDone, EncodeJob, EncoderEngine, EncoderHandle, EncoderStats, JOB_TEXTS_MAX};
 pub use error::ModelError;
 pub use extractive::{Extractive, ExtractiveConfig, SENTENCES_READ_MAX, Written};
 pub use generation::{
@@ -69,6 +67,7 @@ pub use generation::{
 };
 pub use hub::{Hub, Installed, InstalledFile, install, installed};
 pub use kernels::{InstructionChoice, Instructions};
+pub use prefixes::{InputType, Prefixes};
 pub use pull::{Progress, WeightSource};
 pub use queue::{Lane, Rejected};
 pub use remote::{
@@ -83,10 +82,10 @@ pub use tier::{
     AnswerDone, Answerer, OnDelta, TierBackend, TierEngine, TierEngineConfig, TierHandle, TierJob, TierRequest,
     TierStats,
 };
-pub use tokenizer::{TOKENS_MAX, TextTokenizer};
+pub use tokenizer::TextTokenizer;
 pub use vector::{dot, to_unit};
 pub use verifier::{
     CONFIDENCE, Calibration, Comparison, Evidence, FitOptions, FitReport, FitStage, FittedWith, Level, PairExample,
     Profile, QuestionExample, Reason, Verifier, fit, is_held_out, probability, upper_bound,
 };
-pub use weights::{MODEL_NAME, ModelFiles, ModelHome, default_home, ensure, verify};
+pub use weights::{MODEL_NAME, ModelHome, default_home, ensure, verify};

@@ -1,6 +1,6 @@
 //! Texts to word pieces, with the encoder's own vocabulary.
 //!
-//! Contract: the ids are those that sentence-transformers computes, cut to the encoder's [`TOKENS_MAX`]. Truncation
+//! Contract: the ids are those that sentence-transformers computes, cut to the encoder's longest input. Truncation
 //! and padding of the file itself are ignored: how much is kept is the encoder's affair, and padding is up to
 //! the batch. Any text has word pieces, the empty one too. Cheap to clone; safe to share between threads.
 
@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use tokenizers::Tokenizer;
 
+use crate::checkpoint::read_small;
 use crate::error::{Cause, ModelError};
 
-/// Longest input of the encoder, in word pieces with the two that frame it: what all-MiniLM-L6-v2 was trained for.
-pub const TOKENS_MAX: usize = 256;
-/// Bytes of a text that are looked at for a vector. 254 word pieces of ordinary text are about 1,000 bytes.
+/// Word pieces that frame a text: `[CLS]` and `[SEP]`.
+const FRAME: usize = 2;
+/// Bytes of a text that are looked at for a vector. 510 word pieces of ordinary text are about 2,000 bytes.
 const VECTOR_BYTES_MAX: usize = 64 * 1024;
 
 /// A loaded vocabulary.
@@ -22,26 +23,26 @@ pub struct TextTokenizer {
     inner: Arc<Tokenizer>,
     start: u32,
     end: u32,
+    tokens_max: usize,
 }
 
 impl TextTokenizer {
-    /// Reads a `tokenizer.json`.
+    /// Reads a `tokenizer.json`, for inputs of at most `tokens_max` word pieces with the two that frame them.
     ///
     /// # Errors
     /// When the file cannot be read or parsed, or its vocabulary has no `[CLS]` and `[SEP]`.
-    pub fn load(path: &Path) -> Result<Self, ModelError> {
-        let json = std::fs::read(path).map_err(ModelError::io("read", path))?;
+    pub fn load(path: &Path, tokens_max: usize) -> Result<Self, ModelError> {
         let parse = |source: Cause| ModelError::Parse { path: path.to_owned(), source };
-        Self::from_json(&json).map_err(parse)
+        Self::from_json(&read_small(path)?, tokens_max).map_err(parse)
     }
 
-    pub(crate) fn from_json(json: &[u8]) -> Result<Self, Cause> {
+    pub(crate) fn from_json(json: &[u8], tokens_max: usize) -> Result<Self, Cause> {
         let mut inner = Tokenizer::from_bytes(json)?;
         inner.with_truncation(None)?;
         inner.with_padding(None);
         let special = |piece: &str| inner.token_to_id(piece).ok_or_else(|| format!("no word piece {piece}"));
         let (start, end) = (special("[CLS]")?, special("[SEP]")?);
-        Ok(Self { inner: Arc::new(inner), start, end })
+        Ok(Self { inner: Arc::new(inner), start, end, tokens_max })
     }
 
     /// Number of word pieces of a whole text, without the two that frame it; 0 for a text that cannot be split.
@@ -50,12 +51,18 @@ impl TextTokenizer {
         self.inner.encode_fast(text, false).map_or(0, |encoding| encoding.len())
     }
 
-    /// Ids of a text for the encoder: `[CLS]`, at most 254 word pieces, `[SEP]`.
+    /// Word pieces of a text that the encoder reads, without the two that frame it.
+    #[must_use]
+    pub const fn pieces_max(&self) -> usize {
+        self.tokens_max.saturating_sub(FRAME)
+    }
+
+    /// Ids of a text for the encoder: `[CLS]`, as many word pieces as it reads, `[SEP]`.
     pub(crate) fn ids(&self, text: &str) -> Result<Vec<u32>, ModelError> {
         let head = &text[..text.floor_char_boundary(VECTOR_BYTES_MAX)];
         let encoding =
             self.inner.encode_fast(head, false).map_err(|source| ModelError::Tokenise { bytes: head.len(), source })?;
-        let kept = encoding.get_ids().iter().copied().take(TOKENS_MAX - 2);
+        let kept = encoding.get_ids().iter().copied().take(self.pieces_max());
         Ok(std::iter::once(self.start).chain(kept).chain([self.end]).collect())
     }
 
@@ -78,6 +85,9 @@ pub(crate) mod testing {
 
     use super::TextTokenizer;
 
+    /// Longest input.
+    pub(crate) const TOKENS_MAX: usize = 256;
+
     /// Splits at white space and punctuation; every word but `known` is `[UNK]`.
     pub(crate) fn tiny() -> TextTokenizer {
         let json = serde_json::json!({
@@ -95,13 +105,13 @@ pub(crate) mod testing {
                 "unk_token": "[UNK]",
             },
         });
-        TextTokenizer::from_json(json.to_string().as_bytes()).expect("a valid tokenizer")
+        TextTokenizer::from_json(json.to_string().as_bytes(), TOKENS_MAX).expect("a valid tokenizer")
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::testing::tiny;
+    use super::testing::{TOKENS_MAX, tiny};
     use super::*;
 
     #[test]
@@ -131,7 +141,7 @@ mod tests {
     #[test]
     fn a_vocabulary_without_frame_is_refused() {
         let json = br#"{"version":"1.0","model":{"type":"WordLevel","vocab":{"[UNK]":0},"unk_token":"[UNK]"}}"#;
-        let error = TextTokenizer::from_json(json).expect_err("no [CLS]");
+        let error = TextTokenizer::from_json(json, TOKENS_MAX).expect_err("no [CLS]");
         assert_eq!(error.to_string(), "no word piece [CLS]");
     }
 }

@@ -1,6 +1,6 @@
 //! The encoder's files: which they are, where they are kept, and whether they are intact.
 //!
-//! Contract: [`ensure`] returns the paths of files whose every byte was checked, or an error that names the file
+//! Contract: [`ensure`] returns an encoder whose every byte was checked, or an error that names the file
 //! and what is wrong with it. A file gets its final name only once it is complete and verified, so that a pull
 //! that is interrupted, or that runs in two processes at once, leaves nothing half-written.
 //!
@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::bert::BertConfig;
+use crate::encoder::EncoderCheckpoint;
 use crate::error::{ModelError, chain};
 use crate::pull::{self, Progress, WeightSource};
 
@@ -115,6 +116,12 @@ impl ModelHome {
         self.dir_of(&MINILM)
     }
 
+    /// The folder that is meant by a path, or by the name under which a checkpoint was pulled.
+    pub(crate) fn folder_of(&self, model: &Path) -> PathBuf {
+        let pulled = || model.to_str().and_then(|name| self.checkpoint_dir(name).ok()).filter(|dir| dir.is_dir());
+        if model.is_dir() { model.to_owned() } else { pulled().unwrap_or_else(|| model.to_owned()) }
+    }
+
     pub(crate) fn dir_of(&self, manifest: &Manifest) -> PathBuf {
         self.root.join("models").join(manifest.name)
     }
@@ -133,23 +140,6 @@ pub fn default_home() -> Result<PathBuf, ModelError> {
     Ok(platform.data_dir().join("turnflow"))
 }
 
-/// Paths of a model's files, each verified.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ModelFiles {
-    /// Tensors, in the safetensors format.
-    pub weights: PathBuf,
-    /// Vocabulary and normalisation, in the tokenizers format.
-    pub tokenizer: PathBuf,
-    /// The architecture.
-    pub config: PathBuf,
-}
-
-impl ModelFiles {
-    fn in_dir(dir: &Path) -> Self {
-        Self { weights: dir.join(WEIGHTS), tokenizer: dir.join(TOKENIZER), config: dir.join(CONFIG) }
-    }
-}
-
 /// Makes sure that the encoder's files are there and intact, pulling them from the first source that has them.
 ///
 /// Files that are there but damaged are replaced. Safe to run in several processes at once. Blocks for as long as
@@ -161,18 +151,18 @@ pub fn ensure(
     home: &ModelHome,
     sources: &[WeightSource],
     progress: &dyn Fn(Progress<'_>),
-) -> Result<ModelFiles, ModelError> {
-    ensure_manifest(home, &MINILM, sources, progress)
+) -> Result<EncoderCheckpoint, ModelError> {
+    EncoderCheckpoint::shipped(&ensure_manifest(home, &MINILM, sources, progress)?)
 }
 
 /// Checks every byte of the encoder's files; pulls nothing.
 ///
 /// # Errors
 /// The first file that is missing, of the wrong size, or altered.
-pub fn verify(home: &ModelHome) -> Result<ModelFiles, ModelError> {
+pub fn verify(home: &ModelHome) -> Result<EncoderCheckpoint, ModelError> {
     let dir = home.model_dir();
     verify_dir(&dir, &MINILM, &|_| {})?;
-    Ok(ModelFiles::in_dir(&dir))
+    EncoderCheckpoint::shipped(&dir)
 }
 
 pub(crate) fn ensure_manifest(
@@ -180,13 +170,13 @@ pub(crate) fn ensure_manifest(
     manifest: &Manifest,
     sources: &[WeightSource],
     progress: &dyn Fn(Progress<'_>),
-) -> Result<ModelFiles, ModelError> {
+) -> Result<PathBuf, ModelError> {
     let dir = home.dir_of(manifest);
     if let Err(damage) = verify_dir(&dir, manifest, progress) {
         pull_first(&dir, manifest, sources, progress, &damage)?;
     }
     progress(Progress::Ready);
-    Ok(ModelFiles::in_dir(&dir))
+    Ok(dir)
 }
 
 fn pull_first(

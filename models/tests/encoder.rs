@@ -7,11 +7,12 @@ mod support;
 use std::sync::Arc;
 
 use turnflow_models::{
-    DeviceChoice, Encoder, EncoderOptions, EncoderPrecision, InstructionChoice, Instructions, ModelError, TOKENS_MAX,
-    dot,
+    DeviceChoice, Encoder, EncoderOptions, EncoderPrecision, InstructionChoice, Instructions, ModelError, dot,
 };
 
 const COSINE_MIN: f32 = 0.99999;
+/// Longest input of the encoder that ships, in word pieces.
+const TOKENS_MAX: usize = 256;
 const BF16_COSINE_MIN: f32 = 0.9999;
 /// Least cosine of texts of random words to the vectors of the module, and most by which a number of a vector may differ beside
 /// other texts: sums of another order differ in their last digits, which rounding then makes more of.

@@ -7,7 +7,7 @@ mod support;
 
 use std::time::Duration;
 
-use turnflow_models::{EncoderEngine, EncoderEngineConfig};
+use turnflow_models::{EncoderConfig, EncoderEngine, InputType};
 
 /// Time that is watched. Not a wait for something: that nothing happens is what is tested.
 const WATCHED: Duration = Duration::from_secs(1);
@@ -23,8 +23,8 @@ fn ticks() -> u64 {
 
 #[test]
 fn an_idle_engine_sleeps() {
-    let handle = EncoderEngine::start(support::encoder(), EncoderEngineConfig::default()).expect("a thread");
-    handle.encode_blocking(vec!["where is my order?".to_owned(); 32]).expect("vectors");
+    let handle = EncoderEngine::start(support::encoder(), &EncoderConfig::default()).expect("a thread");
+    handle.encode_blocking(InputType::Query, vec!["where is my order?".to_owned(); 32]).expect("vectors");
     let before = ticks();
     std::thread::sleep(WATCHED);
     let used = ticks() - before;

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use turnflow_models::{EncoderHandle, Lane, ModelError};
+use turnflow_models::{EncoderHandle, InputType, Lane, ModelError};
 use turnflow_state::{Stage as StageName, TurnError, TurnErrorKind};
 
 use crate::clients::{Clients, Leavers};
@@ -35,7 +35,7 @@ impl Embedder for EncoderHandle {
                 Err(error) => report.finish(Err(error)),
             }
         });
-        self.submit(lane, vec![text], done).is_ok()
+        self.submit(lane, InputType::Query, vec![text], done).is_ok()
     }
 }
 

@@ -17,6 +17,7 @@ use turnflow_state::{
 use crate::deadline::{Earliest, late, take_late};
 use crate::message::{Ask, ConversationKey, Ending, Exchange, Outcome, Step};
 use crate::shell::{Mailbox, Stage};
+use crate::smalltalk::{GREETINGS, INTRODUCTIONS};
 
 /// What recall reads.
 pub trait Memory: 'static {
@@ -245,6 +246,34 @@ const ASKING: &[&str] =
     &["how", "what", "when", "where", "which", "who", "why", "can", "could", "do", "does", "is", "are", "will"];
 /// Longest question, in words, that says nothing of what it is about.
 const BARE_QUESTION_WORDS_MAX: usize = 2;
+/// What has somebody go on, or stands in place of what was asked for, when it is all that is said but for "please".
+const REPLIES: &[&str] = &[
+    "proceed",
+    "you can proceed",
+    "continue",
+    "go on",
+    "keep going",
+    "next",
+    "more details",
+    "tell me more",
+    "try again",
+    "can you try again",
+    "no idea",
+    "i have no idea",
+    "not sure",
+    "i'm not sure",
+    "i don't know",
+    "i don't remember",
+    "i can't remember",
+    "i forgot",
+];
+/// Words that say when or how many, beside those with a digit.
+const VALUES: &str = "a about and around at by for in next of on or the this am pm noon midnight today tomorrow tonight morning \
+    afternoon evening night monday tuesday wednesday thursday friday saturday sunday january february march april may june \
+    july august september october november december one two three four five six seven eight nine ten eleven twelve dozen \
+    hundred thousand minutes hours days weeks months years people persons";
+/// Longest name, in words, that somebody gives.
+const NAME_WORDS_MAX: usize = 2;
 /// Words that close a conversation: what opens or refers beside them is politeness.
 const CLOSINGS: &[&str] = &["thank", "thanks", "thx", "bye", "goodbye"];
 /// Phrases whose pronoun refers to nothing.
@@ -256,7 +285,8 @@ pub(crate) fn words_of(text: &str) -> Vec<&str> {
 }
 
 /// Whether a text that is not the first of its conversation leans on what was said before, by a plain rule: it is
-/// short, and opens with a connective, contains a pronoun that refers back, or is little more than a question word.
+/// short, and opens with a connective, contains a pronoun that refers back, is little more than a question word, or is what
+/// one says to a question: a word, a number, a time, one's name, or that one does not know.
 #[must_use]
 pub fn leans(text: &str) -> bool {
     let text = turnflow_state::normalise(text);
@@ -276,7 +306,26 @@ pub fn leans(text: &str) -> bool {
     let connects = words.len() <= CONNECTIVE_WORDS_MAX && CONNECTIVES.iter().any(|phrase| opens_with(phrase));
     let refers = words.len() <= PRONOUN_WORDS_MAX && words.iter().any(|word| refers_back(word));
     let is_bare = words.len() <= BARE_QUESTION_WORDS_MAX && words.first().is_some_and(asks);
-    connects || refers || is_bare
+    connects || refers || is_bare || replies(&words)
+}
+
+/// Whether a text is of a kind that answers a question, and asks none.
+fn replies(words: &[&str]) -> bool {
+    let spoken: Vec<&str> = words.iter().copied().filter(|word| *word != "please").collect();
+    let is_value =
+        |word: &&str| word.contains(|c: char| c.is_ascii_digit()) || VALUES.split(' ').any(|value| value == *word);
+    let names = |introduction: &&[&str]| {
+        spoken.strip_prefix(*introduction).is_some_and(|name| !name.is_empty() && name.len() <= NAME_WORDS_MAX)
+    };
+    match spoken[..] {
+        [] => !words.is_empty(),
+        [word] => !GREETINGS.contains(&word),
+        _ => {
+            REPLIES.contains(&spoken.join(" ").as_str())
+                || spoken.iter().all(is_value)
+                || INTRODUCTIONS.iter().any(names)
+        }
+    }
 }
 
 /// Whether a word is a pronoun that refers back, with a verb drawn into it or not: "it's", "they'll".

@@ -28,7 +28,8 @@ const WORDS_MAX: usize = 10;
 /// Longest name, in words.
 const NAME_WORDS_MAX: usize = 2;
 
-const GREETINGS: &[&str] =
+/// Words that greet.
+pub(crate) const GREETINGS: &[&str] =
     &["hi", "hello", "hey", "heya", "hiya", "howdy", "greetings", "morning", "afternoon", "evening"];
 const THANKS: &[&str] =
     &["thank", "thanks", "thanx", "thx", "tx", "ty", "thankyou", "appreciate", "appreciated", "cheers"];
@@ -61,7 +62,8 @@ const PHRASES: &[&str] = &[
     "your support",
     "nothing else",
 ];
-const INTRODUCTIONS: &[&[&str]] =
+/// What somebody says before their name.
+pub(crate) const INTRODUCTIONS: &[&[&str]] =
     &[&["i'm"], &["im"], &["i", "am"], &["my", "name", "is"], &["this", "is"], &["my", "name's"]];
 
 impl SmallTalk {

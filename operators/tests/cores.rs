@@ -199,7 +199,17 @@ fn what_leans() {
     check("Thanks, and how long does that take?", true);
     check("how long until it's here?", true);
     check("How much?", true);
+    check("3", true);
+    check("Friday, around 6 pm", true);
+    check("Alexis", true);
+    check("My name is Jane Doe", true);
+    check("More details, please", true);
+    check("I don't remember.", true);
     check("Thanks, that is all. Bye!", false);
+    check("Hello?", false);
+    check("track order 353895564846", false);
+    check("refund policy", false);
+    check("I'm not happy with my order", false);
     check("Thanks, how do I return a kettle?", false);
     check("No thanks", false);
     check("How do I return a kettle?", false);

@@ -39,9 +39,19 @@ pub enum PipelineError {
         /// What it is.
         found: String,
     },
+    /// The ends of chunks would not be encoded.
+    #[error(
+        "knowledge.chunk-tokens-max = {wanted} is more than the {most} word pieces that the encoder reads beside its passage prefix: lower it"
+    )]
+    Chunks {
+        /// The longest chunk, in word pieces.
+        wanted: usize,
+        /// What the encoder reads.
+        most: usize,
+    },
     /// A router was trained with another encoder, so that it says nothing of this one's vectors.
     #[error(
-        "routing.router = {router:?} was trained with the encoder {fitted}, not {found}: set encoder.adapter back, train a router with `turnflow router train`, or set routing.router = \"plain\""
+        "routing.router = {router:?} was trained with the encoder {fitted}, not {found}: set [encoder] back, train a router with `turnflow router train`, or set routing.router = \"plain\""
     )]
     Router {
         /// Which router.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::runtime::Runtime;
-use turnflow_models::{ModelFiles, ModelHome, WeightSource, default_home, ensure};
+use turnflow_models::{EncoderCheckpoint, ModelHome, WeightSource, default_home, ensure};
 use turnflow_state::{
     ArticleId, CacheControl, CacheLevel, Channel, Completion, ConversationId, Store, TenantId, Turn, TurnEvent, TurnId,
 };
@@ -22,8 +22,8 @@ const EDITS: u64 = 160;
 /// Edits after which a wrong scheme must have been noticed.
 const EDITS_MAX: u64 = 1_500;
 
-fn files() -> &'static ModelFiles {
-    static FILES: OnceLock<ModelFiles> = OnceLock::new();
+fn files() -> &'static EncoderCheckpoint {
+    static FILES: OnceLock<EncoderCheckpoint> = OnceLock::new();
     FILES.get_or_init(|| {
         let home = ModelHome::new(default_home().expect("a home"));
         ensure(&home, &WeightSource::defaults(None), &|_| {}).expect("weights")

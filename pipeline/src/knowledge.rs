@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use tokio::sync::{broadcast, oneshot};
-use turnflow_models::{Lane, to_unit};
+use turnflow_models::{InputType, Lane, to_unit};
 use turnflow_operators::validity::Invalidated;
 use turnflow_state::{
     Applied, Article, ArticleId, ArticleOutcome, ArticleWrite, Chunk, ContentHash, NewChunk, NewContent, ScoredChunk,
@@ -237,22 +237,23 @@ impl Knowledge {
     pub async fn search(&self, tenant: &TenantId, query: &str, k: usize) -> Result<Vec<ScoredChunk>, PipelineError> {
         let (parts, tenant, query) = (self.0.parts.clone(), tenant.clone(), query.to_owned());
         blocking(move || {
-            let vectors = parts.encoder.encode_blocking(vec![query])?;
+            let vectors = parts.encoder.encode_blocking(InputType::Query, vec![query])?;
             let Some(vector) = vectors.first() else { return Ok(Vec::new()) };
             Ok(parts.knowledge.search(&tenant, vector, k)?)
         })
         .await
     }
 
-    /// The vectors by which questions and articles are compared, one for each text. Turns are served before this.
+    /// The vectors by which questions and articles are compared, one for each of the texts, which are all of one kind. Turns are served
+    /// before this.
     ///
     /// # Errors
     /// [`PipelineError`] when the encoder fails.
-    pub async fn embed(&self, texts: Vec<String>) -> Result<Embedded, PipelineError> {
+    pub async fn embed(&self, input: InputType, texts: Vec<String>) -> Result<Embedded, PipelineError> {
         let encoder = self.0.parts.encoder.clone();
         blocking(move || {
             let tokens = texts.iter().map(|text| encoder.tokenizer().count(text)).sum();
-            Ok(Embedded { vectors: encoder.encode_blocking_in(Lane::Background, texts)?, tokens })
+            Ok(Embedded { vectors: encoder.encode_blocking_in(Lane::Background, input, texts)?, tokens })
         })
         .await
     }
@@ -431,8 +432,8 @@ fn embed(parts: &Parts, cut: &mut [(ArticleDraft, Vec<Piece>)]) -> Result<(), Pi
         let titles: BTreeSet<&str> =
             unknown.iter().map(|(title, _)| *title).filter(|title| !title.is_empty()).collect();
         let texts = unknown.iter().map(|(title, piece)| format!("{title}\n{}", piece.text));
-        let mut vectors =
-            parts.encoder.encode_blocking(texts.chain(titles.iter().map(ToString::to_string)).collect())?;
+        let texts = texts.chain(titles.iter().map(ToString::to_string)).collect();
+        let mut vectors = parts.encoder.encode_blocking(InputType::Passage, texts)?;
         let of_titles = vectors.split_off(unknown.len());
         let of_titles: HashMap<&str, Arc<[f32]>> = titles.into_iter().zip(of_titles).collect();
         for ((title, piece), vector) in unknown.into_iter().zip(vectors) {

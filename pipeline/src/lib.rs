@@ -33,8 +33,8 @@ pub use auditing::Feedback;
 pub use caches::{CachedAnswer, Caches, Flushed, LISTED_MAX, Listing};
 pub use config::{
     AuditConfig, CacheConfig, CallerLimits, Config, ConfigError, GatewayConfig, GatewayLimits, HttpConfig,
-    KnowledgeConfig, OtherModels, RefreshConfig, RoutingConfig, ScopeConfig, ServerConfig, StorageConfig,
-    SystemMessages, TierConfig, TierKind, TlsConfig, Validity, WorkersConfig,
+    KnowledgeConfig, OtherModels, ProcessorConfig, RefreshConfig, RoutingConfig, ScopeConfig, ServerConfig,
+    StorageConfig, SystemMessages, TierConfig, TierKind, TlsConfig, Validity, WorkersConfig,
 };
 pub use conversations::{Conversations, PAGE_CONVERSATIONS_MAX, Summary};
 pub use error::PipelineError;

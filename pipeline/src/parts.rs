@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use turnflow_models::{
-    AXES, BurnTier, Encoder, EncoderEngine, EncoderHandle, Extractive, FittedWith, MODEL_NAME, ModelFiles, ModelHome,
-    RemoteTier, Router, TierEngine, TierHandle, Verifier, default_home, principal_axes,
+    AXES, BurnTier, Encoder, EncoderCheckpoint, EncoderEngine, EncoderHandle, Extractive, FittedWith, InputType,
+    ModelHome, RemoteTier, Router, TierEngine, TierHandle, Verifier, default_home, principal_axes,
 };
 use turnflow_operators::generate::Tiers;
 use turnflow_operators::policy::{Clarity, Policy};
@@ -40,24 +40,35 @@ impl Parts {
     ///
     /// # Errors
     /// [`PipelineError`] when the store cannot be read, the weights cannot be loaded, or a thread cannot be started.
-    pub fn open(config: &Config, store: Store, files: &ModelFiles) -> Result<Self, PipelineError> {
-        Self::with_encoder(
-            config,
-            store,
-            EncoderEngine::start(Encoder::load(files, config.encoder.options())?, config.encoder)?,
-        )
+    pub fn open(config: &Config, store: Store, encoder: &EncoderCheckpoint) -> Result<Self, PipelineError> {
+        let encoder = Encoder::load(encoder, config.encoder.options(config.processor.instructions))?;
+        Self::with_encoder(config, store, EncoderEngine::start(encoder, &config.encoder)?)
     }
 
     /// The same with an encoder that runs already, so that several pipelines can share it.
     ///
     /// # Errors
-    /// [`PipelineError`] when the store cannot be read or a thread cannot be started.
+    /// [`PipelineError`] when the store cannot be read, holds vectors of another encoder, or a thread cannot be started; when chunks may be
+    /// longer than what the encoder reads.
     pub fn with_encoder(config: &Config, store: Store, encoder: EncoderHandle) -> Result<Self, PipelineError> {
-        store.bind_encoder(&encoder_name(config))?;
+        let (wanted, most) = (config.knowledge.chunk_tokens_max, encoder.pieces_max(InputType::Passage));
+        if wanted > most {
+            return Err(PipelineError::Chunks { wanted, most });
+        }
+        store.bind_encoder(encoder.identity())?;
         let knowledge = Arc::new(KnowledgeBase::load(store.clone(), config.knowledge.cache_bytes)?);
         let tiers = tiers(config, &encoder)?;
-        let (policy, axes) = (Arc::new(policy(config)?), axes());
-        let chooser = if config.routing.enabled { Some(chooser(config)?) } else { None };
+        let policy = Arc::new(policy(config, encoder.identity())?);
+        if !config.encoder.is_shipped() && config.policy.verifier == "none" {
+            tracing::warn!(
+                similarity_min = config.cache.similarity_min,
+                "no verifier is fitted to this encoder: similar questions share answers by cache.similarity-min alone, and what a \
+                 similarity means is another thing with every encoder; `turnflow policy fit` makes a verifier"
+            );
+        }
+        // Any axes do, and those that ship tell little of what another encoder makes.
+        let axes = if config.encoder.is_shipped() { axes() } else { Axes::default() };
+        let chooser = if config.routing.enabled { Some(chooser(config, encoder.identity())?) } else { None };
         Ok(Self { store, knowledge, encoder, tiers, chooser, policy, axes })
     }
 
@@ -103,6 +114,7 @@ pub fn tier(config: &Config, settings: &TierConfig, encoder: &EncoderHandle) -> 
                 settings.sampling,
                 scope,
                 &ModelHome::new(default_home()?),
+                config.processor.instructions,
             )?
         }
         TierKind::Openai => {
@@ -112,18 +124,18 @@ pub fn tier(config: &Config, settings: &TierConfig, encoder: &EncoderHandle) -> 
     })
 }
 
-/// What chooses between the tiers of a configuration.
+/// What chooses between the tiers of a configuration, with an encoder of this identity.
 ///
 /// # Errors
 /// [`PipelineError`] when the router's file cannot be read, or it was fitted with another encoder.
-pub fn chooser(config: &Config) -> Result<Chooser, PipelineError> {
+pub fn chooser(config: &Config, encoder: &str) -> Result<Chooser, PipelineError> {
     let RoutingConfig { router: name, target, plain, .. } = &config.routing;
     let router = match name.as_str() {
         "plain" => return Ok(Chooser::Plain(*plain)),
         "shop" => Router::shop(),
         path => Router::load(Path::new(path))?,
     };
-    let (fitted, found) = (router.encoder().to_owned(), encoder_name(config));
+    let (fitted, found) = (router.encoder().to_owned(), encoder.to_owned());
     if fitted == found {
         Ok(Chooser::Trained(Arc::new(router), *target))
     } else {
@@ -131,42 +143,36 @@ pub fn chooser(config: &Config) -> Result<Chooser, PipelineError> {
     }
 }
 
-/// The hit policy of a configuration.
+/// The hit policy of a configuration, with an encoder of this identity.
 ///
 /// # Errors
 /// [`PipelineError`] when the verifier's file cannot be read, or the verifier was fitted under other settings.
-pub fn policy(config: &Config) -> Result<Policy, PipelineError> {
+pub fn policy(config: &Config, encoder: &str) -> Result<Policy, PipelineError> {
     let PolicyConfig { delta, relevance_min, margin_min, .. } = config.policy;
     let clarity = Clarity { relevance_min, margin_min };
-    Ok(Policy::new(clarity, config.cache.similarity_min, verifier(config)?.map(Arc::new), delta))
+    Ok(Policy::new(clarity, config.cache.similarity_min, verifier(config, encoder)?.map(Arc::new), delta))
 }
 
-/// The verifier of a configuration; None when a plain rule stands in for it.
+/// The verifier of a configuration, with an encoder of this identity; None when a plain rule stands in for it.
 ///
 /// # Errors
 /// [`PipelineError`] when its file cannot be read, or it was fitted under other settings.
-pub fn verifier(config: &Config) -> Result<Option<Verifier>, PipelineError> {
+pub fn verifier(config: &Config, encoder: &str) -> Result<Option<Verifier>, PipelineError> {
     let name = &config.policy.verifier;
     let verifier = match name.as_str() {
         "none" => return Ok(None),
         "shop" => Verifier::shop(),
         path => Verifier::load(Path::new(path))?,
     };
-    check_fitted_with(name, verifier.fitted_with(), &fitted_with(config))?;
+    check_fitted_with(name, verifier.fitted_with(), &fitted_with(config, encoder))?;
     Ok(Some(verifier))
 }
 
-/// What a verifier that is fitted under a configuration is fitted with.
+/// What a verifier that is fitted under a configuration, with an encoder of this identity, is fitted with.
 #[must_use]
-pub fn fitted_with(config: &Config) -> FittedWith {
+pub fn fitted_with(config: &Config, encoder: &str) -> FittedWith {
     let PolicyConfig { relevance_min, margin_min, .. } = config.policy;
-    FittedWith { encoder: encoder_name(config), relevance_min, margin_min }
-}
-
-/// What stores are bound to, and what verifiers and routers are fitted with. The precision is no part of it, because vectors of one
-/// compare with those of the other.
-fn encoder_name(config: &Config) -> String {
-    format!("{MODEL_NAME} with adapter {}", config.encoder.adapter)
+    FittedWith { encoder: encoder.to_owned(), relevance_min, margin_min }
 }
 
 fn check_fitted_with(verifier: &str, fitted: &FittedWith, found: &FittedWith) -> Result<(), PipelineError> {

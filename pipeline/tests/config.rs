@@ -112,21 +112,28 @@ fn the_key_is_read_when_the_tier_starts() {
     Config::from_text(text, "t.toml").expect("other commands need no key");
 }
 
+/// What stores are bound to that know the encoder that ships.
+const SHIPPED: &str = "all-MiniLM-L6-v2 with adapter shop";
+
 #[test]
 fn a_verifier_is_used_under_the_settings_that_it_was_fitted_with() {
     let mut config = Config::defaults();
-    assert!(turnflow_pipeline::verifier(&config).expect("it fits").is_some());
+    assert!(turnflow_pipeline::verifier(&config, SHIPPED).expect("it fits").is_some());
     config.policy.relevance_min = 0.25;
-    let error = turnflow_pipeline::verifier(&config).expect_err("it was fitted with another").to_string();
+    let error = turnflow_pipeline::verifier(&config, SHIPPED).expect_err("it was fitted with another").to_string();
     assert!(error.contains("\"shop\" was fitted with policy.relevance-min = 0.5, not 0.25"), "{error}");
+    let other = "encoder 0 with adapter none";
+    let error =
+        turnflow_pipeline::verifier(&Config::defaults(), other).expect_err("it was fitted with another").to_string();
+    assert!(error.contains("fitted with the encoder") && error.contains("policy.verifier = \"none\""), "{error}");
     config.policy.verifier = "none".into();
-    assert!(turnflow_pipeline::verifier(&config).expect("no verifier, no calibration").is_none());
+    assert!(turnflow_pipeline::verifier(&config, SHIPPED).expect("no verifier, no calibration").is_none());
 }
 
 #[test]
 fn the_models_own_defaults_are_the_same() {
     let config = Config::defaults();
-    assert_eq!(config.encoder, turnflow_models::EncoderEngineConfig::default());
+    assert_eq!(config.encoder, turnflow_models::EncoderConfig::default());
     assert_eq!(config.tier.engine(), turnflow_models::TierEngineConfig::default());
     assert_eq!(config.tier.openai, turnflow_models::RemoteConfig::new("", ""));
     assert_eq!(config.extractive, turnflow_models::ExtractiveConfig::default());
@@ -143,6 +150,8 @@ fn every_setting_that_changes_answers_changes_the_scope() {
         "[extractive]\npassages-max = 1",
         "[extractive]\nconfidence-min = 0.5",
         "[encoder]\nprecision = \"bf16\"",
+        "[encoder]\nmodel = \"org/name\"\nadapter = \"none\"",
+        "[encoder]\nquery-prefix = \"query: \"",
         "[knowledge]\nchunks-retrieved = 8",
         "[knowledge]\nchunk-tokens-max = 100",
     ] {

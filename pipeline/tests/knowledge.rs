@@ -6,6 +6,7 @@ mod support;
 
 use support::{article, articles, asked, at_each, cached, config, delete, ended, files, import, tenant, turn, write};
 use tokio::sync::broadcast::error::TryRecvError;
+use turnflow_models::InputType;
 use turnflow_pipeline::{ArticleDraft, DraftError, Fall, Parts, Pipeline, PipelineError, Validity};
 use turnflow_state::{ArticleId, CacheLevel, Store, TenantId, WriteRefused};
 
@@ -298,7 +299,8 @@ fn a_restart_serves_what_still_holds_and_nothing_else() {
     // Changes that reach the store and nothing else, as if the process had died right after: one that replaces an
     // article, and one that brings an article which would be retrieved instead of another.
     let knowledge = &parts.knowledge;
-    let vector = parts.encoder.encode_blocking(vec!["Where is my parcel?".into()]).expect("encodes").remove(0);
+    let question = vec!["Where is my parcel?".into()];
+    let vector = parts.encoder.encode_blocking(InputType::Query, question).expect("encodes").remove(0);
     let text = |text: &str| turnflow_state::NewContent {
         title: "New".into(),
         body: text.into(),

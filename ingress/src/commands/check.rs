@@ -87,7 +87,9 @@ fn machine(context: &Context, data: &Path) -> Result<Vec<Finding>, Failure> {
     let (home, config, running) = (context.home()?, &context.config, Running::at(data));
     let running = running.as_ref();
     let folder = finding("data folder", &data.display(), check_data(data, running.is_some()));
-    let weights = finding("weights", &home.model_dir().display(), check_weights(&home));
+    // Another encoder's are looked at with what else the settings name.
+    let is_shipped = config.encoder.is_shipped();
+    let weights = is_shipped.then(|| finding("weights", &home.model_dir().display(), check_weights(&home)));
     let [grpc, http] = [("port", config.server.listen), ("HTTP port", config.http.listen)]
         .map(|(what, listen)| finding(what, &listen, check_port(listen, running)));
     let of_server = running.map(|running| {
@@ -95,7 +97,7 @@ fn machine(context: &Context, data: &Path) -> Result<Vec<Finding>, Failure> {
         finding("server", &subject, Ok(changes(running, config)))
     });
     let http = config.http.enabled.then_some(http);
-    Ok([folder, weights, grpc].into_iter().chain(http).chain(of_server).collect())
+    Ok(std::iter::once(folder).chain(weights).chain([grpc]).chain(http).chain(of_server).collect())
 }
 
 /// What a running server has otherwise than these settings say, and when they count.

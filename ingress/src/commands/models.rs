@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use turnflow_models::{
-    Checkpoint, DecoderConfig, Hub, Installed, MODEL_NAME, ModelError, Precision, WeightSource, install, installed,
+    BertConfig, Checkpoint, DecoderConfig, EncoderCheckpoint, Hub, InputType, Installed, MODEL_NAME, ModelError,
+    Precision, WeightSource, install, installed,
 };
 
 use super::{Context, open};
@@ -95,6 +96,12 @@ fn encoder(context: &Context) -> Result<(Vec<Value>, String), Failure> {
 
 pub(super) fn verify(context: &Context, checkpoint: &str) -> Result<(), Failure> {
     let path = PathBuf::from(checkpoint);
+    if checkpoint == MODEL_NAME && !path.exists() {
+        let encoder = turnflow_models::verify(&context.home()?)
+            .map_err(|error| Failure::from(error).with_hint("get it with: turnflow models pull"))?;
+        let (json, text) = encoder_description(&encoder, "the encoder that ships: every byte checked", None);
+        return context.print(&json, text);
+    }
     if path.is_dir() {
         return verify_folder(context, &path);
     }
@@ -111,7 +118,7 @@ pub(super) fn verify(context: &Context, checkpoint: &str) -> Result<(), Failure>
     }
 }
 
-/// Opens a checkpoint as a tier would, and checks every byte of one that was pulled.
+/// Opens a checkpoint as a tier or the encoder would, and checks every byte of one that was pulled.
 fn verify_folder(context: &Context, folder: &Path) -> Result<(), Failure> {
     let pulled = Installed::read_whole(folder)?;
     if let Some(pulled) = &pulled {
@@ -121,22 +128,65 @@ fn verify_folder(context: &Context, folder: &Path) -> Result<(), Failure> {
             Failure::from(error).with_hint(mend)
         })?;
     }
-    let checkpoint = Checkpoint::open(folder)?;
-    checkpoint.check_dialect()?;
-    let (json, text) = description(&checkpoint, pulled.as_ref());
+    let origin = pulled.as_ref().map_or_else(
+        || "not pulled by Turnflow: bytes are not checked".to_owned(),
+        |pulled| format!("{} {}, commit {}: every byte checked", pulled.repository, pulled.revision, pulled.commit),
+    );
+    let (json, text) = if EncoderCheckpoint::is_at(folder) {
+        encoder_description(&EncoderCheckpoint::open(folder)?, &origin, pulled.as_ref())
+    } else {
+        let checkpoint = Checkpoint::open(folder)?;
+        checkpoint.check_dialect()?;
+        description(&checkpoint, &origin, pulled.as_ref())
+    };
     context.print(&json, text)
 }
 
-fn description(checkpoint: &Checkpoint, pulled: Option<&Installed>) -> (Value, String) {
+fn encoder_description(encoder: &EncoderCheckpoint, origin: &str, pulled: Option<&Installed>) -> (Value, String) {
+    let EncoderCheckpoint { folder, config, pooling, tokens_max, prefixes, .. } = encoder;
+    let BertConfig { hidden_size, num_hidden_layers, num_attention_heads, vocab_size, .. } = config;
+    let stored: Vec<String> = encoder.precisions().iter().map(ToString::to_string).collect();
+    let prefix = |input| match prefixes.of(input) {
+        "" => "nothing".to_owned(),
+        prefix => format!("{prefix:?}"),
+    };
+    let json = json!({
+        "path": folder,
+        "loads": true,
+        "family": "bert",
+        "layers": num_hidden_layers,
+        "hidden": hidden_size,
+        "heads": num_attention_heads,
+        "vocabulary": vocab_size,
+        "tokens_max": tokens_max,
+        "pooling": pooling.to_string(),
+        "query_prefix": prefixes.query,
+        "passage_prefix": prefixes.passage,
+        "stored_as": stored,
+        "stored_bytes": encoder.bytes(),
+        "repository": pulled.map(|pulled| &pulled.repository),
+        "commit": pulled.map(|pulled| &pulled.commit),
+    });
+    let text = format!(
+        "{path}\n  what      a sentence encoder, bert: {num_hidden_layers} layers, {num_attention_heads} heads, vocabulary {vocab_size}; \
+         vectors of {hidden_size} numbers by {pooling} pooling\n  weights   {stored} on disk ({disk})\n  reads     {tokens_max} word \
+         pieces at most\n  prefixes  {query} before what asks, {passage} before what answers, as the checkpoint says\n  origin    \
+         {origin}\n  it will load\n",
+        path = folder.display(),
+        stored = stored.join(" and "),
+        disk = megabytes(encoder.bytes()),
+        query = prefix(InputType::Query),
+        passage = prefix(InputType::Passage),
+    );
+    (json, text)
+}
+
+fn description(checkpoint: &Checkpoint, origin: &str, pulled: Option<&Installed>) -> (Value, String) {
     let DecoderConfig { family, layers, hidden, heads, kv_heads, vocabulary, context_max, .. } = &checkpoint.config;
     let memory = |precision| checkpoint.config.memory(precision, precision);
     let (full, half) = (memory(Precision::F32), memory(Precision::F16));
     let parameters = full.weight_bytes / Precision::F32.bytes();
     let stored: Vec<String> = checkpoint.weights.precisions().iter().map(ToString::to_string).collect();
-    let origin = pulled.map_or_else(
-        || "not pulled by Turnflow: bytes are not checked".to_owned(),
-        |pulled| format!("{} {}, commit {}: every byte checked", pulled.repository, pulled.revision, pulled.commit),
-    );
     let has_chat = checkpoint.chat.is_some();
     let json = json!({
         "path": checkpoint.folder,

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use turnflow_models::ModelHome;
+use turnflow_models::{EncoderConfig, ModelHome};
 use turnflow_pipeline::{Chooser, Config, PipelineError, TierConfig, TierKind, TlsConfig, chooser, verifier};
 
 use super::{Context, keys};
@@ -91,9 +91,16 @@ pub(super) fn all(context: &Context, data: &PathBuf) -> Result<Vec<Named>, Failu
 /// What the parts of a pipeline are opened from.
 fn of_parts(context: &Context) -> Result<Vec<Named>, Failure> {
     let (config, home) = (&context.config, context.home()?);
-    let mut all = vec![of_verifier(config)];
-    if config.routing.enabled {
-        all.push(of_router(config));
+    let mut all = Vec::new();
+    if !config.encoder.is_shipped() {
+        all.push(of_encoder(&config.encoder, &home));
+    }
+    // What is fitted to an encoder says nothing without one.
+    if let Ok(encoder) = config.encoder.identity(&home) {
+        all.push(of_verifier(config, &encoder));
+        if config.routing.enabled {
+            all.push(of_router(config, &encoder));
+        }
     }
     let small = config.routing.enabled.then_some(("small-tier", &config.small_tier));
     for (section, tier) in std::iter::once(("tier", &config.tier)).chain(small) {
@@ -151,9 +158,20 @@ fn of_tls(tls: &TlsConfig) -> Named {
     Named { what: "TLS", subject: tls.cert_file.display().to_string(), found }
 }
 
-fn of_verifier(config: &Config) -> Named {
+/// An encoder that does not ship.
+fn of_encoder(config: &EncoderConfig, home: &ModelHome) -> Named {
+    let found = config.open(home).map(|found| {
+        let (megabytes, pooling) = (found.bytes() as f64 / 1e6, found.pooling);
+        format!("{megabytes:.0} MB of weights, {pooling} pooling, {} word pieces at most", found.tokens_max)
+    });
+    let remedy = "name a checkpoint's folder, or pull one with `turnflow models pull ORG/NAME`";
+    let found = found.map_err(|error| Wrong::at("encoder.model", &config.model, error, remedy));
+    Named { what: "encoder", subject: config.folder(home).display().to_string(), found }
+}
+
+fn of_verifier(config: &Config, encoder: &str) -> Named {
     let name = &config.policy.verifier;
-    let found = verifier(config).map(|found| match found {
+    let found = verifier(config, encoder).map(|found| match found {
         Some(_) => "fits the settings".to_owned(),
         None => "a plain rule stands in for it".to_owned(),
     });
@@ -162,9 +180,9 @@ fn of_verifier(config: &Config) -> Named {
     Named { what: "verifier", subject: name.clone(), found }
 }
 
-fn of_router(config: &Config) -> Named {
+fn of_router(config: &Config, encoder: &str) -> Named {
     let name = &config.routing.router;
-    let found = chooser(config).map(|found| match found {
+    let found = chooser(config, encoder).map(|found| match found {
         Chooser::Plain(_) => "a plain rule".to_owned(),
         Chooser::Trained(..) => "fits the settings".to_owned(),
     });

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use tokio::runtime::Runtime;
-use turnflow_models::{Encoder, EncoderEngine, EncoderHandle, ModelFiles, Progress, WeightSource, ensure};
+use turnflow_models::{Encoder, EncoderCheckpoint, EncoderEngine, EncoderHandle, Progress, WeightSource, ensure};
 use turnflow_pipeline::{ArticleDraft, DraftContent, DraftError, Knowledge, Parts};
 use turnflow_state::{StateError, Store, StoreOptions, TenantId, WriteRefused};
 
@@ -23,13 +23,26 @@ pub(super) fn runtime() -> Result<Runtime, Failure> {
     Ok(runtime.context("cannot start the I/O threads")?)
 }
 
-/// The weights, pulled when they are missing or damaged.
-pub(super) fn weights(context: &Context, sources: &[WeightSource]) -> Result<ModelFiles, Failure> {
+/// The encoder that ships, pulled when it is missing or damaged.
+pub(super) fn weights(context: &Context, sources: &[WeightSource]) -> Result<EncoderCheckpoint, Failure> {
     ensure(&context.home()?, sources, &show_pull()).map_err(|error| {
         Failure::from(error).with_hint(
             "on a machine without network, fetch the files elsewhere and run: turnflow models pull --from FOLDER",
         )
     })
+}
+
+/// The encoder of the settings. The one that ships is pulled when it is missing; others were pulled, or lie in a folder.
+fn checkpoint(context: &Context) -> Result<EncoderCheckpoint, Failure> {
+    if context.config.encoder.is_shipped() {
+        return weights(context, &WeightSource::defaults(None));
+    }
+    context.config.encoder.open(&context.home()?).map_err(|error| named::blamed(context, error.into()))
+}
+
+/// What the encoder of the settings is known by to what is fitted to it.
+pub(super) fn encoder_identity(context: &Context) -> Result<String, Failure> {
+    context.config.encoder.identity(&context.home()?).map_err(|error| named::blamed(context, error.into()))
 }
 
 /// Shows how a pull comes along.
@@ -75,18 +88,14 @@ pub(super) fn store(context: &Context, dir: &Path) -> Result<Store, Failure> {
 
 /// The parts of a pipeline on a store.
 pub(super) fn parts(context: &Context, store: Store) -> Result<Parts, Failure> {
-    let files = weights(context, &WeightSource::defaults(None))?;
-    Parts::open(&context.config, store, &files).map_err(|error| named::blamed(context, error))
+    Parts::open(&context.config, store, &checkpoint(context)?).map_err(|error| named::blamed(context, error))
 }
 
 /// An encoder that several pipelines can share, with a memo of so many bytes.
 pub(super) fn encoder(context: &Context, memo_bytes_max: usize) -> Result<EncoderHandle, Failure> {
-    let files = weights(context, &WeightSource::defaults(None))?;
-    Ok(EncoderEngine::start_remembering(
-        Encoder::load(&files, context.config.encoder.options())?,
-        context.config.encoder,
-        memo_bytes_max,
-    )?)
+    let config = &context.config.encoder;
+    let encoder = Encoder::load(&checkpoint(context)?, config.options(context.config.processor.instructions))?;
+    Ok(EncoderEngine::start_remembering(encoder, config, memo_bytes_max)?)
 }
 
 /// What an import did.

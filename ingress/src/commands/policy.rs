@@ -11,8 +11,8 @@ use turnflow_models::{
 use turnflow_pipeline::{fitted_with, policy, verifier};
 use turnflow_state::HitEvidence;
 
-use super::Context;
 use super::prepare::{Text, prepare};
+use super::{Context, open};
 use crate::cli::{ExplainArgs, PolicyEvalArgs, PolicyFitArgs};
 use crate::examples::{Examples, Label, Pair};
 use crate::failure::Failure;
@@ -53,9 +53,10 @@ pub(super) fn run_fit(context: &Context, args: &PolicyFitArgs) -> Result<(), Fai
         .collect();
     let questions: Vec<QuestionExample> = questions.into_iter().map(|(_, question)| question).collect();
     let options = FitOptions { held_out_labels: args.held_out_labels, seed: args.seed, ..FitOptions::default() };
+    let encoder = open::encoder_identity(context)?;
     let mut told = None;
     let (verifier, report) =
-        fit(&questions, &pairs, &options, fitted_with(&context.config), &mut |stage, step, loss| {
+        fit(&questions, &pairs, &options, fitted_with(&context.config, &encoder), &mut |stage, step, loss| {
             let what = match stage {
                 FitStage::Projection => "training the projection",
                 FitStage::Network => "training the network",
@@ -81,7 +82,7 @@ pub(super) fn run_eval(context: &Context, args: &PolicyEvalArgs) -> Result<(), F
     if let Some(path) = &args.verifier {
         config.policy.verifier = path.display().to_string();
     }
-    let Some(verifier) = verifier(&config)? else {
+    let Some(verifier) = verifier(&config, &open::encoder_identity(context)?)? else {
         return Err(Failure::usage(anyhow::anyhow!("policy.verifier is \"none\": there is nothing to judge"))
             .with_hint("name a verifier's file with --verifier"));
     };
@@ -119,7 +120,7 @@ pub(super) fn run_explain(context: &Context, args: &ExplainArgs) -> Result<(), F
         return Err(Failure::usage(anyhow::anyhow!("an empty text is no question")));
     }
     let examples = Examples::of([&args.a, &args.b]);
-    let policy = policy(&context.config)?;
+    let policy = policy(&context.config, &open::encoder_identity(context)?)?;
     let texts = prepare(context, &examples.texts, args.kb.as_ref())?;
     let [a, b] = texts.as_slice() else {
         let text = "yes: the two are the same in normal form, and answered by the exact cache\n";

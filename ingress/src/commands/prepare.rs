@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use turnflow_models::Retrieval;
+use turnflow_models::{InputType, Retrieval};
 use turnflow_pipeline::{Mentions, Pipeline};
 use turnflow_state::{ArticleId, TenantId};
 
@@ -52,7 +52,7 @@ pub(super) fn prepare(context: &Context, texts: &[String], kb: Option<&PathBuf>)
     let mut prepared: Vec<Option<Text>> = vec![None; order.len()];
     for (done, batch) in order.chunks(BATCH).enumerate() {
         let batch_texts = batch.iter().map(|&at| texts[at].clone()).collect();
-        let vectors = parts.encoder.encode_blocking(batch_texts).map_err(anyhow::Error::from)?;
+        let vectors = parts.encoder.encode_blocking(InputType::Query, batch_texts).map_err(anyhow::Error::from)?;
         for (&at, vector) in batch.iter().zip(vectors) {
             let found = parts.knowledge.search(&tenant, &vector, context.config.knowledge.chunks_retrieved)?;
             let (mentions, article) = (Mentions::of(&texts[at]), clarity.article(&found));

@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use turnflow_models::{CurvePoint, Router, RouterExample, RouterFitOptions, RouterFitReport, fit_router};
-use turnflow_pipeline::fitted_with;
 
-use super::Context;
 use super::prepare::{Text, prepare};
 use super::replay::check_output;
+use super::{Context, open};
 use crate::cli::{JudgedTurnArgs, RouterEvalArgs, RouterTrainArgs};
 use crate::examples::routing::{JudgedTurn, read_judged_turns};
 use crate::failure::Failure;
@@ -24,7 +23,7 @@ pub(super) fn run_train(context: &Context, args: &RouterTrainArgs) -> Result<(),
     check_output("--out", Some(&args.out), &read_from)?;
     let (turns, examples) = read(context, &args.turns)?;
     let options = RouterFitOptions { held_out: args.held_out, seed: args.seed, ..RouterFitOptions::default() };
-    let encoder = fitted_with(&context.config).encoder;
+    let encoder = open::encoder_identity(context)?;
     let (router, report) = fit_router(
         &examples,
         &options,
@@ -48,7 +47,7 @@ pub(super) fn run_eval(context: &Context, args: &RouterEvalArgs) -> Result<(), F
         None => ("the router that ships".to_owned(), Router::shop()),
         Some(path) => (path.display().to_string(), Router::load(path)?),
     };
-    let encoder = fitted_with(&context.config).encoder;
+    let encoder = open::encoder_identity(context)?;
     if router.encoder() != encoder {
         let error = anyhow::anyhow!(
             "{name} was fitted with the encoder {}, and the configured one is {encoder}",

@@ -4,6 +4,8 @@ use axum::http::HeaderMap;
 use tracing::Span;
 use tracing::field::Empty;
 
+use crate::telemetry::joins_trace;
+
 /// Longest text that is taken from a client into the log, in bytes.
 const TEXT_BYTES_MAX: usize = 128;
 /// By what a client finds its request again.
@@ -14,7 +16,15 @@ const TRACEPARENT: &str = "traceparent";
 /// The span of a request to a route or method, with what its headers name it.
 pub(crate) fn request(protocol: &'static str, method: &str, headers: &HeaderMap) -> Span {
     let method = Some(method).filter(|method| is_plain(method));
-    let span = tracing::info_span!("request", protocol, method, request_id = Empty, traceparent = Empty);
+    let span = tracing::info_span!(
+        "request",
+        protocol,
+        method,
+        request_id = Empty,
+        traceparent = Empty,
+        otel.kind = Empty,
+        otel.name = Empty,
+    );
     let named = |name: &str| headers.get(name)?.to_str().ok().filter(|text| is_plain(text));
     if let Some(id) = named(REQUEST_ID) {
         span.record("request_id", id);
@@ -22,6 +32,7 @@ pub(crate) fn request(protocol: &'static str, method: &str, headers: &HeaderMap)
     if let Some(trace) = named(TRACEPARENT) {
         span.record("traceparent", trace);
     }
+    joins_trace(&span, headers, method.unwrap_or("unknown"));
     span
 }
 

@@ -1,4 +1,4 @@
-//! `POST /v1/embeddings`: texts as the vectors by which Turnflow compares questions.
+//! `POST /v1/embeddings`: texts as the vectors by which Turnflow compares questions, and articles with them.
 
 use std::sync::Arc;
 
@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use turnflow_models::InputType;
 
 use super::error::ApiError;
 use super::models::check_encoder;
@@ -24,6 +25,8 @@ pub(super) struct EmbeddingsRequest {
     encoding_format: Option<String>,
     #[serde(default)]
     dimensions: Option<usize>,
+    #[serde(default)]
+    input_type: Option<String>,
 }
 
 /// How the numbers of a vector are written.
@@ -62,14 +65,15 @@ pub(super) async fn embed(
     ForChat(caller): ForChat,
     Json(request): Json<EmbeddingsRequest>,
 ) -> Result<JsonReply, ApiError> {
-    let EmbeddingsRequest { model, input, encoding_format, dimensions } = request;
+    let EmbeddingsRequest { model, input, encoding_format, dimensions, input_type } = request;
     check_encoder(&model, &app.config)?;
     let encoding = Encoding::named(encoding_format.as_deref())?;
+    let kind = kind_named(input_type.as_deref())?;
     let texts = texts(input, app.config.http.inputs_max, app.config.limits.text_bytes_max)?;
     let estimated = estimate(texts.iter().map(String::as_str)).into();
     let charge = caller.take(Amounts { tokens: estimated, ..Amounts::default() })?;
     let knowledge = app.knowledge.clone();
-    let embedded = app.work(async move { knowledge.embed(texts).await }).await;
+    let embedded = app.work(async move { knowledge.embed(kind, texts).await }).await;
     let embedded = embedded.and_then(|done| done.map_err(ApiError::from));
     let embedded = embedded.inspect_err(|_| charge.bill().settle(0, 0))?;
     charge.bill().settle(embedded.tokens as u64, 0);
@@ -84,6 +88,17 @@ pub(super) async fn embed(
     let data: Vec<Value> = data.collect();
     let usage = json!({ "prompt_tokens": embedded.tokens, "total_tokens": embedded.tokens });
     Ok(JsonReply(json!({ "object": "list", "data": data, "model": model, "usage": usage })))
+}
+
+/// What the texts are to encoders that tell what asks from what answers: questions, unless they are said to be something else.
+fn kind_named(name: Option<&str>) -> Result<InputType, ApiError> {
+    match name {
+        None | Some("query") => Ok(InputType::Query),
+        Some("passage") => Ok(InputType::Passage),
+        Some(other) => {
+            Err(ApiError::invalid("input_type", format!("unknown value {other:?}, expected query or passage")))
+        }
+    }
 }
 
 /// The texts of an input: one, or a list.
@@ -127,6 +142,20 @@ mod tests {
         ] {
             assert_eq!(read(input.clone()), Err(param.to_owned()), "{input}");
         }
+    }
+
+    #[test]
+    fn texts_are_questions_unless_they_are_said_to_be_something_else() {
+        let check = |name: Option<&str>, expected: Result<InputType, &str>| {
+            assert_eq!(
+                kind_named(name).map_err(|error| error.param.unwrap_or_default()),
+                expected.map_err(str::to_owned)
+            );
+        };
+        check(None, Ok(InputType::Query));
+        check(Some("query"), Ok(InputType::Query));
+        check(Some("passage"), Ok(InputType::Passage));
+        check(Some("document"), Err("input_type"));
     }
 
     #[test]

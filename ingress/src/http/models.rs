@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use serde_json::{Value, json};
-use turnflow_models::MODEL_NAME;
 use turnflow_pipeline::{Config, OtherModels};
 use turnflow_state::TierSize;
 
@@ -22,19 +21,20 @@ const LARGE: &str = "turnflow-large";
 
 /// `GET /v1/models`.
 pub(super) async fn list(State(app): State<Arc<App>>, ForChat(_): ForChat) -> JsonReply {
-    let models: Vec<Value> = names(&app.config).into_iter().map(|name| model(&app, name)).collect();
+    let models: Vec<Value> = names(&app.config).into_iter().map(|name| model(&app, &name)).collect();
     JsonReply(json!({ "object": "list", "data": models }))
 }
 
 /// `GET /v1/models/{id}`.
 pub(super) async fn get(State(app): State<Arc<App>>, ForChat(_): ForChat, Id(id): Id) -> Result<JsonReply, ApiError> {
     let name = names(&app.config).into_iter().find(|name| *name == id).ok_or_else(|| unknown(&id))?;
-    Ok(JsonReply(model(&app, name)))
+    Ok(JsonReply(model(&app, &name)))
 }
 
-fn names(config: &Config) -> Vec<&'static str> {
+fn names(config: &Config) -> Vec<String> {
     let tiers: &[&str] = if config.routing.enabled { &[SMALL, LARGE] } else { &[] };
-    [&[TURNFLOW], tiers, &[MODEL_NAME]].concat()
+    let chat = [&[TURNFLOW], tiers].concat();
+    chat.into_iter().map(str::to_owned).chain([config.encoder.name()]).collect()
 }
 
 fn model(app: &App, name: &str) -> Value {
@@ -47,7 +47,7 @@ pub(super) fn tier_of(name: &str, config: &Config) -> Result<Option<TierSize>, A
         TURNFLOW => Ok(None),
         SMALL if config.routing.enabled => Ok(Some(TierSize::Small)),
         LARGE if config.routing.enabled => Ok(Some(TierSize::Large)),
-        MODEL_NAME => {
+        _ if name == config.encoder.name() => {
             let error =
                 ApiError::not_found("model_not_found", format!("the model {name} makes embeddings, and does not chat"));
             Err(ApiError { param: Some("model".to_owned()), ..error })
@@ -59,7 +59,11 @@ pub(super) fn tier_of(name: &str, config: &Config) -> Result<Option<TierSize>, A
 
 /// Checks the name of the model that makes embeddings.
 pub(super) fn check_encoder(name: &str, config: &Config) -> Result<(), ApiError> {
-    if name == MODEL_NAME || config.http.other_models == OtherModels::Answer { Ok(()) } else { Err(unknown(name)) }
+    if name == config.encoder.name() || config.http.other_models == OtherModels::Answer {
+        Ok(())
+    } else {
+        Err(unknown(name))
+    }
 }
 
 fn unknown(name: &str) -> ApiError {
@@ -70,6 +74,8 @@ fn unknown(name: &str) -> ApiError {
 
 #[cfg(test)]
 mod tests {
+    use turnflow_models::MODEL_NAME;
+
     use super::*;
 
     #[test]
@@ -90,5 +96,10 @@ mod tests {
         assert_eq!(found("turnflow-small", &config), Ok(Some(TierSize::Small)));
         assert_eq!(found("turnflow-large", &config), Ok(Some(TierSize::Large)));
         assert!(check_encoder(MODEL_NAME, &config).is_ok() && check_encoder("turnflow", &config).is_err());
+        for (model, name) in [("org/encoder", "org/encoder"), ("/srv/models/encoder", "encoder")] {
+            config.encoder.model = model.into();
+            assert_eq!(names(&config).last().map(String::as_str), Some(name));
+            assert!(check_encoder(name, &config).is_ok() && check_encoder(MODEL_NAME, &config).is_err());
+        }
     }
 }

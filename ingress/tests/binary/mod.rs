@@ -16,6 +16,8 @@ pub(crate) fn turnflow() -> Command {
         "TURNFLOW_CLIENT_CERT",
         "TURNFLOW_CLIENT_KEY",
         "TURNFLOW_PEPPER",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     ] {
         command.env_remove(name);
     }

@@ -179,7 +179,7 @@ fn start_pipeline(config: &Config, gate: Arc<Gate>, replace: impl FnOnce(&Config
     let extractive = Extractive::new(encoder.clone(), config.extractive.clone());
     let large = TierEngine::start(Arc::new(Gated::new(extractive, gate)), config.tier.engine()).expect("a thread");
     let (tiers, chooser) = (Tiers { large, small: None }, None);
-    let policy = Arc::new(turnflow_pipeline::policy(config).expect("the verifier that ships"));
+    let policy = Arc::new(turnflow_pipeline::policy(config, encoder.identity()).expect("the verifier that ships"));
     let mut parts = Parts { store, knowledge, encoder, tiers, chooser, policy, axes };
     replace(config, &mut parts);
     Pipeline::start(config, &parts).expect("started")

@@ -10,7 +10,7 @@ use burn::nn::{LayerNorm, Linear};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Bert, BertConfig, NORM_MIN};
+use super::{Bert, BertConfig, NORM_MIN, Pooling};
 use crate::checkpoint::Precision;
 use crate::error::ModelError;
 use crate::kernels::{
@@ -85,6 +85,7 @@ struct Model {
     positions: Vec<f32>,
     norm: Norm,
     layers: Vec<Layer>,
+    pooling: Pooling,
 }
 
 #[derive(Debug)]
@@ -148,7 +149,7 @@ impl FusedBert {
         Ok(Self { model, sequences, machine, rows: Rows::default() })
     }
 
-    /// One vector for each text, at unit length: the mean over its tokens.
+    /// One vector for each text, at unit length: its first token's, or the mean over its tokens.
     ///
     /// # Shapes
     /// - `texts`: ids of each text, not empty
@@ -180,8 +181,12 @@ impl FusedBert {
         }
         for (bounds, to) in rows.starts.windows(2).zip(to.chunks_exact_mut(model.hidden)) {
             let tokens = &rows.hidden[bounds[0] * model.hidden..bounds[1] * model.hidden];
+            let pooled = match model.pooling {
+                Pooling::Cls => 1,
+                Pooling::Mean => tokens.len() / model.hidden,
+            };
             to.fill(0.0);
-            tokens.chunks_exact(model.hidden).for_each(|row| add(machine.set, to, row));
+            tokens.chunks_exact(model.hidden).take(pooled).for_each(|row| add(machine.set, to, row));
             // The mean's length is what it is divided by, so the number of tokens does not matter.
             let length = crate::vector::dot(to, to).sqrt().max(NORM_MIN);
             to.iter_mut().for_each(|x| *x /= length);
@@ -273,6 +278,7 @@ impl Packing<'_> {
             positions,
             norm: self.norm(&embeddings.layer_norm)?,
             layers: module.encoder.layer.iter().map(|layer| self.layer(layer)).collect::<Result<_, _>>()?,
+            pooling: module.pooling,
         })
     }
 

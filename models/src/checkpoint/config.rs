@@ -359,7 +359,7 @@ const SIZE_MAX: usize = 1 << 24;
 /// Most layers; the deepest models have some hundred.
 const LAYERS_MAX: usize = 1_000;
 
-fn refuse(path: &Path, field: &'static str, found: impl Display + Copy, expected: String) -> ModelError {
+pub(crate) fn refuse(path: &Path, field: &'static str, found: impl Display + Copy, expected: String) -> ModelError {
     ModelError::Architecture { path: path.to_owned(), field, found: found.to_string(), expected }
 }
 

@@ -1,4 +1,5 @@
-//! Checkpoints of decoders in the Hugging Face layout: a folder with `config.json`, weights and a tokenizer.
+//! Checkpoints of decoders in the Hugging Face layout: a folder with `config.json`, weights and a tokenizer. Those of encoders are
+//! in `encoder/checkpoint.rs`, and read their files by the same means.
 //!
 //! Contract: reads, never writes, and fetches nothing. What does not fit is an error that names the file and the field
 //! or tensor in it. Opening reads settings, vocabulary and the headers of the weights; the weights themselves are read
@@ -13,6 +14,7 @@ use serde::de::DeserializeOwned;
 use tokenizers::Tokenizer;
 
 use crate::error::{Cause, ModelError};
+use crate::hub::RECORD;
 
 mod chat;
 mod config;
@@ -21,6 +23,7 @@ mod layout;
 mod weights;
 
 pub use chat::{ChatMessage, ChatTemplate};
+pub(crate) use config::refuse;
 pub use config::{DecoderConfig, Family, RopeScaling};
 pub use generation::GenerationConfig;
 pub use layout::{EMBEDDING, FINAL_NORM, HEAD, Memory, TensorSpec, layer_tensor};
@@ -96,7 +99,7 @@ fn tokenizer(path: &Path) -> Result<Tokenizer, ModelError> {
 }
 
 /// The bytes of a small file.
-fn read_small(path: &Path) -> Result<Vec<u8>, ModelError> {
+pub(crate) fn read_small(path: &Path) -> Result<Vec<u8>, ModelError> {
     let file = open(path)?;
     let mut bytes = Vec::new();
     file.take(SETTINGS_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(ModelError::io("read", path))?;
@@ -114,6 +117,27 @@ fn open(path: &Path) -> Result<File, ModelError> {
     })
 }
 
-fn parse<T: DeserializeOwned>(path: &Path, json: &[u8]) -> Result<T, ModelError> {
+/// A digest of what is in a checkpoint's folder, in hexadecimal: of its settings, vocabulary and weights.
+pub(crate) fn digest(folder: &Path) -> Result<String, ModelError> {
+    let entries = std::fs::read_dir(folder).map_err(ModelError::io("list", folder))?;
+    let mut files: Vec<PathBuf> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
+    files.retain(|file| {
+        let is_kind = file.extension().is_some_and(|end| end == "safetensors" || end == "json" || end == "jinja");
+        // How it was pulled changes no answer.
+        is_kind && file.file_name().is_some_and(|name| name != RECORD)
+    });
+    files.sort();
+    let mut hasher = blake3::Hasher::new();
+    for path in files {
+        let file = File::open(&path).map_err(ModelError::io("open", &path))?;
+        let bytes = file.metadata().map_err(ModelError::io("read", &path))?.len();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        hasher.update(format!("{name} {bytes}\n").as_bytes());
+        hasher.update_reader(file).map_err(ModelError::io("read", &path))?;
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+pub(crate) fn parse<T: DeserializeOwned>(path: &Path, json: &[u8]) -> Result<T, ModelError> {
     serde_json::from_slice(json).map_err(|source| ModelError::Parse { path: path.to_owned(), source: Box::new(source) })
 }

@@ -162,22 +162,43 @@ impl Weights {
     /// # Errors
     /// [`ModelError::Tensors`], naming each that does not fit.
     pub fn check(&self, expected: &[TensorSpec]) -> Result<(), ModelError> {
-        let mut problems = Vec::new();
-        for TensorSpec { name, shape } in expected {
-            match self.tensors.get(name) {
-                None => problems.push(format!("missing tensor {name} of shape {shape:?}")),
-                Some(place) if place.shape != *shape => {
-                    problems.push(format!("tensor {name} has shape {:?}, expected {shape:?}", place.shape));
-                }
-                Some(place) if Precision::of(place.dtype).is_none() => problems.push(not_understood(name, place)),
-                Some(_) => {}
-            }
-        }
+        let mut problems = self.problems(expected);
         let known: BTreeSet<&str> = expected.iter().map(|spec| spec.name.as_str()).collect();
         let harmless = |name: &str| name == HEAD || name.ends_with(".rotary_emb.inv_freq");
         let extra = self.tensors.keys().filter(|name| !known.contains(name.as_str()) && !harmless(name));
         problems.extend(extra.map(|name| format!("unexpected tensor {name}")));
         if problems.is_empty() { Ok(()) } else { Err(self.wrong(problems)) }
+    }
+
+    /// Checks that the tensors are there, each of a kind that is understood, and leaves out all others.
+    ///
+    /// # Errors
+    /// [`ModelError::Tensors`], naming each that does not fit.
+    pub(crate) fn choose(&mut self, wanted: &[TensorSpec]) -> Result<(), ModelError> {
+        let problems = self.problems(wanted);
+        if !problems.is_empty() {
+            return Err(self.wrong(problems));
+        }
+        self.keep(wanted);
+        Ok(())
+    }
+
+    /// Whether there is a tensor of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// What does not fit of these tensors, each by name.
+    fn problems(&self, expected: &[TensorSpec]) -> Vec<String> {
+        let problem = |TensorSpec { name, shape }: &TensorSpec| match self.tensors.get(name) {
+            None => Some(format!("missing tensor {name} of shape {shape:?}")),
+            Some(place) if place.shape != *shape => {
+                Some(format!("tensor {name} has shape {:?}, expected {shape:?}", place.shape))
+            }
+            Some(place) if Precision::of(place.dtype).is_none() => Some(not_understood(name, place)),
+            Some(_) => None,
+        };
+        expected.iter().filter_map(problem).collect()
     }
 
     /// Leaves out all tensors but these, which are what a decoder reads: what else there is must not speak for its numbers.

@@ -1,7 +1,6 @@
 //! The tier `burn`: a checkpoint in a folder, opened and run in this process.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,12 +11,12 @@ use super::engine::GenerationLimits;
 use super::prompt::{Author, PromptConfig};
 use super::sampler::Sampling;
 use super::writer::{Voice, start};
-use crate::checkpoint::{Checkpoint, Precision};
+use crate::checkpoint::{Checkpoint, Precision, digest};
 use crate::decoder::{FusedDecoder, FusedOptions, PlainDecoder, Slice, StepModel};
 use crate::device::DeviceChoice;
 use crate::error::ModelError;
-use crate::hub::{Installed, RECORD};
-use crate::kernels::Instructions;
+use crate::hub::Installed;
+use crate::kernels::InstructionChoice;
 use crate::tier::TierHandle;
 use crate::weights::ModelHome;
 
@@ -93,8 +92,7 @@ impl BurnConfig {
     /// The checkpoint's folder.
     #[must_use]
     pub fn folder(&self, home: &ModelHome) -> PathBuf {
-        let pulled = || self.model.to_str().and_then(|name| home.checkpoint_dir(name).ok()).filter(|dir| dir.is_dir());
-        if self.model.is_dir() { self.model.clone() } else { pulled().unwrap_or_else(|| self.model.clone()) }
+        home.folder_of(&self.model)
     }
 
     /// Opens the checkpoint; nothing of its weights is loaded.
@@ -116,19 +114,20 @@ impl BurnTier {
     /// Opens the checkpoint, loads it, lets it read a first prompt, and starts its engine. Takes seconds.
     ///
     /// `home` is where checkpoints are that were pulled, and where a GPU's tuning is kept; `scope` is the operator's own words
-    /// to the model, and the language of the answers.
+    /// to the model, and the language of the answers; `instructions` are the processor's.
     ///
     /// # Errors
-    /// When the checkpoint cannot be used, the memory for keys and values is too small, or there is no thread.
+    /// When the checkpoint cannot be used, the processor has not the instructions, the memory for keys and values is too small, or there is no thread.
     pub fn open(
         config: &BurnConfig,
         prompt: &PromptConfig,
         sampling: Sampling,
         scope: (&str, &str),
         home: &ModelHome,
+        instructions: InstructionChoice,
     ) -> Result<TierHandle, ModelError> {
         let checkpoint = config.open(home)?;
-        let Loaded { mut model, kind, .. } = load(&checkpoint, config, home)?;
+        let Loaded { mut model, kind, .. } = load(&checkpoint, config, home, instructions)?;
         warm_up(model.as_mut())?;
         Self::with_decoder((checkpoint, model, &kind), config, prompt, sampling, scope)
     }
@@ -158,7 +157,7 @@ impl BurnTier {
             stop_tokens: checkpoint.eos().into(),
             stop_strings: config.stop_strings.clone().into(),
             time_max: Duration::from_millis(config.answer_ms_max),
-            model: format!("{} {kind}", identity(&checkpoint.folder)?),
+            model: format!("burn {} {kind}", digest(&checkpoint.folder)?),
         };
         start(model, voice, config.engine)
     }
@@ -176,8 +175,13 @@ pub(super) struct Loaded {
 /// Loads a checkpoint's decoder for the device of a configuration.
 ///
 /// # Errors
-/// When the weights cannot be used, or the memory for keys and values holds too little.
-pub(super) fn load(checkpoint: &Checkpoint, config: &BurnConfig, home: &ModelHome) -> Result<Loaded, ModelError> {
+/// When the weights cannot be used, the processor has not the instructions, or the memory for keys and values holds too little.
+pub(super) fn load(
+    checkpoint: &Checkpoint,
+    config: &BurnConfig,
+    home: &ModelHome,
+    instructions: InstructionChoice,
+) -> Result<Loaded, ModelError> {
     let tried = config.device.resolve(home.root())?;
     let (sizes, weights) = (&checkpoint.config, &checkpoint.weights);
     let (weights_kept, kv_kept) = if tried.wgpu {
@@ -199,7 +203,8 @@ pub(super) fn load(checkpoint: &Checkpoint, config: &BurnConfig, home: &ModelHom
         let decoder = PlainDecoder::load(sizes, weights, &tried.device, weights_kept, blocks, block_tokens)?;
         Box::new(decoder)
     } else {
-        let (threads, instructions) = (config.threads, Instructions::detect());
+        let (threads, instructions) = (config.threads, instructions.resolve()?);
+        tracing::info!(instructions = instructions.name(), threads, "a decoder computes on the processor");
         let options = FusedOptions { weights: weights_kept, kv: kv_kept, threads, instructions };
         Box::new(FusedDecoder::load(sizes, weights, options, blocks, block_tokens)?)
     };
@@ -229,27 +234,6 @@ fn warm_up(model: &mut dyn StepModel) -> Result<(), ModelError> {
         }
     }
     Ok(())
-}
-
-/// A digest of a checkpoint: of its settings, vocabulary and weights.
-fn identity(folder: &Path) -> Result<String, ModelError> {
-    let entries = std::fs::read_dir(folder).map_err(ModelError::io("list", folder))?;
-    let mut files: Vec<PathBuf> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
-    files.retain(|file| {
-        let is_kind = file.extension().is_some_and(|end| end == "safetensors" || end == "json" || end == "jinja");
-        // How it was pulled changes no answer.
-        is_kind && file.file_name().is_some_and(|name| name != RECORD)
-    });
-    files.sort();
-    let mut hasher = blake3::Hasher::new();
-    for path in files {
-        let file = File::open(&path).map_err(ModelError::io("open", &path))?;
-        let bytes = file.metadata().map_err(ModelError::io("read", &path))?.len();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        hasher.update(format!("{name} {bytes}\n").as_bytes());
-        hasher.update_reader(file).map_err(ModelError::io("read", &path))?;
-    }
-    Ok(format!("burn {}", hasher.finalize().to_hex()))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The engine and the tier with real checkpoints: tiny ones of every family, with random weights.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -105,7 +106,7 @@ fn real_checkpoints_write_the_same_alone_and_together() {
         let block_bytes = FusedDecoder::block_bytes(&checkpoint.config, Precision::F32, settings.block_tokens);
         let with_blocks = |blocks: u64| {
             let small = BurnConfig { kv_bytes_max: block_bytes * blocks, ..settings.clone() };
-            load(&checkpoint, &small, &home()).expect("loaded").model
+            load(&checkpoint, &small, &home(), InstructionChoice::Auto).expect("loaded").model
         };
         let limits = GenerationLimits { share_prefixes: false, ..settings.engine };
         let (alone, _) = written(with_blocks(64), limits, true);
@@ -126,7 +127,8 @@ fn a_checkpoint_answers_as_a_tier() {
         let mut settings = config(family);
         settings.kv_bytes_max = 4 << 20;
         let open = |prompt: &PromptConfig, settings: &BurnConfig| {
-            BurnTier::open(settings, prompt, Sampling::GREEDY, ("", "en"), &home()).expect("a tier")
+            BurnTier::open(settings, prompt, Sampling::GREEDY, ("", "en"), &home(), InstructionChoice::Auto)
+                .expect("a tier")
         };
         let tier = open(&prompting(), &settings);
         let request = TierRequest::new("How much?", [1.0].into(), vec![found("rent", "Rent", "A day is $5.")]);
@@ -157,6 +159,16 @@ fn a_checkpoint_answers_as_a_tier() {
 fn memory_that_holds_nothing_is_refused() {
     let settings = BurnConfig { kv_bytes_max: 100, ..config("qwen2") };
     let checkpoint = Checkpoint::open(&settings.model).expect("a checkpoint");
-    let error = load(&checkpoint, &settings, &home()).err().expect("too small").to_string();
+    let error = load(&checkpoint, &settings, &home(), InstructionChoice::Auto).err().expect("too small").to_string();
     assert!(error.starts_with("100 bytes for keys and values hold no block of 4 tokens, which takes "), "{error}");
+}
+
+#[test]
+fn instructions_that_the_processor_has_not_are_refused() {
+    let settings = config("qwen2");
+    let checkpoint = Checkpoint::open(&settings.model).expect("a checkpoint");
+    for choice in [InstructionChoice::Avx512Bf16, InstructionChoice::Avx2, InstructionChoice::Portable] {
+        let loaded = load(&checkpoint, &settings, &home(), choice);
+        assert_eq!(loaded.is_ok(), choice.resolve().is_ok(), "{choice}");
+    }
 }

@@ -19,6 +19,7 @@ use super::ticket::{Plan, Work};
 use crate::decoder::{Slice, StepModel, StepShape};
 use crate::engine::SIZE_CLASSES;
 use crate::error::ModelError;
+use crate::kernels::InstructionChoice;
 use crate::queue::Lane;
 use crate::weights::ModelHome;
 
@@ -75,13 +76,13 @@ impl std::fmt::Debug for GenerationBench {
 }
 
 impl GenerationBench {
-    /// Loads the checkpoint of a configuration.
+    /// Loads the checkpoint of a configuration, to compute with these instructions where it runs on the processor.
     ///
     /// # Errors
-    /// When it cannot be used.
-    pub fn open(config: &BurnConfig, home: &ModelHome) -> Result<Self, ModelError> {
+    /// When it cannot be used, or the processor has not the instructions.
+    pub fn open(config: &BurnConfig, home: &ModelHome, instructions: InstructionChoice) -> Result<Self, ModelError> {
         let checkpoint = config.open(home)?;
-        let loaded = load(&checkpoint, config, home)?;
+        let loaded = load(&checkpoint, config, home, instructions)?;
         Ok(Self { model: Lent::new(loaded.model), limits: config.engine, bytes: loaded.bytes })
     }
 

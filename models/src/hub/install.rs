@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha1::{Digest as _, Sha1};
 use sha2::Sha256;
 
-use super::snapshot::{INDEX, Repository, are_sound, is_plain};
+use super::snapshot::{INDEX, Repository, are_sound, is_plain_path};
 use super::{Checksum, FilePlace, Hub, RemoteFile};
 use crate::error::ModelError;
 use crate::pull::Progress;
@@ -170,10 +170,10 @@ fn folders_in(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
     }
 }
 
-/// Pulls what a decoder needs of a repository. Blocks for as long as it takes; `progress` is called on this thread.
+/// Pulls what a decoder or a sentence encoder needs of a repository. Blocks for as long as it takes; `progress` is called on this thread.
 ///
 /// # Errors
-/// When the hub refuses, the repository has no decoder that could be loaded, the connection breaks off for good, a file is not
+/// When the hub refuses, the repository has no model that could be loaded, the connection breaks off for good, a file is not
 /// what the hub says, or the disk is full.
 pub fn install(
     hub: &Hub,
@@ -235,7 +235,7 @@ struct Staging<'a> {
 
 impl Staging<'_> {
     fn partial_of(&self, file: &RemoteFile) -> PathBuf {
-        self.partial.join(format!("{}-{}", file.checksum.as_str(), file.name))
+        self.partial.join(format!("{}-{}", file.checksum.as_str(), file.name.replace('/', "-")))
     }
 
     /// Fetches a file that is not in its place already, and verifies it.
@@ -280,6 +280,9 @@ impl Staging<'_> {
         for file in &record.files {
             let (from, to) = (self.partial_of(file), self.folder.join(&file.name));
             if from.exists() {
+                if let Some(folder) = to.parent() {
+                    fs::create_dir_all(folder).map_err(ModelError::io("create the folder", folder))?;
+                }
                 fs::rename(&from, &to).map_err(ModelError::io("write", &to))?;
             }
         }
@@ -296,7 +299,7 @@ impl Staging<'_> {
         let listed = fs::read(self.partial.join(NAMES)).ok();
         let listed: Option<Vec<String>> = listed.and_then(|json| serde_json::from_slice(&json).ok());
         let names = listed.unwrap_or_default().into_iter().chain(recorded.into_iter().map(|file| file.name));
-        names.filter(|name: &String| is_plain(name)).collect()
+        names.filter(|name: &String| is_plain_path(name)).collect()
     }
 
     /// Writes a value in one piece, by way of a file of this name with a mark.

@@ -5,7 +5,7 @@
 //! asked twice. What was read is not verified here. The token goes to the hub's host alone, never to another that it
 //! redirects to, and into no error.
 //!
-//! How it is split: this file speaks HTTP, `snapshot.rs` says which files of a repository a decoder needs, `install.rs`
+//! How it is split: this file speaks HTTP, `snapshot.rs` says which files of a repository a model needs, `install.rs`
 //! puts them in their place, verified.
 
 mod install;

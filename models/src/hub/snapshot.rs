@@ -1,6 +1,6 @@
-//! A repository at a revision: its files, and which of them a decoder needs.
+//! A repository at a revision: its files, and which of them a decoder or a sentence encoder needs.
 //!
-//! What a decoder needs is its settings, its vocabulary and its weights as safetensors, in one file or in the parts that the index
+//! What they need is settings, vocabulary and weights as safetensors, in one file or in the parts that the index
 //! names. Weights in other formats, and whatever else lies in a repository, are left there.
 
 use std::collections::BTreeSet;
@@ -16,8 +16,18 @@ const SAFETENSORS: &str = ".safetensors";
 /// The list of the files that the weights are in.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
-const OPTIONAL: [&str; 4] =
-    ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
+const OPTIONAL: [&str; 8] = [
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
+];
+/// Folders that a file may be in.
+const DEPTH_MAX: usize = 1;
 const NAME_BYTES_MAX: usize = 96;
 const FILES_MAX: usize = 4096;
 /// Largest file: so large that none is, and so small that the sizes of all can be added.
@@ -52,6 +62,11 @@ impl fmt::Display for Repository {
 pub(super) fn is_plain(word: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     (1..=NAME_BYTES_MAX).contains(&word.len()) && !word.starts_with(['.', '-']) && word.bytes().all(is_plain)
+}
+
+/// The name of a file in its repository: safe as a path and in an address.
+pub(super) fn is_plain_path(name: &str) -> bool {
+    name.split('/').count() <= DEPTH_MAX + 1 && name.split('/').all(is_plain)
 }
 
 /// A branch, a tag or a commit, as it stands in an address.
@@ -94,7 +109,7 @@ pub(crate) struct RemoteFile {
 impl RemoteFile {
     /// Whether its name is safe as a path, and its size one that a file may have.
     pub(super) fn is_sound(&self) -> bool {
-        is_plain(&self.name) && self.size <= FILE_BYTES_MAX
+        is_plain_path(&self.name) && self.size <= FILE_BYTES_MAX
     }
 }
 
@@ -103,7 +118,7 @@ pub(super) fn are_sound(files: &[RemoteFile]) -> bool {
     files.len() <= FILES_MAX && files.iter().all(RemoteFile::is_sound)
 }
 
-/// A repository's files in its top folder.
+/// A repository's files, in its top folder and those directly below.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Snapshot {
     /// The commit.
@@ -164,7 +179,7 @@ impl Snapshot {
     /// What is missing.
     pub(super) fn settings(&self) -> Result<Vec<RemoteFile>, String> {
         if let Some(missing) = REQUIRED.iter().find(|name| self.file(name).is_none()) {
-            return Err(format!("it has no {missing}, which a decoder needs"));
+            return Err(format!("it has no {missing}, which a model needs"));
         }
         if self.file(INDEX).is_none() && self.file(WEIGHTS).is_none() {
             let others =
@@ -248,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_a_decoder_needs() {
+    fn only_what_a_model_needs() {
         let rest =
             ["README.md", ".gitattributes", "pytorch_model.bin", "onnx/model.onnx", "original/model.safetensors"];
         let small = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"];
@@ -258,6 +273,12 @@ mod tests {
         let weights = snapshot.weights(None).expect("one file");
         let checksum = Checksum::Sha256("ab".repeat(32));
         assert_eq!(weights, [RemoteFile { name: "model.safetensors".into(), size: 7, checksum }]);
+
+        let of_encoder = ["modules.json", "sentence_bert_config.json", "1_Pooling/config.json"];
+        let not_needed = ["2_Normalize/config.json", "1_Pooling/../config.json", "a/b/config.json"];
+        let snapshot = listed(&[&small[..2], &not_needed, &of_encoder, &["model.safetensors"]].concat());
+        let needed = [&small[..2], &of_encoder].concat();
+        assert_eq!(names(snapshot.settings()), Ok(needed.iter().map(ToString::to_string).collect()));
 
         let parts = ["model-1-of-2.safetensors", "model-2-of-2.safetensors", "model-extra.safetensors", INDEX];
         let snapshot = listed(&[&small[..], &parts].concat());
@@ -287,8 +308,8 @@ mod tests {
         let check = |files: &[&str], expected: &str| {
             assert_eq!(names(listed(files).settings()), Err(expected.to_owned()), "{files:?}");
         };
-        check(&[], "it has no config.json, which a decoder needs");
-        check(&["config.json", "model.safetensors"], "it has no tokenizer.json, which a decoder needs");
+        check(&[], "it has no config.json, which a model needs");
+        check(&["config.json", "model.safetensors"], "it has no tokenizer.json, which a model needs");
         let neither = format!("it has neither {WEIGHTS} nor {INDEX}");
         check(&["config.json", "tokenizer.json"], &neither);
         check(&["config.json", "tokenizer.json", "pytorch_model.bin"], &format!("{neither}, only pytorch_model.bin"));

@@ -1,9 +1,11 @@
 //! The real encoder, pulled once into `TURNFLOW_HOME` or the platform's data folder.
 
-use turnflow_models::{Encoder, EncoderOptions, ModelFiles, ModelHome, Progress, WeightSource, default_home, ensure};
+use turnflow_models::{
+    Encoder, EncoderCheckpoint, EncoderOptions, ModelHome, Progress, WeightSource, default_home, ensure,
+};
 
 /// The encoder's files; pulls them where they are missing.
-pub(crate) fn files() -> ModelFiles {
+pub(crate) fn files() -> EncoderCheckpoint {
     let home = ModelHome::new(default_home().expect("a home"));
     let progress = |progress: Progress<'_>| {
         if let Progress::Trying { source } = progress {

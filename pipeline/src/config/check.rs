@@ -2,16 +2,22 @@
 
 use std::fmt::Display;
 
-use turnflow_models::{BurnConfig, Sampling, Target, WrongSetting};
+use turnflow_models::{
+    AdapterChoice, BATCH_TOKENS_MAX, BurnConfig, EncoderConfig, JOB_TEXTS_MAX, MODEL_NAME, Sampling, Target,
+    WrongSetting,
+};
 use turnflow_operators::load::LoadLimits;
 use turnflow_operators::prioritise::{ChannelWeights, QueueLimits};
 
-use super::{Config, ConfigError, TierConfig, TierKind, TlsConfig, place};
+use super::file::place;
+use super::{Config, ConfigError, TierConfig, TierKind, TlsConfig};
 
 /// Most threads of a kind.
 const THREADS_MAX: usize = 256;
 /// Longest queue.
 const QUEUE_MAX: usize = 1 << 17;
+/// Longest prefix of the encoder, in bytes; the longest in use have some hundred.
+const PREFIX_BYTES_MAX: usize = 1024;
 /// Largest value of any other count.
 const COUNT_MAX: usize = 1 << 28;
 
@@ -22,9 +28,10 @@ const HEADER_BYTES_LEAST: usize = 8192;
 pub(super) fn check(config: &Config, text: &str, name: &str) -> Result<(), ConfigError> {
     let source = Source { text, name };
     source.counts(config)?;
-    if let Err(error) = config.encoder.instructions.resolve() {
-        return Err(source.wrong("encoder.instructions", &config.encoder.instructions, error.to_string()));
+    if let Err(error) = config.processor.instructions.resolve() {
+        return Err(source.wrong("processor.instructions", &config.processor.instructions, error.to_string()));
     }
+    source.encoder(&config.encoder)?;
     source.cache(config)?;
     source.load(config)?;
     source.callers(config)?;
@@ -61,6 +68,8 @@ impl Source<'_> {
             let most = match key.rsplit_once('.').map_or(key.as_str(), |(_, leaf)| leaf) {
                 "threads" | "search-threads" => THREADS_MAX,
                 "bytes-max" | "tenant-bytes-max" | "kv-bytes-max" => usize::MAX,
+                "batch-tokens-max" => BATCH_TOKENS_MAX,
+                "batch-texts-max" => JOB_TEXTS_MAX,
                 "commit-queue-max"
                 | "turns-in-flight-max"
                 | "queue-max"
@@ -91,6 +100,27 @@ impl Source<'_> {
         if config.http.header_bytes_max < HEADER_BYTES_LEAST {
             let least = format!("must be at least {HEADER_BYTES_LEAST}");
             return Err(self.wrong("http.header-bytes-max", &config.http.header_bytes_max, least));
+        }
+        Ok(())
+    }
+
+    fn encoder(&self, encoder: &EncoderConfig) -> Result<(), ConfigError> {
+        if encoder.model.as_os_str().is_empty() {
+            let message = format!("must be {MODEL_NAME}, the folder of a checkpoint, or ORG/NAME as it was pulled");
+            return Err(self.wrong("encoder.model", &"\"\"", message));
+        }
+        for (key, prefix) in
+            [("encoder.query-prefix", &encoder.query_prefix), ("encoder.passage-prefix", &encoder.passage_prefix)]
+        {
+            if prefix.len() > PREFIX_BYTES_MAX {
+                let length = format!("{} bytes", prefix.len());
+                return Err(self.wrong(key, &length, format!("must be at most {PREFIX_BYTES_MAX} bytes")));
+            }
+        }
+        if encoder.adapter == AdapterChoice::Shop && !encoder.is_shipped() {
+            let message =
+                format!("was made for the vectors of {MODEL_NAME}: set it to \"none\" for another encoder.model");
+            return Err(self.wrong("encoder.adapter", &encoder.adapter, message));
         }
         Ok(())
     }

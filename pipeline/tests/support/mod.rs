@@ -5,15 +5,15 @@
 use std::future::Future;
 use std::sync::OnceLock;
 
-use turnflow_models::{ModelFiles, ModelHome, WeightSource, default_home, ensure};
+use turnflow_models::{EncoderCheckpoint, ModelHome, WeightSource, default_home, ensure};
 use turnflow_pipeline::{ArticleDraft, Config, DraftContent, Parts, Pipeline, Receipt, TurnStream};
 use turnflow_state::{
     ArticleId, CacheControl, CacheLevel, Channel, Completion, ConversationId, Store, TenantId, Turn, TurnError,
     TurnEvent, TurnId,
 };
 
-pub(crate) fn files() -> &'static ModelFiles {
-    static FILES: OnceLock<ModelFiles> = OnceLock::new();
+pub(crate) fn files() -> &'static EncoderCheckpoint {
+    static FILES: OnceLock<EncoderCheckpoint> = OnceLock::new();
     FILES.get_or_init(|| {
         let home = ModelHome::new(default_home().expect("a home"));
         ensure(&home, &WeightSource::defaults(None), &|_| {}).expect("weights")

@@ -44,7 +44,7 @@ pub(super) fn run(context: &Context, args: &BenchGenerateArgs) -> Result<(), Fai
     if args.requests == 0 {
         return Err(Failure::usage(anyhow::anyhow!("--requests 0: there is nothing to measure")));
     }
-    let bench = GenerationBench::open(&config, &context.home()?)
+    let bench = GenerationBench::open(&config, &context.home()?, context.config.processor.instructions)
         .with_context(|| format!("cannot open the checkpoint {}", config.model.display()))?;
     let range = |most: usize| (most.div_ceil(8), most);
     let (prompt_tokens, answer_tokens) = (range(args.prompt_tokens_max), range(args.answer_tokens_max));

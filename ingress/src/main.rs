@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use turnflow::cli::Cli;
+use turnflow::cli::{Cli, Command};
 use turnflow::failure::{EXIT_UNREAD, EXIT_USAGE, Failure};
 use turnflow::say::line;
 use turnflow::{commands, telemetry};
@@ -21,7 +21,8 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    let ended = telemetry::start(cli.verbose, cli.log_format).and_then(|telemetry| {
+    let serves = matches!(cli.command, Command::Serve(_));
+    let ended = telemetry::start(cli.verbose, cli.log_format, serves).and_then(|telemetry| {
         let ended = commands::run(cli);
         drop(telemetry);
         ended

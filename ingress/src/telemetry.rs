@@ -25,11 +25,12 @@ pub struct Telemetry {
     _exporter: Option<otlp::Exporter>,
 }
 
-/// Starts logging, and sending traces where the environment names a collector. `verbosity` counts the `-v`.
+/// Starts logging and, for what `serves`, sending traces where the environment names a collector. `verbosity` counts the `-v`.
 ///
 /// # Errors
 /// When the environment holds a filter that does not parse, or a collector's address.
-pub fn start(verbosity: u8, format: LogFormat) -> Result<Telemetry, Failure> {
+#[cfg_attr(not(feature = "otlp"), expect(unused_variables, reason = "nothing is sent"))]
+pub fn start(verbosity: u8, format: LogFormat, serves: bool) -> Result<Telemetry, Failure> {
     let from_environment = |name: &str| {
         let filter = std::env::var(name).ok().filter(|filter| !filter.is_empty())?;
         Some(EnvFilter::try_new(filter).with_context(|| format!("cannot parse the log filter in {name}")))
@@ -52,7 +53,8 @@ pub fn start(verbosity: u8, format: LogFormat) -> Result<Telemetry, Failure> {
     let logs = tracing_subscriber::registry();
     #[cfg(feature = "otlp")]
     let (_exporter, logs) = {
-        let (exporter, spans) = otlp::start().map_err(Failure::usage)?.unzip();
+        let started = if serves { otlp::start().map_err(Failure::usage)? } else { None };
+        let (exporter, spans) = started.unzip();
         (exporter, logs.with(spans))
     };
     logs.with(lines.with_filter(filter)).init();

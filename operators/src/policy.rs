@@ -137,7 +137,7 @@ impl Policy {
                 Ok(HitEvidence::by_similarity(similarity))
             };
         };
-        if !verifier.is_familiar(a) || !verifier.is_typical(b) {
+        if !verifier.is_familiar(a) || !verifier.may_serve(b, similarity) {
             return Err(Refusal::Unfamiliar);
         }
         let evidence = Evidence::between(asked.about.as_ref(), cached.about.as_ref());
@@ -205,7 +205,7 @@ impl Policy {
                     Some((_, _, cached)) if unfamiliar(cached) => {
                         "that one is of a kind that the verifier was not fitted to"
                     }
-                    _ => "that one is asked too unusually for its answer to serve others",
+                    _ => "that one is asked too unusually for its answer to serve any but nearly the same words",
                 }
                 .to_owned()
             }
@@ -237,7 +237,7 @@ pub enum Refusal {
     Similarity,
     /// Audits switched such hits off.
     SwitchedOff,
-    /// One of them is of a kind that the verifier was not fitted to, or the cached one is not typical of its kind.
+    /// One of them is of a kind that the verifier was not fitted to, or the cached one is neither typical of its kind nor nearly the same.
     Unfamiliar,
     /// No score keeps the error of such hits below δ.
     NoLevel(Evidence),

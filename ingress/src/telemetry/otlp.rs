@@ -3,16 +3,18 @@
 //! It is configured by the variables that OpenTelemetry names, and exports where `OTEL_EXPORTER_OTLP_ENDPOINT` says so. Spans wait in a queue of
 //! bounded length (`OTEL_BSP_MAX_QUEUE_SIZE`); what finds no place there is dropped and counted in the log, and no turn waits for a collector.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, anyhow, bail};
-use axum::http::HeaderMap;
+use anyhow::{Context as _, anyhow, bail, ensure};
+use axum::http::{HeaderMap, Uri};
 use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
 use opentelemetry::trace::{Span as _, Status, TraceContextExt as _, Tracer as _, TracerProvider as _};
 use opentelemetry_otlp::SpanExporter;
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, SpanData};
 use tokio::runtime::Runtime;
 use tracing::dispatcher::get_default;
 use tracing::field::{Field, Visit};
@@ -29,6 +31,25 @@ const SERVICE: &str = "turnflow";
 /// Longest that the process waits at its end for the collector to take the last spans.
 const FLUSH_WAIT: Duration = Duration::from_secs(5);
 
+/// Numbers that the library reads, and the greatest that makes sense: spans, or milliseconds.
+const NUMBERS: [(&str, u64); 6] = [
+    ("OTEL_BSP_MAX_QUEUE_SIZE", 1 << 20),
+    ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 1 << 20),
+    ("OTEL_BSP_SCHEDULE_DELAY", 3_600_000),
+    ("OTEL_BSP_EXPORT_TIMEOUT", 3_600_000),
+    ("OTEL_EXPORTER_OTLP_TIMEOUT", 3_600_000),
+    ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", 3_600_000),
+];
+/// What decides which traces are sent, as OpenTelemetry names it.
+const SAMPLERS: [&str; 6] = [
+    "always_on",
+    "always_off",
+    "traceidratio",
+    "parentbased_always_on",
+    "parentbased_always_off",
+    "parentbased_traceidratio",
+];
+
 /// What sends the spans; the last ones go out when it is dropped.
 pub(super) struct Exporter {
     provider: SdkTracerProvider,
@@ -44,6 +65,34 @@ impl Drop for Exporter {
     }
 }
 
+/// An exporter whose failures are told once, and once more when they are over.
+#[derive(Debug)]
+struct Told {
+    exporter: SpanExporter,
+    fails: AtomicBool,
+}
+
+impl opentelemetry_sdk::trace::SpanExporter for Told {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let sent = self.exporter.export(batch).await;
+        match (&sent, self.fails.swap(sent.is_err(), Ordering::Relaxed)) {
+            (Err(error), false) => tracing::warn!(%error, "spans do not reach the collector, and are dropped"),
+            (Ok(()), true) => tracing::info!("spans reach the collector again"),
+            _ => {}
+        }
+        // It has been told.
+        Ok(())
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.exporter.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
+    }
+}
+
 /// The exporter and the layer that feeds it; None where the environment names no collector.
 ///
 /// # Errors
@@ -52,16 +101,18 @@ pub(super) fn start<S>() -> anyhow::Result<Option<(Exporter, impl Layer<S>)>>
 where
     S: Subscriber + for<'span> LookupSpan<'span> + Send + Sync,
 {
-    let Some(endpoint) = endpoint()? else { return Ok(None) };
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("otlp").enable_all().build()?;
+    if !is_wanted()? {
+        return Ok(None);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("otlp").enable_all().build()?;
     let exporter = {
         let _entered = runtime.enter();
         SpanExporter::builder().with_tonic().build()
     };
-    let exporter = exporter.with_context(|| format!("cannot send traces to {endpoint}"))?;
+    let exporter = Told { exporter: exporter.context("cannot send traces")?, fails: AtomicBool::new(false) };
     let mut resource = Resource::builder();
-    if variable("OTEL_SERVICE_NAME")?.is_none() {
+    let is_named = |name: &str| variable(name).map(|value| value.is_some_and(|value| value.contains("service.name=")));
+    if variable("OTEL_SERVICE_NAME")?.is_none() && !is_named("OTEL_RESOURCE_ATTRIBUTES")? {
         resource = resource.with_service_name(SERVICE);
     }
     let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build();
@@ -85,27 +136,44 @@ where
     )))
 }
 
-/// Where the collector is, as its exporter will read it; None where there is none or it is switched off.
-fn endpoint() -> anyhow::Result<Option<String>> {
+/// Whether the environment names a collector, in a way that can be followed. The library would pass over what it cannot read.
+fn is_wanted() -> anyhow::Result<bool> {
     let is = |name: &str, word: &str| {
         Ok::<_, anyhow::Error>(variable(name)?.is_some_and(|value| value.eq_ignore_ascii_case(word)))
     };
     if is("OTEL_SDK_DISABLED", "true")? || is("OTEL_TRACES_EXPORTER", "none")? {
-        return Ok(None);
+        return Ok(false);
     }
-    let Some(endpoint) = for_traces("ENDPOINT")? else { return Ok(None) };
-    if let Some(protocol) = for_traces("PROTOCOL")?.filter(|protocol| protocol != "grpc") {
-        bail!(
-            "OTEL_EXPORTER_OTLP_PROTOCOL is {protocol:?}, and traces are sent over \"grpc\" alone: a collector takes it at port 4317"
-        );
+    let Some((name, endpoint)) = for_traces("ENDPOINT")? else { return Ok(false) };
+    // It may hold a password, and is not repeated.
+    let is_address = endpoint.parse::<Uri>().is_ok_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")));
+    ensure!(is_address, "{name} is no address such as http://127.0.0.1:4317");
+    if let Some((name, protocol)) = for_traces("PROTOCOL")?.filter(|(_, protocol)| protocol != "grpc") {
+        bail!("{name} is {protocol:?}, and traces are sent over \"grpc\" alone: a collector takes it at port 4317");
     }
-    Ok(Some(endpoint))
+    for (name, most) in NUMBERS {
+        let Some(value) = variable(name)? else { continue };
+        let is_within = value.parse().is_ok_and(|number: u64| (1..=most).contains(&number));
+        ensure!(is_within, "{name} is {value:?}, and a number from 1 to {most} is taken");
+    }
+    if let Some(sampler) = variable("OTEL_TRACES_SAMPLER")? {
+        ensure!(SAMPLERS.contains(&sampler.as_str()), "OTEL_TRACES_SAMPLER is {sampler:?}, and not one of {SAMPLERS:?}");
+    }
+    if let Some(share) = variable("OTEL_TRACES_SAMPLER_ARG")? {
+        let is_share = share.parse().is_ok_and(|share: f64| (0.0..=1.0).contains(&share));
+        ensure!(is_share, "OTEL_TRACES_SAMPLER_ARG is {share:?}, and a share from 0 to 1 is taken");
+    }
+    Ok(true)
 }
 
-/// What a variable of the exporter is for traces, or else for everything that is exported.
-fn for_traces(name: &str) -> anyhow::Result<Option<String>> {
-    let own = variable(&format!("OTEL_EXPORTER_OTLP_TRACES_{name}"))?;
-    if own.is_some() { Ok(own) } else { variable(&format!("OTEL_EXPORTER_OTLP_{name}")) }
+/// A variable of the exporter for traces, or else for everything that is exported, and its value.
+fn for_traces(name: &str) -> anyhow::Result<Option<(String, String)>> {
+    for name in [format!("OTEL_EXPORTER_OTLP_TRACES_{name}"), format!("OTEL_EXPORTER_OTLP_{name}")] {
+        if let Some(value) = variable(&name)? {
+            return Ok(Some((name, value)));
+        }
+    }
+    Ok(None)
 }
 
 /// An empty variable is as one that is not there.
@@ -129,8 +197,9 @@ pub(super) fn joins(span: &Span, headers: &HeaderMap, method: &str) {
 struct Headers<'a>(&'a HeaderMap);
 
 impl Extractor for Headers<'_> {
+    /// The state that others keep with a trace may hold anything: it is not passed on.
     fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key)?.to_str().ok()
+        self.0.get(key).filter(|_| key == "traceparent")?.to_str().ok()
     }
 
     fn keys(&self) -> Vec<&str> {

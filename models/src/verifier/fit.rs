@@ -304,7 +304,7 @@ fn nearest(mut scored: Vec<(f32, usize)>, count: usize) -> Vec<usize> {
     scored.into_iter().map(|(_, at)| at).collect()
 }
 
-/// Plays a cache for each source, which holds every typical question so far; for each kind of evidence, the candidates of all
+/// Plays a cache for each source, which holds every question so far that may serve the one that is asked; for each kind of evidence, the candidates of all
 /// familiar questions and whether each is right.
 fn play(
     questions: &[QuestionExample],
@@ -319,13 +319,16 @@ fn play(
     let mut judged = [Vec::new(), Vec::new()];
     for (at, &asked) in order.iter().enumerate() {
         let question = &questions[asked];
-        let candidates = order[..at].iter().filter(|&&cached| {
-            let (is_typical, cached) = (verifier.is_typical(&profiles[cached]), &questions[cached]);
-            is_typical && cached.source == question.source && cached.mentions == question.mentions
+        let scored = order[..at].iter().filter_map(|&at| {
+            let cached = &questions[at];
+            let cosine = dot(&question.vector, &cached.vector);
+            let may_serve = cached.source == question.source
+                && cached.mentions == question.mentions
+                && verifier.may_serve(&profiles[at], cosine);
+            may_serve.then_some((cosine, at))
         });
-        let scored = candidates.map(|&cached| (dot(&question.vector, &questions[cached].vector), cached)).collect();
         let mut covered = [f32::NEG_INFINITY; 2];
-        for cached in nearest(scored, CANDIDATES) {
+        for cached in nearest(scored.collect(), CANDIDATES) {
             let log_odds =
                 verifier.head.judge(&inputs_of(questions, profiles, PairExample { a: asked, b: cached, same: false }));
             let other = &questions[cached];

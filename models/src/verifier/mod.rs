@@ -32,6 +32,10 @@ const REASONS: usize = 3;
 /// Share of the error that calibration may use up.
 const CALIBRATED_SHARE: f64 = 0.7;
 
+/// Cosine from which on two questions say nearly the same, so that an odd one may serve the other: `docs/VERIFIER.md` has what
+/// other values bring.
+const NEAR_MIN: f32 = 0.9;
+
 /// What the knowledge base says about two questions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -221,11 +225,13 @@ impl Verifier {
         profile.familiarity >= self.purposes.familiar_min
     }
 
-    /// Whether the answer to a question may serve others: whether it lies nearer still to what training knew. An odd one would be
-    /// the answer of all who ask something near it.
+    /// Whether the answer to a question may serve another one, which has this cosine to it: whether it lies nearer still to what
+    /// training knew, or the other is asked in [nearly the same](NEAR_MIN) words. An odd one would be the answer of all who ask
+    /// something near it.
     #[must_use]
-    pub fn is_typical(&self, profile: &Profile) -> bool {
-        profile.familiarity >= self.purposes.typical_min
+    pub fn may_serve(&self, profile: &Profile, cosine: f32) -> bool {
+        let is_near = cosine >= NEAR_MIN && self.is_familiar(profile);
+        profile.familiarity >= self.purposes.typical_min || is_near
     }
 
     /// Compares two questions; `cosine` is that of their vectors.

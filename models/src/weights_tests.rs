@@ -105,7 +105,7 @@ fn damage_is_told_by_name() {
     check(&with(WEIGHTS, ""), "model.safetensors has 0 bytes, expected 8");
     check(&with(WEIGHTS, "swapped!"), "model.safetensors has SHA-256 ");
     check(&with(TOKENIZER, "[]"), "tokenizer.json has SHA-256 ");
-    check(&with(CONFIG, "{}"), "cannot parse config.json");
+    check(&with(CONFIG, "{}"), "config.json has model_type missing, expected bert");
     check(&with(CONFIG, ""), "cannot parse config.json");
     let another = CONFIG_JSON.replace("\"hidden_size\": 4", "\"hidden_size\": 6");
     check(&with(CONFIG, another.leak()), "config.json has hidden_size 6, expected 4");

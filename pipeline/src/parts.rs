@@ -61,7 +61,7 @@ impl Parts {
         let policy = Arc::new(policy(config, encoder.identity())?);
         if !config.encoder.is_shipped() && config.policy.verifier == "none" {
             tracing::warn!(
-                similarity_min = config.cache.similarity_min,
+                similarity_min = %config.cache.similarity_min,
                 "no verifier is fitted to this encoder: similar questions share answers by cache.similarity-min alone, and what a \
                  similarity means is another thing with every encoder; `turnflow policy fit` makes a verifier"
             );

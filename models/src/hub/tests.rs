@@ -298,7 +298,8 @@ fn a_record_is_not_believed() {
         assert_eq!(read.ok(), is_sound.then(|| 2 * size), "{name} {size}");
     };
     check("a.safetensors", 7, true);
-    for name in ["../a", "/etc/passwd", "a/b", "..", ""] {
+    check("1_Pooling/config.json", 7, true);
+    for name in ["../a", "/etc/passwd", "a/..", "a/b/c", "a/", "..", ""] {
         check(name, 7, false);
     }
     check("a.safetensors", u64::MAX, false);

@@ -118,8 +118,7 @@ impl Source<'_> {
             }
         }
         if encoder.adapter == AdapterChoice::Shop && !encoder.is_shipped() {
-            let message =
-                format!("was made for the vectors of {MODEL_NAME}: set it to \"none\" for another encoder.model");
+            let message = format!("goes with {MODEL_NAME} alone: set it to \"none\" for another encoder.model");
             return Err(self.wrong("encoder.adapter", &encoder.adapter, message));
         }
         Ok(())

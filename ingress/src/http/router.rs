@@ -140,7 +140,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .merge(ui::routes())
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_route)
-        // All of it in one: each layer costs a request as much as a look-up of its key.
+        // All of it in one, because every layer clones what is below and boxes each request once more.
         .layer(from_fn_with_state(app.clone(), around))
         .with_state(app)
 }

@@ -17,7 +17,7 @@ use turnflow_state::{
 use crate::deadline::{Earliest, late, take_late};
 use crate::message::{Ask, ConversationKey, Ending, Exchange, Outcome, Step};
 use crate::shell::{Mailbox, Stage};
-use crate::smalltalk::{GREETINGS, INTRODUCTIONS};
+use crate::smalltalk::GREETINGS;
 
 /// What recall reads.
 pub trait Memory: 'static {
@@ -246,7 +246,8 @@ const ASKING: &[&str] =
     &["how", "what", "when", "where", "which", "who", "why", "can", "could", "do", "does", "is", "are", "will"];
 /// Longest question, in words, that says nothing of what it is about.
 const BARE_QUESTION_WORDS_MAX: usize = 2;
-/// What has somebody go on, or stands in place of what was asked for, when it is all that is said but for "please".
+/// What has somebody go on, or stands in place of what was asked for, when it is all that is said but for "please";
+/// without apostrophes.
 const REPLIES: &[&str] = &[
     "proceed",
     "you can proceed",
@@ -255,25 +256,48 @@ const REPLIES: &[&str] = &[
     "keep going",
     "next",
     "more details",
+    "more info",
+    "more information",
     "tell me more",
+    "can you elaborate",
+    "something else",
+    "anything else",
     "try again",
     "can you try again",
+    "are you sure",
+    "of course",
+    "not yet",
+    "didnt work",
+    "doesnt work",
+    "still not working",
     "no idea",
     "i have no idea",
     "not sure",
-    "i'm not sure",
-    "i don't know",
-    "i don't remember",
-    "i can't remember",
+    "im not sure",
+    "dont know",
+    "i dont know",
+    "i dont remember",
+    "i cant remember",
     "i forgot",
+    "i do",
+    "i dont",
+    "i did",
+    "i didnt",
+    "i have",
+    "i havent",
 ];
 /// Words that say when or how many, beside those with a digit.
-const VALUES: &str = "a about and around at by for in next of on or the this am pm noon midnight today tomorrow tonight morning \
-    afternoon evening night monday tuesday wednesday thursday friday saturday sunday january february march april may june \
-    july august september october november december one two three four five six seven eight nine ten eleven twelve dozen \
-    hundred thousand minutes hours days weeks months years people persons";
-/// Longest name, in words, that somebody gives.
-const NAME_WORDS_MAX: usize = 2;
+const VALUES: &str = "noon midnight today tomorrow yesterday tonight morning afternoon evening night monday tuesday wednesday \
+    thursday friday saturday sunday january february march april may june july august september october november december \
+    one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen \
+    nineteen twenty thirty forty fifty sixty seventy eighty ninety dozen hundred thousand second minute minutes hour hours \
+    day days week weeks weekend month months year years";
+/// Words that stand beside them.
+const BESIDE_VALUES: &str = "a about ago am and around at before by dollars during euros for from half in is it's last my next number \
+    o'clock of on option or order past people person persons pm pounds quarter since the this to until";
+/// How somebody gives their name, and its longest length in words. "I'm locked out" gives none.
+const NAMINGS: [(&[&str], usize); 5] =
+    [(&["my", "name", "is"], 2), (&["my", "name's"], 2), (&["i'm"], 1), (&["im"], 1), (&["i", "am"], 1)];
 /// Words that close a conversation: what opens or refers beside them is politeness.
 const CLOSINGS: &[&str] = &["thank", "thanks", "thx", "bye", "goodbye"];
 /// Phrases whose pronoun refers to nothing.
@@ -289,6 +313,7 @@ pub(crate) fn words_of(text: &str) -> Vec<&str> {
 /// one says to a question: a word, a number, a time, one's name, or that one does not know.
 #[must_use]
 pub fn leans(text: &str) -> bool {
+    let is_question = text.trim_end().ends_with('?');
     let text = turnflow_state::normalise(text);
     let words = words_of(&text);
     let asks = |word: &&str| ASKING.contains(word);
@@ -306,25 +331,24 @@ pub fn leans(text: &str) -> bool {
     let connects = words.len() <= CONNECTIVE_WORDS_MAX && CONNECTIVES.iter().any(|phrase| opens_with(phrase));
     let refers = words.len() <= PRONOUN_WORDS_MAX && words.iter().any(|word| refers_back(word));
     let is_bare = words.len() <= BARE_QUESTION_WORDS_MAX && words.first().is_some_and(asks);
-    connects || refers || is_bare || replies(&words)
+    connects || refers || is_bare || replies(&words, is_question)
 }
 
-/// Whether a text is of a kind that answers a question, and asks none.
-fn replies(words: &[&str]) -> bool {
+/// Whether a text, which may be a question itself, is of a kind that answers one.
+fn replies(words: &[&str], is_question: bool) -> bool {
     let spoken: Vec<&str> = words.iter().copied().filter(|word| *word != "please").collect();
-    let is_value =
-        |word: &&str| word.contains(|c: char| c.is_ascii_digit()) || VALUES.split(' ').any(|value| value == *word);
-    let names = |introduction: &&[&str]| {
-        spoken.strip_prefix(*introduction).is_some_and(|name| !name.is_empty() && name.len() <= NAME_WORDS_MAX)
+    let is_among = |list: &str, word: &str| list.split(' ').any(|other| other == word);
+    let is_value = |word: &str| word.contains(|c: char| c.is_ascii_digit()) || is_among(VALUES, word);
+    let tells = spoken.iter().any(|word| is_value(word))
+        && spoken.iter().all(|word| is_value(word) || is_among(BESIDE_VALUES, word));
+    let names = |(introduction, words_max): (&[&str], usize)| {
+        spoken.strip_prefix(introduction).is_some_and(|name| !name.is_empty() && name.len() <= words_max)
     };
     match spoken[..] {
         [] => !words.is_empty(),
-        [word] => !GREETINGS.contains(&word),
-        _ => {
-            REPLIES.contains(&spoken.join(" ").as_str())
-                || spoken.iter().all(is_value)
-                || INTRODUCTIONS.iter().any(names)
-        }
+        // "Refund?" asks for something by itself.
+        [word] => tells || !is_question && !GREETINGS.contains(&word),
+        _ => tells || REPLIES.contains(&spoken.join(" ").replace('\'', "").as_str()) || NAMINGS.into_iter().any(names),
     }
 }
 

@@ -62,8 +62,7 @@ const PHRASES: &[&str] = &[
     "your support",
     "nothing else",
 ];
-/// What somebody says before their name.
-pub(crate) const INTRODUCTIONS: &[&[&str]] =
+const INTRODUCTIONS: &[&[&str]] =
     &[&["i'm"], &["im"], &["i", "am"], &["my", "name", "is"], &["this", "is"], &["my", "name's"]];
 
 impl SmallTalk {

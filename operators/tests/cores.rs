@@ -201,6 +201,10 @@ fn what_leans() {
     check("How much?", true);
     check("3", true);
     check("Friday, around 6 pm", true);
+    check("two days ago", true);
+    check("at half past six", true);
+    check("my order number is 4711", true);
+    check("I dont know", true);
     check("Alexis", true);
     check("My name is Jane Doe", true);
     check("More details, please", true);
@@ -209,6 +213,9 @@ fn what_leans() {
     check("Hello?", false);
     check("track order 353895564846", false);
     check("refund policy", false);
+    check("Refund?", false);
+    check("my order", false);
+    check("I'm locked out", false);
     check("I'm not happy with my order", false);
     check("Thanks, how do I return a kettle?", false);
     check("No thanks", false);

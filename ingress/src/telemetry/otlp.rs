@@ -104,7 +104,8 @@ where
     if !is_wanted()? {
         return Ok(None);
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("otlp").enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("otlp").enable_all().build()?;
     let exporter = {
         let _entered = runtime.enter();
         SpanExporter::builder().with_tonic().build()
@@ -157,7 +158,10 @@ fn is_wanted() -> anyhow::Result<bool> {
         ensure!(is_within, "{name} is {value:?}, and a number from 1 to {most} is taken");
     }
     if let Some(sampler) = variable("OTEL_TRACES_SAMPLER")? {
-        ensure!(SAMPLERS.contains(&sampler.as_str()), "OTEL_TRACES_SAMPLER is {sampler:?}, and not one of {SAMPLERS:?}");
+        ensure!(
+            SAMPLERS.contains(&sampler.as_str()),
+            "OTEL_TRACES_SAMPLER is {sampler:?}, and not one of {SAMPLERS:?}"
+        );
     }
     if let Some(share) = variable("OTEL_TRACES_SAMPLER_ARG")? {
         let is_share = share.parse().is_ok_and(|share: f64| (0.0..=1.0).contains(&share));

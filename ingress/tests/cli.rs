@@ -180,6 +180,32 @@ fn check_prints_settings_and_what_is_not_usable() {
 }
 
 #[test]
+fn a_check_finds_what_an_encoder_cannot_be_used_with() {
+    let dir = folder();
+    let store = turnflow_state::Store::open(dir.path().join("data")).expect("a store");
+    store.bind_encoder("another").expect("bound");
+    drop(store);
+    let encoder = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tests/fixtures/bert-mean");
+    let check = |chunks: &str, data: &str| {
+        let settings = format!(
+            "[server]\nlisten = \"127.0.0.1:0\"\n[http]\nlisten = \"127.0.0.1:0\"\n[policy]\nverifier = \"none\"\n\
+             [encoder]\nmodel = {encoder:?}\nadapter = \"none\"\n[knowledge]\n{chunks}"
+        );
+        let config = write(dir.path(), "turnflow.toml", settings);
+        let data = dir.path().join(data).display().to_string();
+        finish(turnflow().args(["check", "--config", &config, "--data", &data]))
+    };
+    let (code, stdout, stderr) = check("", "data");
+    assert!(code == 64 && stderr.contains("not usable: data folder, chunks"), "{stderr}");
+    assert!(stdout.contains("the database holds vectors of another, not of bert "), "{stdout}");
+    assert!(stdout.contains("knowledge.chunk-tokens-max = 240 is more than the 40 word pieces"), "{stdout}");
+    let (code, stdout, _) = check("chunk-tokens-max = 41", "data");
+    assert!(code == 64 && stdout.contains("turnflow.toml:11: knowledge.chunk-tokens-max = 41 is more"), "{stdout}");
+    let (code, stdout, stderr) = check("chunk-tokens-max = 40", "other");
+    assert_eq!(code, 0, "{stdout}{stderr}");
+}
+
+#[test]
 fn chat_says_when_there_is_no_server() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
     let (code, _, stderr) = finish(turnflow().args(["chat", "--endpoint", &free.to_string()]));

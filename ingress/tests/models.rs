@@ -144,6 +144,16 @@ fn an_encoder_is_pulled_and_verified() {
 }
 
 #[test]
+fn the_encoder_that_ships_is_verified_by_its_path_too() {
+    let (code, stdout, stderr) = finish(turnflow().args(["models", "pull", "--json"]));
+    assert_eq!(code, 0, "{stderr}");
+    let list: Value = serde_json::from_str(&stdout).expect("JSON");
+    let folder = list[0]["path"].as_str().expect("a path");
+    let (code, stdout, stderr) = finish(turnflow().args(["models", "verify", folder]));
+    assert!(code == 0 && stdout.contains("the encoder that ships: every byte checked"), "{stdout}{stderr}");
+}
+
+#[test]
 fn damage_and_absence_are_told_with_what_to_do() {
     let dir = tempfile::tempdir().expect("a folder");
     let server = HubServer::start(Plan { token: Some("hf_1"), ..plan() });

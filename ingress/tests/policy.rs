@@ -87,6 +87,11 @@ fn a_verifier_is_fitted_judged_and_used() {
     write_lines(Path::new(&path("questions.jsonl")), labelled);
     write_lines(Path::new(&path("kb.jsonl")), std::iter::once(article()));
     let (questions, kb) = (path("questions.jsonl"), path("kb.jsonl"));
+    // What is read is never written over.
+    let over = ["policy", "fit", &questions, "--kb", &kb, "--out", &questions];
+    let refused = Command::new(env!("CARGO_BIN_EXE_turnflow")).args(over).output().expect("it runs");
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(64) && told.contains("which is read"), "{told}");
     let fitted = turnflow(&["policy", "fit", &questions, "--kb", &kb, "--out", &path("shop.verifier")]);
     let (trained, calibrated) = (&fitted["questions_trained"], &fitted["questions_calibrated"]);
     assert_eq!(trained.as_u64().unwrap() + calibrated.as_u64().unwrap(), 32, "{fitted}");

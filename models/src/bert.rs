@@ -31,6 +31,8 @@ const MASKED: f32 = -1e9;
 const NORM_MIN: f32 = 1e-12;
 /// Sizes above this are mistakes, and products of those below it do not overflow.
 const SIZE_MAX: usize = 1 << 24;
+/// Largest `layer_norm_eps`: models have a millionth and less, and beside a variance of 1 more would flatten what they say.
+const EPSILON_MAX: f64 = 0.1;
 /// Most layers; the deepest models have some hundred.
 const LAYERS_MAX: usize = 1_000;
 
@@ -128,6 +130,10 @@ impl BertConfig {
         let (heads, hidden) = (self.num_attention_heads, self.hidden_size);
         if heads == 0 || !hidden.is_multiple_of(heads) {
             return Err(refuse(path, "num_attention_heads", heads, format!("a divisor of hidden_size {hidden}")));
+        }
+        // What is not a number lies nowhere.
+        if !(0.0..=EPSILON_MAX).contains(&self.layer_norm_eps) {
+            return Err(refuse(path, "layer_norm_eps", self.layer_norm_eps, format!("0 to {EPSILON_MAX}")));
         }
         Ok(())
     }

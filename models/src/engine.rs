@@ -65,13 +65,7 @@ impl EncoderEngine {
         memo_bytes_max: usize,
     ) -> Result<EncoderHandle, ModelError> {
         let prefixes = config.prefixes().or(encoder.prefixes().clone());
-        let (tokenizer, most) = (encoder.tokenizer(), encoder.tokenizer().pieces_max());
-        for prefix in [&prefixes.query, &prefixes.passage] {
-            let pieces = tokenizer.count(prefix);
-            if pieces >= most {
-                return Err(ModelError::Prefix { prefix: prefix.clone(), pieces, most });
-            }
-        }
+        prefixes.check(encoder.tokenizer())?;
         let identity = config.identity_of(encoder.identity(), &prefixes);
         start(encoder.adapted(config.adapter)?, (prefixes, identity), config, memo_bytes_max)
     }
@@ -201,7 +195,7 @@ impl EncoderHandle {
     /// Word pieces of such a text that the encoder reads, beside its prefix.
     #[must_use]
     pub fn pieces_max(&self, input: InputType) -> usize {
-        self.tokenizer.pieces_max().saturating_sub(self.tokenizer.count(self.prefixes.of(input)))
+        self.prefixes.room(input, &self.tokenizer)
     }
 
     /// The encoder's vocabulary, for counting and cutting on the caller's thread.

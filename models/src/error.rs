@@ -3,6 +3,7 @@
 use std::fmt::{self, Write as _};
 use std::path::PathBuf;
 
+use crate::prefixes::InputType;
 use crate::remote::RemoteFault;
 
 /// The error of a library that this crate uses, in its own words.
@@ -257,10 +258,10 @@ pub enum ModelError {
         found: usize,
     },
     /// A prefix as long as all that the encoder reads.
-    #[error("the prefix {prefix:?} has {pieces} word pieces, and the encoder reads {most} of it and the text together")]
+    #[error("the {input} prefix has {pieces} word pieces, and the encoder reads {most} of it and the text together")]
     Prefix {
-        /// The prefix.
-        prefix: String,
+        /// What it stands before.
+        input: InputType,
         /// How many it has.
         pieces: usize,
         /// How many are read.

@@ -67,7 +67,7 @@ pub use generation::{
 };
 pub use hub::{Hub, Installed, InstalledFile, install, installed};
 pub use kernels::{InstructionChoice, Instructions};
-pub use prefixes::{InputType, Prefixes};
+pub use prefixes::{InputType, PREFIX_BYTES_MAX, Prefixes};
 pub use pull::{Progress, WeightSource};
 pub use queue::{Lane, Rejected};
 pub use remote::{

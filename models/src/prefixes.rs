@@ -3,6 +3,12 @@
 //! Some encoders were trained to tell what asks from what answers it: a question comes with one prefix, a passage with another. Two
 //! questions are compared with the question's prefix on both. Encoders that make no such difference have neither.
 
+use crate::error::ModelError;
+use crate::tokenizer::TextTokenizer;
+
+/// Longest prefix, in bytes, whether a checkpoint or a setting says it; the longest in use have some hundred.
+pub const PREFIX_BYTES_MAX: usize = 1024;
+
 /// What a text is to the encoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InputType {
@@ -10,6 +16,15 @@ pub enum InputType {
     Query,
     /// It answers: a piece of an article, its title, a sentence.
     Passage,
+}
+
+impl std::fmt::Display for InputType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Query => "query",
+            Self::Passage => "passage",
+        })
+    }
 }
 
 /// The prefixes of an encoder, each empty where there is none.
@@ -35,6 +50,22 @@ impl Prefixes {
         match input {
             InputType::Query => &self.query,
             InputType::Passage => &self.passage,
+        }
+    }
+
+    /// Word pieces of such a text that an encoder with this vocabulary reads beside its prefix.
+    pub(crate) fn room(&self, input: InputType, tokenizer: &TextTokenizer) -> usize {
+        tokenizer.pieces_max().saturating_sub(tokenizer.count(self.of(input)))
+    }
+
+    /// Refuses prefixes that leave no room for a text.
+    pub(crate) fn check(&self, tokenizer: &TextTokenizer) -> Result<(), ModelError> {
+        match [InputType::Query, InputType::Passage].into_iter().find(|input| self.room(*input, tokenizer) == 0) {
+            None => Ok(()),
+            Some(input) => {
+                let (pieces, most) = (tokenizer.count(self.of(input)), tokenizer.pieces_max());
+                Err(ModelError::Prefix { input, pieces, most })
+            }
         }
     }
 

@@ -4,12 +4,13 @@
 //! and padding of the file itself are ignored: how much is kept is the encoder's affair, and padding is up to
 //! the batch. Any text has word pieces, the empty one too. Cheap to clone; safe to share between threads.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
-use tokenizers::Tokenizer;
+use tokenizers::{ModelWrapper, Tokenizer};
 
-use crate::checkpoint::read_small;
+use crate::checkpoint::{read_small, refuse};
 use crate::error::{Cause, ModelError};
 
 /// Word pieces that frame a text: `[CLS]` and `[SEP]`.
@@ -24,16 +25,25 @@ pub struct TextTokenizer {
     start: u32,
     end: u32,
     tokens_max: usize,
+    /// Whether texts are lower-cased before they come to the vocabulary.
+    lowers: bool,
 }
 
 impl TextTokenizer {
     /// Reads a `tokenizer.json`, for inputs of at most `tokens_max` word pieces with the two that frame them.
     ///
     /// # Errors
-    /// When the file cannot be read or parsed, or its vocabulary has no `[CLS]` and `[SEP]`.
+    /// When the file cannot be read or parsed, splits texts by other means, or its vocabulary has no `[CLS]` and `[SEP]`.
     pub fn load(path: &Path, tokens_max: usize) -> Result<Self, ModelError> {
         let parse = |source: Cause| ModelError::Parse { path: path.to_owned(), source };
-        Self::from_json(&read_small(path)?, tokens_max).map_err(parse)
+        let tokenizer = Self::from_json(&read_small(path)?, tokens_max).map_err(parse)?;
+        let found = match tokenizer.inner.get_model() {
+            ModelWrapper::WordPiece(_) => return Ok(tokenizer),
+            ModelWrapper::BPE(_) => "BPE",
+            ModelWrapper::WordLevel(_) => "WordLevel",
+            ModelWrapper::Unigram(_) => "Unigram",
+        };
+        Err(refuse(path, "model.type", found, "WordPiece".to_owned()))
     }
 
     pub(crate) fn from_json(json: &[u8], tokens_max: usize) -> Result<Self, Cause> {
@@ -42,13 +52,23 @@ impl TextTokenizer {
         inner.with_padding(None);
         let special = |piece: &str| inner.token_to_id(piece).ok_or_else(|| format!("no word piece {piece}"));
         let (start, end) = (special("[CLS]")?, special("[SEP]")?);
-        Ok(Self { inner: Arc::new(inner), start, end, tokens_max })
+        Ok(Self { inner: Arc::new(inner), start, end, tokens_max, lowers: false })
+    }
+
+    /// The same for texts that are lower-cased first, whatever the vocabulary does by itself, or not.
+    #[must_use]
+    pub(crate) fn lowering(self, lowers: bool) -> Self {
+        Self { lowers, ..self }
+    }
+
+    fn cased<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        if self.lowers { text.to_lowercase().into() } else { text.into() }
     }
 
     /// Number of word pieces of a whole text, without the two that frame it; 0 for a text that cannot be split.
     #[must_use]
     pub fn count(&self, text: &str) -> usize {
-        self.inner.encode_fast(text, false).map_or(0, |encoding| encoding.len())
+        self.inner.encode_fast(self.cased(text), false).map_or(0, |encoding| encoding.len())
     }
 
     /// Word pieces of a text that the encoder reads, without the two that frame it.
@@ -60,8 +80,10 @@ impl TextTokenizer {
     /// Ids of a text for the encoder: `[CLS]`, as many word pieces as it reads, `[SEP]`.
     pub(crate) fn ids(&self, text: &str) -> Result<Vec<u32>, ModelError> {
         let head = &text[..text.floor_char_boundary(VECTOR_BYTES_MAX)];
-        let encoding =
-            self.inner.encode_fast(head, false).map_err(|source| ModelError::Tokenise { bytes: head.len(), source })?;
+        let encoding = self
+            .inner
+            .encode_fast(self.cased(head), false)
+            .map_err(|source| ModelError::Tokenise { bytes: head.len(), source })?;
         let kept = encoding.get_ids().iter().copied().take(self.pieces_max());
         Ok(std::iter::once(self.start).chain(kept).chain([self.end]).collect())
     }
@@ -121,6 +143,18 @@ mod tests {
         check(" \t\n", &[2, 3]);
         check("KNOWN", &[2, 4, 3]);
         check("what is known?", &[2, 1, 1, 4, 1, 3]);
+    }
+
+    #[test]
+    fn texts_are_lower_cased_where_the_checkpoint_says_so() {
+        let json = serde_json::json!({
+            "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": { "type": "BertPreTokenizer" },
+            "post_processor": null, "decoder": null,
+            "model": { "type": "WordLevel", "vocab": { "[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "known": 3 }, "unk_token": "[UNK]" },
+        });
+        let cased = TextTokenizer::from_json(json.to_string().as_bytes(), TOKENS_MAX).expect("a valid tokenizer");
+        assert_eq!(cased.ids("Known known").expect("ids"), [1, 0, 3, 2]);
+        assert_eq!(cased.lowering(true).ids("Known KNOWN").expect("ids"), [1, 3, 3, 2]);
     }
 
     #[test]

@@ -94,7 +94,7 @@ fn a_prefix_of_the_settings_goes_before_the_checkpoints() {
 
     let long = EncoderConfig { passage_prefix: "order ".repeat(42), ..config("bert-part") };
     let error = start(&long).expect_err("no room for a text");
-    assert!(matches!(error, ModelError::Prefix { pieces: 42, most: 42, .. }), "{error}");
+    assert!(matches!(error, ModelError::Prefix { input: InputType::Passage, pieces: 42, most: 42 }), "{error}");
 }
 
 #[test]

@@ -27,14 +27,12 @@ pub enum PipelineError {
     Operator(#[from] OperatorError),
     /// A verifier was calibrated under other settings, so what it promises is not known.
     #[error(
-        "policy.verifier = {verifier:?} was fitted with {setting} = {fitted}, not {found}: set that back, fit a verifier with `turnflow policy fit`, or set policy.verifier = \"none\""
+        "policy.verifier = {verifier:?} was fitted with {fitted}, not {found}: set that back, fit a verifier with `turnflow policy fit`, or set policy.verifier = \"none\""
     )]
     Verifier {
         /// Which verifier.
         verifier: String,
-        /// The setting that differs.
-        setting: &'static str,
-        /// What it was when the verifier was fitted.
+        /// What differs, and what it was when the verifier was fitted.
         fitted: String,
         /// What it is.
         found: String,

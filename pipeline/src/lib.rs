@@ -41,7 +41,7 @@ pub use error::PipelineError;
 pub use knowledge::{
     ArticleChanged, ArticleDraft, ChangeEvent, DraftContent, DraftError, Embedded, Knowledge, Prepared, Receipt,
 };
-pub use parts::{Parts, chooser, fitted_with, policy, tier, tiers, verifier};
+pub use parts::{Parts, check_chunks, chooser, fitted_with, policy, tier, tiers, verifier};
 pub use pipeline::{Pipeline, Submission};
 pub use reload::{Change, LIVE, ReloadError};
 pub use resident::resident_bytes;

@@ -51,10 +51,7 @@ impl Parts {
     /// [`PipelineError`] when the store cannot be read, holds vectors of another encoder, or a thread cannot be started; when chunks may be
     /// longer than what the encoder reads.
     pub fn with_encoder(config: &Config, store: Store, encoder: EncoderHandle) -> Result<Self, PipelineError> {
-        let (wanted, most) = (config.knowledge.chunk_tokens_max, encoder.pieces_max(InputType::Passage));
-        if wanted > most {
-            return Err(PipelineError::Chunks { wanted, most });
-        }
+        check_chunks(config, encoder.pieces_max(InputType::Passage))?;
         store.bind_encoder(encoder.identity())?;
         let knowledge = Arc::new(KnowledgeBase::load(store.clone(), config.knowledge.cache_bytes)?);
         let tiers = tiers(config, &encoder)?;
@@ -84,6 +81,17 @@ impl Parts {
             Some(Chooser::Plain(_)) | None => String::new(),
         };
         Ok(format!("{large}, {}, {router}", small.identity()))
+    }
+}
+
+/// Whether an encoder that reads so many word pieces of a passage, beside its prefix, reads chunks to their ends.
+///
+/// # Errors
+/// [`PipelineError::Chunks`] when it does not.
+pub const fn check_chunks(config: &Config, most: usize) -> Result<(), PipelineError> {
+    match config.knowledge.chunk_tokens_max {
+        wanted if wanted > most => Err(PipelineError::Chunks { wanted, most }),
+        _ => Ok(()),
     }
 }
 
@@ -177,14 +185,14 @@ pub fn fitted_with(config: &Config, encoder: &str) -> FittedWith {
 
 fn check_fitted_with(verifier: &str, fitted: &FittedWith, found: &FittedWith) -> Result<(), PipelineError> {
     let settings = [
-        ("the encoder", fitted.encoder.clone(), found.encoder.clone()),
-        ("policy.relevance-min", fitted.relevance_min.to_string(), found.relevance_min.to_string()),
-        ("policy.margin-min", fitted.margin_min.to_string(), found.margin_min.to_string()),
+        ("the encoder ", fitted.encoder.clone(), found.encoder.clone()),
+        ("policy.relevance-min = ", fitted.relevance_min.to_string(), found.relevance_min.to_string()),
+        ("policy.margin-min = ", fitted.margin_min.to_string(), found.margin_min.to_string()),
     ];
     match settings.into_iter().find(|(_, fitted, found)| fitted != found) {
         None => Ok(()),
         Some((setting, fitted, found)) => {
-            Err(PipelineError::Verifier { verifier: verifier.to_owned(), setting, fitted, found })
+            Err(PipelineError::Verifier { verifier: verifier.to_owned(), fitted: format!("{setting}{fitted}"), found })
         }
     }
 }

@@ -86,7 +86,9 @@ fn without_variables(context: &Context) -> Context {
 fn machine(context: &Context, data: &Path) -> Result<Vec<Finding>, Failure> {
     let (home, config, running) = (context.home()?, &context.config, Running::at(data));
     let running = running.as_ref();
-    let folder = finding("data folder", &data.display(), check_data(data, running.is_some()));
+    // Without the encoder's files nobody can tell, and that they are missing is told below.
+    let encoder = config.encoder.identity(&home).ok();
+    let folder = finding("data folder", &data.display(), check_data(data, running.is_some(), encoder.as_deref()));
     // Another encoder's are looked at with what else the settings name.
     let is_shipped = config.encoder.is_shipped();
     let weights = is_shipped.then(|| finding("weights", &home.model_dir().display(), check_weights(&home)));
@@ -136,13 +138,18 @@ fn finding(what: &'static str, subject: &dyn Display, found: anyhow::Result<Stri
     Finding { what, subject: subject.to_string(), usable, detail: found.unwrap_or_else(|error| format!("{error:#}")) }
 }
 
-/// A store that is there must open, unless a server has it; one that is not must have a folder that it can be made in.
-fn check_data(dir: &Path, is_running: bool) -> anyhow::Result<String> {
+/// A store that is there must open and hold vectors of the encoder, unless a server has it; one that is not must have a folder that it
+/// can be made in.
+fn check_data(dir: &Path, is_running: bool, encoder: Option<&str>) -> anyhow::Result<String> {
     if dir.join("CURRENT").exists() {
         let store = match Store::open(dir) {
             Err(StateError::Locked { .. }) if is_running => return Ok(IN_USE.to_owned()),
             opened => opened?,
         };
+        if let Some(encoder) = encoder {
+            let remedy = "set [encoder] back, or name another folder with --data";
+            store.check_encoder(encoder).map_err(|error| anyhow::anyhow!("{error}: {remedy}"))?;
+        }
         let entries = store.entry_ids(None)?.len();
         return Ok(format!("opens, {entries} cached answers"));
     }

@@ -96,8 +96,11 @@ fn encoder(context: &Context) -> Result<(Vec<Value>, String), Failure> {
 
 pub(super) fn verify(context: &Context, checkpoint: &str) -> Result<(), Failure> {
     let path = PathBuf::from(checkpoint);
-    if checkpoint == MODEL_NAME && !path.exists() {
-        let encoder = turnflow_models::verify(&context.home()?)
+    let home = context.home()?;
+    let leads_to =
+        |folder: PathBuf| path.canonicalize().is_ok_and(|path| folder.canonicalize().is_ok_and(|at| at == path));
+    if checkpoint == MODEL_NAME && !path.exists() || leads_to(home.model_dir()) {
+        let encoder = turnflow_models::verify(&home)
             .map_err(|error| Failure::from(error).with_hint("get it with: turnflow models pull"))?;
         let (json, text) = encoder_description(&encoder, "the encoder that ships: every byte checked", None);
         return context.print(&json, text);
@@ -109,7 +112,7 @@ pub(super) fn verify(context: &Context, checkpoint: &str) -> Result<(), Failure>
         let error = anyhow::anyhow!("{} is a file, expected the folder of a checkpoint", path.display());
         return Err(Failure::usage(error).with_hint("name the folder that the file is in"));
     }
-    match context.home()?.checkpoint_dir(checkpoint) {
+    match home.checkpoint_dir(checkpoint) {
         // A pull that failed leaves a folder too, with nothing in its place yet.
         Ok(folder) if folder.join("config.json").exists() => verify_folder(context, &folder),
         Ok(_) => Err(Failure::from(ModelError::MissingFile { path })

@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use turnflow_models::{EncoderConfig, ModelHome};
-use turnflow_pipeline::{Chooser, Config, PipelineError, TierConfig, TierKind, TlsConfig, chooser, verifier};
+use turnflow_models::{EncoderConfig, InputType, ModelError, ModelHome};
+use turnflow_pipeline::{
+    Chooser, Config, PipelineError, TierConfig, TierKind, TlsConfig, check_chunks, chooser, verifier,
+};
 
 use super::{Context, keys};
 use crate::door::{TlsError, certificate_until};
@@ -49,10 +51,11 @@ impl Wrong {
         Self::new(setting, path.display().to_string(), reason, &format!("{seen_from}; {remedy}"))
     }
 
-    /// In full, with where the setting is written.
+    /// In full, with where the setting is written; a reason may begin with the setting itself.
     pub(super) fn told(&self, origins: &BTreeMap<String, String>) -> String {
         let Self { setting, value, reason } = self;
         match origins.get(setting) {
+            Some(place) if reason.starts_with(&format!("{setting} = ")) => format!("{place}: {reason}"),
             Some(place) => format!("{place}: {setting} = {value:?}: {reason}"),
             None => reason.clone(),
         }
@@ -95,6 +98,7 @@ fn of_parts(context: &Context) -> Result<Vec<Named>, Failure> {
     if !config.encoder.is_shipped() {
         all.push(of_encoder(&config.encoder, &home));
     }
+    all.extend(of_lengths(config, &home));
     // What is fitted to an encoder says nothing without one.
     if let Ok(encoder) = config.encoder.identity(&home) {
         all.push(of_verifier(config, &encoder));
@@ -167,6 +171,22 @@ fn of_encoder(config: &EncoderConfig, home: &ModelHome) -> Named {
     let remedy = "name a checkpoint's folder, or pull one with `turnflow models pull ORG/NAME`";
     let found = found.map_err(|error| Wrong::at("encoder.model", &config.model, error, remedy));
     Named { what: "encoder", subject: config.folder(home).display().to_string(), found }
+}
+
+/// What the encoder reads of a chunk; none when it is not there, which is told elsewhere.
+fn of_lengths(config: &Config, home: &ModelHome) -> Option<Named> {
+    let found = match config.encoder.pieces_max(home, InputType::Passage) {
+        Ok(most) => {
+            let fits = format!("fit into the {most} word pieces that the encoder reads beside its passage prefix");
+            let (setting, wanted) = ("knowledge.chunk-tokens-max", config.knowledge.chunk_tokens_max.to_string());
+            check_chunks(config, most).map(|()| fits).map_err(|error| Wrong::new(setting, wanted, error, ""))
+        }
+        Err(error @ ModelError::Prefix { input, .. }) if config.encoder.open(home).is_ok() => {
+            Err(Wrong::new(format!("encoder.{input}-prefix"), "…", error, ": shorten it"))
+        }
+        Err(_) => return None,
+    };
+    Some(Named { what: "chunks", subject: format!("{} word pieces at most", config.knowledge.chunk_tokens_max), found })
 }
 
 fn of_verifier(config: &Config, encoder: &str) -> Named {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use turnflow_models::{
@@ -12,8 +12,9 @@ use turnflow_pipeline::{fitted_with, policy, verifier};
 use turnflow_state::HitEvidence;
 
 use super::prepare::{Text, prepare};
+use super::replay::check_output;
 use super::{Context, open};
-use crate::cli::{ExplainArgs, PolicyEvalArgs, PolicyFitArgs};
+use crate::cli::{ExampleArgs, ExplainArgs, PolicyEvalArgs, PolicyFitArgs};
 use crate::examples::{Examples, Label, Pair};
 use crate::failure::Failure;
 use crate::policy_report::{Accepts, Recalls, Reliability, reliability_svg};
@@ -29,6 +30,7 @@ pub(super) fn run_fit(context: &Context, args: &PolicyFitArgs) -> Result<(), Fai
         ))
         .with_hint("give the articles that the questions are about"));
     }
+    check_output("--out", Some(&args.out), &read_from(&args.examples))?;
     let examples = Examples::read(&args.examples.data, &args.examples.source)?;
     let prepared = prepare(context, &examples.texts, args.examples.kb.as_ref())?;
     let questions: Vec<(usize, QuestionExample)> = prepared
@@ -73,7 +75,15 @@ pub(super) fn run_fit(context: &Context, args: &PolicyFitArgs) -> Result<(), Fai
     context.print(&outcome, &outcome)
 }
 
+/// The files that are read, and must not be written.
+fn read_from(examples: &ExampleArgs) -> Vec<Option<&Path>> {
+    examples.data.iter().chain(&examples.kb).map(|path| Some(path.as_path())).collect()
+}
+
 pub(super) fn run_eval(context: &Context, args: &PolicyEvalArgs) -> Result<(), Failure> {
+    let verifier_file = args.verifier.as_deref();
+    let read = [read_from(&args.examples), vec![verifier_file]].concat();
+    check_output("--report", args.report.as_deref(), &read)?;
     let examples = Examples::read(&args.examples.data, &args.examples.source)?;
     if examples.pairs.is_empty() {
         return Err(Failure::usage(anyhow::anyhow!("no pairs of questions to judge a verifier on")));
@@ -223,7 +233,7 @@ struct FittedLevel {
 }
 
 impl Fitted {
-    fn of(verifier: &Verifier, report: &FitReport, out: &std::path::Path) -> Self {
+    fn of(verifier: &Verifier, report: &FitReport, out: &Path) -> Self {
         let level = |evidence, delta| {
             let level = verifier.level(evidence, delta);
             FittedLevel {

@@ -41,7 +41,7 @@ pub(super) async fn answer(
     headers: &HeaderMap,
     request: ChatRequest,
 ) -> Result<Response, ApiError> {
-    let asked = Asked::read(caller.tenant.clone(), headers, request, &app.config, app.fresh_id())?;
+    let asked = Asked::read(caller.tenant.clone(), headers, request, &app.config, &app.encoder, app.fresh_id())?;
     let Asked { submission, model, stream, include_usage } = asked;
     let (key, created_s) = (submission.turn.key(), submission.turn.at_ms / 1_000);
     // Who names a tier gets its answer and no other.

@@ -135,10 +135,11 @@ impl Asked {
         headers: &HeaderMap,
         request: ChatRequest,
         config: &Config,
+        encoder: &str,
         turn_id: String,
     ) -> Result<Self, ApiError> {
         request.check()?;
-        let size = tier_of(&request.model, config)?;
+        let size = tier_of(&request.model, config, encoder)?;
         let stream = request.stream.unwrap_or_default();
         if request.stream_options.is_some() && !stream {
             return Err(ApiError::invalid("stream_options", "only for a stream"));
@@ -285,7 +286,7 @@ mod tests {
             .iter()
             .map(|(name, value)| (axum::http::HeaderName::from_static(name), value.parse().expect("a header")));
         let request = serde_json::from_value(body).expect("the shape of a request");
-        Asked::read(tenant, &headers.collect(), request, &Config::defaults(), "fresh".to_owned())
+        Asked::read(tenant, &headers.collect(), request, &Config::defaults(), MODEL_NAME, "fresh".to_owned())
     }
 
     fn with(fields: Value) -> Value {

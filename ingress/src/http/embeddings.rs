@@ -66,7 +66,7 @@ pub(super) async fn embed(
     Json(request): Json<EmbeddingsRequest>,
 ) -> Result<JsonReply, ApiError> {
     let EmbeddingsRequest { model, input, encoding_format, dimensions, input_type } = request;
-    check_encoder(&model, &app.config)?;
+    check_encoder(&model, &app.config, &app.encoder)?;
     let encoding = Encoding::named(encoding_format.as_deref())?;
     let kind = kind_named(input_type.as_deref())?;
     let texts = texts(input, app.config.http.inputs_max, app.config.limits.text_bytes_max)?;

@@ -42,6 +42,8 @@ pub(super) struct App {
     pub(super) knowledge: Knowledge,
     pub(super) gateway: Gateway,
     pub(super) config: Config,
+    /// What callers name the encoder by.
+    pub(super) encoder: String,
     pub(super) metrics: Metrics,
     /// When the server started, in seconds since 1970.
     pub(super) started_s: u64,
@@ -74,6 +76,7 @@ impl App {
             pipeline,
             knowledge,
             gateway,
+            encoder: config.encoder.name(),
             config,
             metrics,
             started_s,

@@ -3,6 +3,7 @@
 //! Contract: tensors have the names of transformers' `BertModel`, all of them with `bert.` before or none. What the encoder has no use for,
 //! such as the pooler or the head of a masked language model, is ignored. Numbers of any precision are read as `f32`, and lose nothing.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use burn::module::Param;
@@ -42,6 +43,11 @@ impl BertWeights {
     /// How the numbers are stored, each kind once.
     pub(crate) fn precisions(&self) -> Vec<Precision> {
         self.weights.precisions()
+    }
+
+    /// The files that the tensors are in.
+    pub(crate) fn files(&self) -> BTreeSet<&Path> {
+        self.weights.files()
     }
 
     /// Bytes of the tensors on disk.

@@ -359,8 +359,15 @@ const SIZE_MAX: usize = 1 << 24;
 /// Most layers; the deepest models have some hundred.
 const LAYERS_MAX: usize = 1_000;
 
-pub(crate) fn refuse(path: &Path, field: &'static str, found: impl Display + Copy, expected: String) -> ModelError {
-    ModelError::Architecture { path: path.to_owned(), field, found: found.to_string(), expected }
+/// Longest value that an error repeats, in characters.
+const TOLD_MAX: usize = 100;
+
+pub(crate) fn refuse(path: &Path, field: &'static str, found: impl Display, expected: String) -> ModelError {
+    let mut found = found.to_string();
+    if let Some((end, _)) = found.char_indices().nth(TOLD_MAX) {
+        found.replace_range(end.., "…");
+    }
+    ModelError::Architecture { path: path.to_owned(), field, found, expected }
 }
 
 #[cfg(test)]

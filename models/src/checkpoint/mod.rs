@@ -127,13 +127,18 @@ pub(crate) fn digest(folder: &Path) -> Result<String, ModelError> {
         is_kind && file.file_name().is_some_and(|name| name != RECORD)
     });
     files.sort();
+    digest_of(files.iter().map(PathBuf::as_path))
+}
+
+/// A digest of files, by their names and what is in them, in hexadecimal.
+pub(crate) fn digest_of<'a>(files: impl IntoIterator<Item = &'a Path>) -> Result<String, ModelError> {
     let mut hasher = blake3::Hasher::new();
     for path in files {
-        let file = File::open(&path).map_err(ModelError::io("open", &path))?;
-        let bytes = file.metadata().map_err(ModelError::io("read", &path))?.len();
+        let file = File::open(path).map_err(ModelError::io("open", path))?;
+        let bytes = file.metadata().map_err(ModelError::io("read", path))?.len();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         hasher.update(format!("{name} {bytes}\n").as_bytes());
-        hasher.update_reader(file).map_err(ModelError::io("read", &path))?;
+        hasher.update_reader(file).map_err(ModelError::io("read", path))?;
     }
     Ok(hasher.finalize().to_hex().to_string())
 }

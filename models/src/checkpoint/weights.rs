@@ -231,6 +231,11 @@ impl Weights {
         kinds.into_iter().collect()
     }
 
+    /// The files that the tensors are in.
+    pub(crate) fn files(&self) -> BTreeSet<&Path> {
+        self.tensors.values().map(|place| place.file.as_path()).collect()
+    }
+
     /// Bytes of the tensors on disk; of an opened [`Checkpoint`](crate::Checkpoint), of those that are used.
     #[must_use]
     pub fn bytes(&self) -> u64 {

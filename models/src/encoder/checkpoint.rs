@@ -2,8 +2,8 @@
 //!
 //! Contract: reads, never writes, and fetches nothing. A checkpoint that is opened without error describes exactly what
 //! [`Encoder`](super::Encoder) computes; another architecture, module or pooling is an error that names the file and the field. Vectors have
-//! unit length whether the checkpoint says so or not, because it is their direction that is compared; one that was trained for the product of
-//! longer vectors is refused. Opening reads settings, vocabulary and the headers of the weights.
+//! unit length whether the checkpoint says so or not, because it is their direction that is compared; one that was trained to
+//! compare longer vectors otherwise is refused. Opening reads settings, vocabulary and the headers of the weights.
 //!
 //! Names and defaults are those of <https://github.com/huggingface/sentence-transformers>, of its versions 2 to 5.
 
@@ -15,9 +15,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::bert::{BertConfig, BertWeights, Pooling, is_bert};
-use crate::checkpoint::{Precision, digest, parse, read_small, refuse};
+use crate::checkpoint::{Precision, digest_of, parse, read_small, refuse};
 use crate::error::ModelError;
-use crate::prefixes::Prefixes;
+use crate::prefixes::{PREFIX_BYTES_MAX, Prefixes};
 use crate::tokenizer::TextTokenizer;
 use crate::weights::MODEL_NAME;
 
@@ -47,6 +47,8 @@ pub struct EncoderCheckpoint {
     pub(crate) tokenizer: TextTokenizer,
     /// The folder of the model itself.
     root: PathBuf,
+    /// Whether texts are lower-cased before they come to the vocabulary.
+    lowers: bool,
     is_shipped: bool,
 }
 
@@ -90,9 +92,11 @@ impl EncoderCheckpoint {
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
         let Layout { root, pooling, prefixes } = Layout::read(folder)?;
         let config = BertConfig::read(&root.join("config.json"))?;
-        let tokens_max = tokens_max(&root.join("sentence_bert_config.json"), &config)?;
+        let (tokens_max, lowers) = lengths(&root.join("sentence_bert_config.json"), &config)?;
         let opened = Self::with(folder, &root, config, tokens_max)?;
-        Ok(Self { pooling, prefixes, ..opened })
+        let tokenizer = opened.tokenizer.lowering(lowers);
+        prefixes.check(&tokenizer)?;
+        Ok(Self { pooling, prefixes, lowers, tokenizer, ..opened })
     }
 
     /// Opens the encoder that ships, of which only the model itself is kept.
@@ -124,6 +128,7 @@ impl EncoderCheckpoint {
             weights,
             tokenizer,
             root: root.to_owned(),
+            lowers: false,
             is_shipped: false,
         })
     }
@@ -140,7 +145,7 @@ impl EncoderCheckpoint {
         self.is_shipped
     }
 
-    /// What decides about its vectors, prefixes and adapter aside: a digest of its files, and how they are used. The one that ships has a
+    /// What decides about its vectors, prefixes and adapter aside: a digest of the files that make them, and how these are used. The one that ships has a
     /// name.
     ///
     /// # Errors
@@ -149,12 +154,15 @@ impl EncoderCheckpoint {
         if self.is_shipped {
             return Ok(MODEL_NAME.to_owned());
         }
-        let Self { config, pooling, tokens_max, .. } = self;
+        let Self { config, pooling, tokens_max, lowers, .. } = self;
         let BertConfig { num_hidden_layers, hidden_size, .. } = config;
         // The most that a folder is told apart by, and short enough to be read.
-        let digest: String = digest(&self.root)?.chars().take(16).collect();
+        let settings = ["config.json", "tokenizer.json"].map(|name| self.root.join(name));
+        let files = settings.iter().map(PathBuf::as_path).chain(self.weights.files());
+        let digest: String = digest_of(files)?.chars().take(16).collect();
+        let lowered = if *lowers { ", in lower case" } else { "" };
         Ok(format!(
-            "encoder {digest} ({num_hidden_layers} layers of {hidden_size}, {pooling} pooling, {tokens_max} word pieces)"
+            "bert {digest} ({num_hidden_layers} layers of {hidden_size}, {pooling} pooling, {tokens_max} word pieces{lowered})"
         ))
     }
 
@@ -221,9 +229,10 @@ fn pooling(path: &Path) -> Result<Pooling, ModelError> {
 
 fn prefixes(path: &Path, is_normalised: bool) -> Result<Prefixes, ModelError> {
     let Prompts { prompts, default_prompt_name, similarity_fn_name } = read_or_default(path)?;
-    if similarity_fn_name.as_deref() == Some("dot") && !is_normalised {
+    let similarity = similarity_fn_name.as_deref().unwrap_or("cosine");
+    if similarity != "cosine" && !is_normalised {
         let expected = "cosine, since vectors are compared at unit length".to_owned();
-        return Err(refuse(path, "similarity_fn_name", "dot", expected));
+        return Err(refuse(path, "similarity_fn_name", similarity, expected));
     }
     let default = match &default_prompt_name {
         None => String::new(),
@@ -232,18 +241,23 @@ fn prefixes(path: &Path, is_normalised: bool) -> Result<Prefixes, ModelError> {
         })?,
     };
     let first = |names: &[&str]| names.iter().find_map(|name| prompts.get(*name)).unwrap_or(&default).clone();
-    Ok(Prefixes { query: first(&QUERY_PROMPTS), passage: first(&PASSAGE_PROMPTS) })
+    let prefixes = Prefixes { query: first(&QUERY_PROMPTS), passage: first(&PASSAGE_PROMPTS) };
+    match prefixes.query.len().max(prefixes.passage.len()) {
+        bytes if bytes > PREFIX_BYTES_MAX => {
+            let expected = format!("at most {PREFIX_BYTES_MAX}");
+            Err(refuse(path, "prompts", format!("of {bytes} bytes"), expected))
+        }
+        _ => Ok(prefixes),
+    }
 }
 
-fn tokens_max(path: &Path, config: &BertConfig) -> Result<usize, ModelError> {
+/// The longest input, and whether texts are lower-cased.
+fn lengths(path: &Path, config: &BertConfig) -> Result<(usize, bool), ModelError> {
     let Lengths { max_seq_length, do_lower_case } = read_or_default(path)?;
-    if do_lower_case {
-        return Err(refuse(path, "do_lower_case", "true", "false, with a tokenizer that does it".to_owned()));
-    }
     let positions = config.max_position_embeddings;
     let tokens_max = max_seq_length.unwrap_or(positions);
     if (TOKENS_MIN..=positions).contains(&tokens_max) {
-        return Ok(tokens_max);
+        return Ok((tokens_max, do_lower_case));
     }
     let expected = format!("{TOKENS_MIN} to max_position_embeddings {positions}");
     Err(refuse(path, "max_seq_length", tokens_max, expected))

@@ -87,7 +87,6 @@ fn what_is_not_computed_is_refused_by_name() {
 
     check("sentence_bert_config.json", Some(r#"{"max_seq_length": 51}"#), &["max_seq_length 51", "50"]);
     check("sentence_bert_config.json", Some(r#"{"max_seq_length": 2}"#), &["max_seq_length 2", "3 to"]);
-    check("sentence_bert_config.json", Some(r#"{"do_lower_case": true}"#), &["do_lower_case true"]);
     let named = r#"{"prompts": {}, "default_prompt_name": "query"}"#;
     check("config_sentence_transformers.json", Some(named), &["default_prompt_name query"]);
 
@@ -96,17 +95,31 @@ fn what_is_not_computed_is_refused_by_name() {
     check("config.json", Some(&config("position_embedding_type", "relative_key".into())), &["relative_key"]);
     check("config.json", Some(&config("type_vocab_size", 0.into())), &["type_vocab_size 0"]);
     check("config.json", Some(&config("vocab_size", 7.into())), &["vocab_size 7", "at least 60"]);
+    for epsilon in [-1e-12, 1e300] {
+        check("config.json", Some(&config("layer_norm_eps", epsilon.into())), &["layer_norm_eps", "0 to 0.1"]);
+    }
     check("model.safetensors", None, &["missing file"]);
     check("tokenizer.json", Some("{}"), &["cannot parse"]);
+    let other = fs::read_to_string(fixture("llama3").join("tokenizer.json")).expect("a tokenizer");
+    check("tokenizer.json", Some(&other), &["model.type BPE", "WordPiece"]);
+    let prompts = |query: &str| serde_json::json!({ "prompts": { "query": query } }).to_string();
+    check("config_sentence_transformers.json", Some(&prompts(&"a".repeat(1025))), &["prompts of 1025 bytes", "1024"]);
+    let told = opened("bert-mean", "config_sentence_transformers.json", Some(&prompts(&"a ".repeat(42))));
+    assert!(told.expect_err("no room").contains("the query prefix has 42 word pieces, and the encoder reads 42"));
+    let named = serde_json::json!({ "default_prompt_name": "n".repeat(10_000) }).to_string();
+    let told = opened("bert-mean", "config_sentence_transformers.json", Some(&named)).expect_err("no such prompt");
+    assert!(told.len() < 400, "a long text is not repeated: {told}");
     let told = opened("bert-mean", "config.json", Some(&config("num_hidden_layers", 3.into()))).expect_err("too few");
     assert!(told.contains("missing tensor encoder.layer.2.attention.self.query.weight"), "{told}");
     // One that was trained for the product of vectors as they are.
     let long = r#"[{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]"#;
     let folder = changed("bert-mean", "modules.json", Some(long));
     let path = folder.path().join("config_sentence_transformers.json");
-    fs::write(&path, r#"{"similarity_fn_name": "dot"}"#).expect("written");
-    let error = EncoderCheckpoint::open(folder.path()).expect_err("no unit vectors").to_string();
-    assert!(error.contains("similarity_fn_name dot"), "{error}");
+    for similarity in ["dot", "euclidean", "manhattan"] {
+        fs::write(&path, format!(r#"{{"similarity_fn_name": "{similarity}"}}"#)).expect("written");
+        let error = EncoderCheckpoint::open(folder.path()).expect_err("no unit vectors").to_string();
+        assert!(error.contains(&format!("similarity_fn_name {similarity}")), "{error}");
+    }
 }
 
 #[test]
@@ -120,6 +133,12 @@ fn an_identity_is_of_content_and_of_how_it_is_used() {
     assert_eq!(identity(other.path()), own, "wherever it lies");
     let pooled = changed("bert-mean", "1_Pooling/config.json", Some(r#"{"pooling_mode": "cls"}"#));
     assert_eq!(identity(pooled.path()), own.replace("mean pooling", "cls pooling"));
+    // One that also lower-cases, as bge does, makes others; what is not read changes nothing.
+    let lowered = lengths.replace("false", "true");
+    let lowered = changed("bert-mean", "sentence_bert_config.json", Some(&lowered));
+    assert_eq!(identity(lowered.path()), own.replace("word pieces", "word pieces, in lower case"));
+    fs::write(other.path().join("train_log.json"), "{}").expect("written");
+    assert_eq!(identity(other.path()), own, "a file that is not read");
     let weights = fixture("bert-mean").join("model.safetensors");
     let mut bytes = fs::read(weights).expect("read");
     *bytes.last_mut().expect("not empty") ^= 1;

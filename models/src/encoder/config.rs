@@ -11,7 +11,7 @@ use crate::bert::{EncoderOptions, EncoderPrecision};
 use crate::error::ModelError;
 use crate::hub::Installed;
 use crate::kernels::InstructionChoice;
-use crate::prefixes::Prefixes;
+use crate::prefixes::{InputType, Prefixes};
 use crate::weights::{MODEL_NAME, ModelHome, verify};
 
 /// Which encoder there is, and the bounds of its engine.
@@ -113,6 +113,19 @@ impl EncoderConfig {
         }
         let checkpoint = self.open(home)?;
         Ok(self.identity_of(&checkpoint.identity()?, &self.prefixes().or(checkpoint.prefixes)))
+    }
+
+    /// Word pieces of such a text that the encoder reads beside its prefix. Of the one that ships, not every byte is checked.
+    ///
+    /// # Errors
+    /// As [`EncoderConfig::open`]; [`ModelError::Prefix`] when a prefix leaves no room for a text.
+    pub fn pieces_max(&self, home: &ModelHome, input: InputType) -> Result<usize, ModelError> {
+        let is_shipped = self.is_shipped();
+        let opened = if is_shipped { EncoderCheckpoint::shipped(&self.folder(home)) } else { self.open(home) };
+        let EncoderCheckpoint { tokenizer, prefixes, .. } = opened?;
+        let prefixes = self.prefixes().or(prefixes);
+        prefixes.check(&tokenizer)?;
+        Ok(prefixes.room(input, &tokenizer))
     }
 
     pub(crate) fn identity_of(&self, encoder: &str, prefixes: &Prefixes) -> String {

@@ -3,8 +3,8 @@
 use std::fmt::Display;
 
 use turnflow_models::{
-    AdapterChoice, BATCH_TOKENS_MAX, BurnConfig, EncoderConfig, JOB_TEXTS_MAX, MODEL_NAME, Sampling, Target,
-    WrongSetting,
+    AdapterChoice, BATCH_TOKENS_MAX, BurnConfig, EncoderConfig, JOB_TEXTS_MAX, MODEL_NAME, PREFIX_BYTES_MAX, Sampling,
+    Target, WrongSetting,
 };
 use turnflow_operators::load::LoadLimits;
 use turnflow_operators::prioritise::{ChannelWeights, QueueLimits};
@@ -16,8 +16,6 @@ use super::{Config, ConfigError, TierConfig, TierKind, TlsConfig};
 const THREADS_MAX: usize = 256;
 /// Longest queue.
 const QUEUE_MAX: usize = 1 << 17;
-/// Longest prefix of the encoder, in bytes; the longest in use have some hundred.
-const PREFIX_BYTES_MAX: usize = 1024;
 /// Largest value of any other count.
 const COUNT_MAX: usize = 1 << 28;
 

@@ -339,7 +339,9 @@ fn a_damaged_value_names_its_place() {
 #[test]
 fn a_store_keeps_to_its_encoder() {
     on_both_backends(|store| {
+        assert!(!store.check_encoder("one").expect("reads"), "to none yet");
         store.bind_encoder("one").expect("new");
+        assert!(store.check_encoder("one").expect("reads"));
         store.bind_encoder("one").expect("the same");
         let error = store.bind_encoder("two").expect_err("another");
         assert_eq!(error.to_string(), "the database holds vectors of one, not of two");

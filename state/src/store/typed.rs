@@ -306,17 +306,26 @@ impl Store {
     /// # Errors
     /// [`StateError::Encoder`] when it holds another's, and when the database cannot be read or written.
     pub fn bind_encoder(&self, name: &str) -> Result<(), StateError> {
+        if self.check_encoder(name)? {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        batch.put(Column::Meta, ENCODER_KEY, name.as_bytes().to_vec());
+        self.backend.write(batch, Durability::Synced)
+    }
+
+    /// Whether it keeps to this encoder already; false when it keeps to none yet.
+    ///
+    /// # Errors
+    /// [`StateError::Encoder`] when it holds another's, and when the database cannot be read.
+    pub fn check_encoder(&self, name: &str) -> Result<bool, StateError> {
         let stored = self.backend.multi_get(Column::Meta, &[ENCODER_KEY.to_vec()])?.pop().flatten();
         match stored {
-            Some(stored) if stored == name.as_bytes() => Ok(()),
+            None => Ok(false),
+            Some(stored) if stored == name.as_bytes() => Ok(true),
             Some(stored) => {
                 let stored = String::from_utf8_lossy(&stored).into_owned();
                 Err(StateError::Encoder { stored, wanted: name.to_owned() })
-            }
-            None => {
-                let mut batch = Batch::new();
-                batch.put(Column::Meta, ENCODER_KEY, name.as_bytes().to_vec());
-                self.backend.write(batch, Durability::Synced)
             }
         }
     }

@@ -27,8 +27,8 @@ impl Stage for Acknowledge {
     type Output = Notice;
 
     fn push(&mut self, ended: Box<Ended>, _now_us: u64, out: &mut Vec<Notice>) {
-        let Ended { request, admitted_us, events, conversation, started, repeated } = *ended;
-        let notice = |event| Notice { request, admitted_us, event, beginning: None, repeated };
+        let Ended { request, admitted_us, events, conversation, read_bytes, started, repeated } = *ended;
+        let notice = |event| Notice { request, admitted_us, event, beginning: None, read_bytes, repeated };
         out.extend(events.into_iter().map(notice));
         if started {
             self.releases.send(Release(conversation));

@@ -55,7 +55,8 @@ impl Audience {
             let restart = std::mem::take(&mut listener.void).then_some(TurnEvent::Restart);
             let untold = self.pieces[listener.told..].iter().cloned().map(TurnEvent::Delta);
             let events = restart.into_iter().chain(untold);
-            let notice = |event| Notice { request, admitted_us, event, beginning: None, repeated: false };
+            let notice =
+                |event| Notice { request, admitted_us, event, beginning: None, read_bytes: 0, repeated: false };
             out.extend(events.map(|event| ToCommit::Piece(notice(event), owner)));
             listener.told = self.pieces.len();
             listener.heard.0.set(true);

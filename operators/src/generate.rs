@@ -208,6 +208,7 @@ impl<G: Generator> Generate<G> {
             gate.answered_in(now_us.saturating_sub(ask.entered_us));
         }
         ask.left(StageName::Generate, now_us);
+        ask.read_bytes += if told.get() || has_read(result.as_ref()) { given_bytes(&ask) } else { 0 };
         if self.settings.escalate
             && ask.wishes.size.is_none()
             && ask.size == TierSize::Small
@@ -315,13 +316,20 @@ impl<G: Generator> Stage for Generate<G> {
 }
 
 fn piece_of(ask: &Ask, event: TurnEvent) -> ToCommit {
-    let beginning = Some(Beginning { level: level_of(ask), size: ask.size, read_bytes: read_bytes(ask) });
-    let notice = Notice { request: ask.request, admitted_us: ask.admitted_us, event, beginning, repeated: false };
+    let beginning = Some(Beginning { level: level_of(ask), size: ask.size });
+    let (request, admitted_us) = (ask.request, ask.admitted_us);
+    let notice = Notice { request, admitted_us, event, beginning, read_bytes: 0, repeated: false };
     ToCommit::Piece(notice, ask.conversation_owner())
 }
 
+/// Whether a tier that came back so has read what it was given, though it may have told nothing: one that was stopped in the middle had
+/// begun, and one that failed without a word counts as not having read.
+const fn has_read(result: Option<&Generated>) -> bool {
+    matches!(result, None | Some(Ok(_) | Err(ModelError::Cancelled | ModelError::Late { .. })))
+}
+
 /// What the tier is given to read for a turn, in bytes.
-fn read_bytes(ask: &Ask) -> usize {
+fn given_bytes(ask: &Ask) -> usize {
     let said = if ask.leans { &ask.history[..] } else { &[] };
     let said = said.iter().map(|Exchange { question, answer }| question.len() + answer.len());
     let found = ask.retrieved.iter().map(|found| found.chunk.text.len());

@@ -150,6 +150,8 @@ pub struct Ask {
     pub degraded: bool,
     /// From generate: what the small tier took for an answer that came to nothing.
     pub spent: Usage,
+    /// From generate: what tiers have read for it, in bytes, without what is said to them every time.
+    pub read_bytes: usize,
 }
 
 impl Ask {
@@ -185,6 +187,7 @@ impl Ask {
             route: None,
             degraded: false,
             spent: Usage::default(),
+            read_bytes: 0,
         }
     }
 
@@ -303,6 +306,8 @@ pub struct Notice {
     pub event: TurnEvent,
     /// With a piece that a tier writes for this very turn: what is known of the answer.
     pub beginning: Option<Beginning>,
+    /// With an end: what tiers have read for the turn, in bytes.
+    pub read_bytes: usize,
     /// Whether it ends a turn with what the same turn id was answered before.
     pub repeated: bool,
 }
@@ -314,8 +319,6 @@ pub struct Beginning {
     pub level: CacheLevel,
     /// The tier that writes.
     pub size: TierSize,
-    /// What it was given to read, in bytes, without what is said to it every time.
-    pub read_bytes: usize,
 }
 
 /// What reaches commit: pieces of an answer pass through so that none overtakes the terminal event.
@@ -351,6 +354,8 @@ pub struct Ended {
     pub events: Vec<TurnEvent>,
     /// Whose turn it was.
     pub conversation: ConversationKey,
+    /// What tiers have read for it, in bytes.
+    pub read_bytes: usize,
     /// Whether its conversation waits for it to end.
     pub started: bool,
     /// Whether it is what the same turn id was answered before.
@@ -366,6 +371,7 @@ impl Ended {
             admitted_us: ask.admitted_us,
             events,
             conversation: (ask.turn.tenant.clone(), ask.turn.conversation.clone()),
+            read_bytes: ask.read_bytes,
             started: ask.started,
             repeated: false,
         })

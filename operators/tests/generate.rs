@@ -162,6 +162,7 @@ fn what_the_small_tier_said_is_void_when_the_large_one_is_asked_for_followers_to
             (TierSize::Large, true, "the small tier found no answer")
         );
         assert_eq!(ask.spent, Usage { input_tokens: 10, output_tokens: 5 });
+        assert_eq!(ask.read_bytes, 2 * ask.turn.text.len(), "both tiers have read it");
         assert_eq!(ask.latency.get(StageName::Generate), 9_000);
         assert_eq!(rig.stage.held(), 0);
     });
@@ -175,6 +176,19 @@ fn a_small_tier_that_fails_before_it_said_anything_is_not_noticed() {
         assert_eq!(rig.told(), said(&[]));
         rig.ends(Ok((*answer("At home.")).clone()), 2);
         assert_eq!(rig.told(), said(&[(1, "At home.")]));
+    });
+}
+
+#[test]
+fn a_tier_that_is_stopped_before_its_first_word_has_read_and_one_that_fails_has_not() {
+    with(GenerateSettings { escalate: false, ..settings() }, |mut rig| {
+        let broken = ModelError::Step { reason: "broken".into() };
+        for (error, times) in [(ModelError::Cancelled, 1), (ModelError::Late { limit_ms: 1 }, 1), (broken, 0)] {
+            rig.comes(1, TierSize::Large, 0, |_| {});
+            rig.ends(Err(error), 1);
+            let Some(ToCommit::End(Outcome { ask, .. })) = rig.out.pop() else { panic!("it has ended") };
+            assert_eq!(ask.read_bytes, times * ask.turn.text.len());
+        }
     });
 }
 

@@ -60,7 +60,7 @@ pub enum Cost {
     },
     /// It failed, and what tiers took for it is not known.
     Failed {
-        /// What those had read that had begun to write, in bytes.
+        /// What they had read, or were reading when they were stopped, in bytes.
         read_bytes: usize,
         /// What they had written, in bytes.
         written_bytes: usize,
@@ -184,8 +184,7 @@ struct Waiting {
     cancel: Cancel,
     /// When its first piece was told that is not void, in microseconds since its admission.
     first_piece_us: Option<u64>,
-    /// What tiers have read and written for it, in bytes.
-    read_bytes: usize,
+    /// What tiers have written for it, in bytes.
     written_bytes: usize,
     /// Told what it has cost.
     on_cost: OnCost,
@@ -202,13 +201,9 @@ impl Waiting {
         match event {
             TurnEvent::Accepted => {}
             TurnEvent::Delta(piece) => {
-                let is_first = self.first_piece_us.is_none();
                 self.first_piece_us = self.first_piece_us.or(Some(elapsed_us));
                 // What is written for others has no beginning.
-                if let Some(Beginning { read_bytes, .. }) = beginning {
-                    self.read_bytes += if is_first { read_bytes } else { 0 };
-                    self.written_bytes += piece.len();
-                }
+                self.written_bytes += beginning.map_or(0, |_| piece.len());
             }
             TurnEvent::Restart => self.first_piece_us = None,
             TurnEvent::Done(_) if repeated => self.tally.repeated(),
@@ -223,13 +218,13 @@ impl Waiting {
         }
     }
 
-    /// Tells its end.
-    fn ends(self, event: TurnEvent, beginning: Option<Beginning>, repeated: bool) {
+    /// Tells its end, and what it has cost; tiers have read so many bytes for it.
+    fn ends(self, event: TurnEvent, beginning: Option<Beginning>, read_bytes: usize, repeated: bool) {
         span::end(&self.span, &event);
         (self.on_cost)(match &event {
             TurnEvent::Done(_) if repeated => Cost::Known { usage: Usage::default(), micros: 0 },
             TurnEvent::Done(answered) => Cost::Known { usage: answered.usage, micros: answered.cost_micros },
-            _ => Cost::Failed { read_bytes: self.read_bytes, written_bytes: self.written_bytes },
+            _ => Cost::Failed { read_bytes, written_bytes: self.written_bytes },
         });
         // The client may have left: that is its right.
         let _ = self.events.send((event, beginning));
@@ -268,7 +263,6 @@ impl Streams {
             epoch,
             cancel,
             first_piece_us: None,
-            read_bytes: 0,
             written_bytes: 0,
             on_cost,
             tally,
@@ -281,7 +275,7 @@ impl Streams {
 
     /// Delivers an event, so many microseconds after its turn was admitted; the terminal one closes the stream and frees the place.
     pub(crate) fn deliver(&self, notice: Notice, elapsed_us: u64) {
-        let Notice { request, event, beginning, repeated, .. } = notice;
+        let Notice { request, event, beginning, read_bytes, repeated, .. } = notice;
         let number = request.number;
         let mut shard = self.shard(number);
         if event.is_terminal() {
@@ -290,7 +284,7 @@ impl Streams {
             debug_assert!(waiting.is_some(), "a second terminal event for turn {number}");
             if let Some(mut waiting) = waiting {
                 waiting.hears(&event, beginning, elapsed_us, repeated);
-                waiting.ends(event, beginning, repeated);
+                waiting.ends(event, beginning, read_bytes, repeated);
             }
         } else if let Some(waiting) = shard.get_mut(&number) {
             waiting.hears(&event, beginning, elapsed_us, repeated);

@@ -45,9 +45,12 @@ fn errors_name_place_and_key() {
     check("[server.tls]\nclient-ca-file = \"a\"\n", "t.toml: server.tls.cert-file = \"\": must name a certificate");
     check(
         "[server]\nlisten = \"127.0.0.1:9\"\n[http]\nlisten = \"127.0.0.1:9\"\n",
-        "t.toml:2: server.listen = 127.0.0.1:9: must be another address than http.listen, which is the same in t.toml:4",
+        "t.toml:2: server.listen = 127.0.0.1:9: must have another port than http.listen, which is 127.0.0.1:9 in t.toml:4",
     );
-    check("[http]\nlisten = \"127.0.0.1:7411\"\n", "t.toml: server.listen = 127.0.0.1:7411: must be another address");
+    for overlapping in ["127.0.0.1:7411", "0.0.0.0:7411", "[::]:7411"] {
+        let expected = "t.toml: server.listen = 127.0.0.1:7411: must have another port";
+        check(&format!("[http]\nlisten = \"{overlapping}\"\n"), expected);
+    }
     for free in [
         "[server]\nlisten = \"127.0.0.1:0\"\n[http]\nlisten = \"127.0.0.1:0\"\n",
         "[http]\nenabled = false\nlisten = \"127.0.0.1:7411\"\n",

@@ -167,14 +167,15 @@ impl Source<'_> {
         Ok(())
     }
 
-    /// Whether both servers have a port of their own; a port of 0 is whatever is free.
+    /// Whether both servers have a port of their own; a port of 0 is whatever is free, and an unspecified address is every one.
     fn listen(&self, config: &Config) -> Result<(), ConfigError> {
         let (grpc, http) = (config.server.listen, config.http.listen);
-        if !config.http.enabled || grpc != http || grpc.port() == 0 {
+        let overlap = grpc.ip() == http.ip() || grpc.ip().is_unspecified() || http.ip().is_unspecified();
+        if !config.http.enabled || grpc.port() != http.port() || !overlap || grpc.port() == 0 {
             return Ok(());
         }
         let other = place(self.text, self.name, "http.listen");
-        let message = format!("must be another address than http.listen, which is the same in {other}");
+        let message = format!("must have another port than http.listen, which is {http} in {other}");
         Err(self.wrong("server.listen", &grpc, message))
     }
 

@@ -9,6 +9,7 @@ use turnflow_models::{Encoder, EncoderCheckpoint, EncoderEngine, EncoderHandle, 
 use turnflow_pipeline::{ArticleDraft, DraftContent, DraftError, Knowledge, Parts};
 use turnflow_state::{StateError, Store, StoreOptions, TenantId, WriteRefused};
 
+use super::running::Running;
 use super::{Context, named};
 use crate::failure::Failure;
 use crate::progress::{Meter, Unit};
@@ -77,7 +78,15 @@ pub(super) fn store(context: &Context, dir: &Path) -> Result<Store, Failure> {
     let options = StoreOptions { block_cache_bytes: context.config.storage.block_cache_bytes };
     Store::open_with(dir, &options).map_err(|error| match error {
         error @ StateError::Locked { .. } => {
-            Failure::from(error).with_hint("a store is open in one process at a time: is a server running on it?")
+            let hint = match Running::at(dir) {
+                Some(Running { pid, grpc, tls: true, .. }) => {
+                    let port = grpc.port();
+                    format!("process {pid} serves it: call that with --endpoint https://HOST:{port}, where HOST is in its certificate")
+                }
+                Some(Running { pid, grpc, .. }) => format!("process {pid} serves it: call that with --endpoint {grpc}"),
+                None => "a store is open in one process at a time: is a server running on it?".to_owned(),
+            };
+            Failure::from(error).with_hint(hint)
         }
         error @ StateError::Open { .. } => {
             Failure::from(error).with_hint("where it is damaged, turnflow restore puts a backup in its place")

@@ -1,9 +1,10 @@
 //! Connections to a server, for the clients that the command line is made of.
 
+use std::env;
 use std::error::Error;
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -148,13 +149,16 @@ impl Access {
         Err(unusable(format!("{cause}{hint}")))
     }
 
-    /// The options that were given for TLS, if any was.
-    const fn of_tls(&self) -> Option<&'static str> {
-        match (&self.ca_file, &self.identity) {
-            (None, None) => None,
-            (Some(_), None) => Some("--ca-file"),
-            (None, Some(_)) => Some("--client-cert"),
-            (Some(_), Some(_)) => Some("--ca-file and --client-cert"),
+    /// The options that were given for TLS, if any was. What a variable says stands for all servers, and is left alone where one speaks no TLS.
+    fn of_tls(&self) -> Option<&'static str> {
+        let is_given = |path: &Path, variable| env::var_os(variable).is_none_or(|value| value != path.as_os_str());
+        let authority = self.ca_file.as_ref().is_some_and(|path| is_given(path, "TURNFLOW_CA_FILE"));
+        let identity = self.identity.as_ref().is_some_and(|(path, _)| is_given(path, "TURNFLOW_CLIENT_CERT"));
+        match (authority, identity) {
+            (false, false) => None,
+            (true, false) => Some("--ca-file"),
+            (false, true) => Some("--client-cert"),
+            (true, true) => Some("--ca-file and --client-cert"),
         }
     }
 

@@ -226,7 +226,7 @@ impl Verifier {
     }
 
     /// Whether the answer to a question may serve another one, which has this cosine to it: whether it lies nearer still to what
-    /// training knew, or the other is asked in [nearly the same](NEAR_MIN) words. An odd one would be the answer of all who ask
+    /// training knew, or the other is asked in nearly the same words (`NEAR_MIN`). An odd one would be the answer of all who ask
     /// something near it.
     #[must_use]
     pub fn may_serve(&self, profile: &Profile, cosine: f32) -> bool {

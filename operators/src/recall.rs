@@ -339,8 +339,9 @@ fn replies(words: &[&str], is_question: bool) -> bool {
     let spoken: Vec<&str> = words.iter().copied().filter(|word| *word != "please").collect();
     let is_among = |list: &str, word: &str| list.split(' ').any(|other| other == word);
     let is_value = |word: &str| word.contains(|c: char| c.is_ascii_digit()) || is_among(VALUES, word);
-    let tells = spoken.iter().any(|word| is_value(word))
-        && spoken.iter().all(|word| is_value(word) || is_among(BESIDE_VALUES, word));
+    // All first: it ends at the first word of nearly every text.
+    let tells = spoken.iter().all(|word| is_value(word) || is_among(BESIDE_VALUES, word))
+        && spoken.iter().any(|word| is_value(word));
     let names = |(introduction, words_max): (&[&str], usize)| {
         spoken.strip_prefix(introduction).is_some_and(|name| !name.is_empty() && name.len() <= words_max)
     };

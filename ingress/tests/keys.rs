@@ -344,6 +344,13 @@ fn without_keys_other_machines_are_kept_out() {
     assert!(stderr.contains("there are no keys, so 0.0.0.0:0") && stderr.contains("keys create"), "{stderr}");
     let (code, _, stderr) = finish(&mut serve(keys.dir.path(), LOOPBACK, "[::]:0"));
     assert!(code == 64 && stderr.contains("[::]:0"), "{stderr}");
+    let config = keys.dir.path().join("turnflow.toml");
+    let checked = |more: &str| {
+        std::fs::write(&config, format!("[server]\nlisten = \"0.0.0.0:0\"\n{more}")).expect("written");
+        finish(turnflow().arg("check").arg("--config").arg(&config).arg("--data").arg(keys.dir.path())).1
+    };
+    assert!(checked("").contains("there are no keys, so 0.0.0.0:0"), "{}", checked(""));
+    assert!(checked("[gateway]\nopen = true\n").contains("ok  port         0.0.0.0:0: free"));
 
     keys.create("shop", "chat");
     std::fs::remove_file(keys.dir.path().join("keys.pepper")).expect("removed");

@@ -47,7 +47,7 @@ async fn log_of_two_turns() -> Vec<Value> {
         log.read_to_end(&mut text).expect("read");
         String::from_utf8_lossy(&text).into_owned()
     });
-    let announced = announced(&mut server);
+    let announced = tokio::task::block_in_place(|| announced(&mut server));
     let address = |name: &str| announced[name].as_str().expect("an address").to_owned();
 
     let question = format!("How long does standard delivery of a {SAID} take?");
@@ -64,7 +64,9 @@ async fn log_of_two_turns() -> Vec<Value> {
     flush(&client, &address).await;
 
     let killed = Command::new("kill").args(["-TERM", &server.id().to_string()]).status().expect("kill runs");
-    assert!(killed.success() && server.wait().expect("an end").success());
+    // Meanwhile the clients hear that it stops, and let go.
+    let ended = tokio::task::block_in_place(|| server.wait().expect("an end"));
+    assert!(killed.success() && ended.success());
     let log = reading.join().expect("read");
     eprintln!("{log}");
     // Beside the log, the command tells people what it does.
@@ -84,7 +86,7 @@ async fn flush(client: &HttpClient, address: &impl Fn(&str) -> String) {
     admin.flush(FlushRequest { selection, all: false, dry_run: false }).await.expect("flushed");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn turns_are_logged_within_their_requests_and_no_word_of_a_customer_at_info() {
     bounded(async {
         let log = log_of_two_turns().await;

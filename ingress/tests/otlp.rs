@@ -112,6 +112,9 @@ async fn requests_turns_and_stages_reach_a_collector_and_no_word_of_a_customer()
             // What its client was doing is above it, where the client said so.
             let named = (hex(&request.trace_id) == TRACE, hex(&request.parent_span_id) == PARENT);
             assert_eq!(named, (!is_cached, !is_cached), "{request:?}");
+            let status = request.attributes.iter().find(|attribute| attribute.key == "status").expect("a status");
+            let status = status.value.as_ref().and_then(|value| value.value.clone());
+            assert_eq!(status, Some(Value::StringValue(if is_cached { "Ok" } else { "200" }.to_owned())));
             let [turn] = below(request)[..] else { panic!("one turn: {spans:?}") };
             assert_eq!(turn.name, "turn");
             let stages = below(turn);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use serde::Serialize;
@@ -15,7 +15,7 @@ use turnflow_state::{StateError, Store};
 
 use super::named::{self, Named};
 use super::running::Running;
-use super::{Context, probe};
+use super::{Context, keys, probe};
 use crate::cli::CheckArgs;
 use crate::door::{certificates, read};
 use crate::failure::Failure;
@@ -83,7 +83,7 @@ fn without_variables(context: &Context) -> Context {
 }
 
 /// What this machine has for a server, or one that runs on this store uses already.
-fn machine(context: &Context, data: &Path) -> Result<Vec<Finding>, Failure> {
+fn machine(context: &Context, data: &PathBuf) -> Result<Vec<Finding>, Failure> {
     let (home, config, running) = (context.home()?, &context.config, Running::at(data));
     let running = running.as_ref();
     // Without the encoder's files nobody can tell, and that they are missing is told below.
@@ -92,8 +92,11 @@ fn machine(context: &Context, data: &Path) -> Result<Vec<Finding>, Failure> {
     // Another encoder's are looked at with what else the settings name.
     let is_shipped = config.encoder.is_shipped();
     let weights = is_shipped.then(|| finding("weights", &home.model_dir().display(), check_weights(&home)));
+    // Keys that cannot be read are told with what else the settings name.
+    let is_keyless = keys::files(context, Some(data))?.load().is_ok_and(|keys| keys.is_empty());
+    let guarded = !is_keyless || config.gateway.open;
     let [grpc, http] = [("port", config.server.listen), ("HTTP port", config.http.listen)]
-        .map(|(what, listen)| finding(what, &listen, check_port(listen, running)));
+        .map(|(what, listen)| finding(what, &listen, check_port(listen, guarded, running)));
     let of_server = running.map(|running| {
         let subject = format!("process {}", running.pid);
         finding("server", &subject, Ok(changes(running, config)))
@@ -164,8 +167,12 @@ fn check_weights(home: &ModelHome) -> anyhow::Result<String> {
     Ok("intact".to_owned())
 }
 
-/// A port must be free, or be one of the server's that runs on this store.
-fn check_port(listen: SocketAddr, running: Option<&Running>) -> anyhow::Result<String> {
+/// A port must be free, or be one of the server's that runs on this store; and out of others' reach where nobody needs a key.
+fn check_port(listen: SocketAddr, guarded: bool, running: Option<&Running>) -> anyhow::Result<String> {
+    if !guarded && !listen.ip().is_loopback() {
+        let (error, remedy) = keys::unguarded(listen);
+        anyhow::bail!("{error}: {remedy}");
+    }
     match TcpListener::bind(listen) {
         Ok(_) => Ok("free".to_owned()),
         Err(error) if error.kind() == ErrorKind::AddrInUse => {

@@ -1,5 +1,6 @@
 //! `keys`: makes, shows, revokes and rotates the keys that callers need. Works on their file, whether a server runs or not.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
@@ -20,6 +21,12 @@ pub(super) fn files(context: &Context, data: Option<&PathBuf>) -> Result<KeyFile
 fn named(text: &KeyText) -> Result<KeyId, Failure> {
     let id = key_id(text.reveal()).map_or_else(|| text.reveal().parse(), Ok);
     id.map_err(|message: String| Failure::usage(anyhow::anyhow!(message)))
+}
+
+/// Why a port that other machines can reach is not opened where nobody needs a key, and what to do.
+pub(super) fn unguarded(address: SocketAddr) -> (anyhow::Error, &'static str) {
+    let error = anyhow::anyhow!("there are no keys, so {address}, which other machines can reach, is not opened");
+    (error, "turnflow keys create makes one; or set gateway.open where something else decides who calls")
 }
 
 /// What can be done about an error.

@@ -97,10 +97,8 @@ fn guard(gateway: &Gateway, addresses: &Addresses, open: bool) -> Result<(), Fai
     let outside = [Some(addresses.grpc), addresses.http].into_iter().flatten().find(|at| !at.ip().is_loopback());
     match outside {
         Some(address) if !open => {
-            let error =
-                anyhow::anyhow!("there are no keys, so {address}, which other machines can reach, is not opened");
-            let hint = "turnflow keys create makes one; or set gateway.open where something else decides who calls";
-            return Err(Failure::usage(error).with_hint(hint));
+            let (error, remedy) = keys::unguarded(address);
+            return Err(Failure::usage(error).with_hint(remedy));
         }
         Some(address) => {
             tracing::warn!("there are no keys: everybody who reaches {address} may call");

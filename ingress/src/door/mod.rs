@@ -34,7 +34,7 @@ pub(crate) use self::refusal::{
 pub(crate) use self::reload::{NotReloaded, reload};
 pub use self::tls::TlsError;
 pub(crate) use self::tls::{certificate_until, certificates, private_key, read};
-pub(crate) use self::trace::request as request_span;
+pub(crate) use self::trace::{ended as request_ended, request as request_span};
 pub(crate) use self::traffic::{Open, Traffic};
 
 /// The tenant of every client, as long as there are no keys.

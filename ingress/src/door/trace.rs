@@ -1,8 +1,10 @@
 //! The span of a request: what log and traces show of it beside everything that happens for it.
 
+use std::fmt::Display;
+
 use axum::http::HeaderMap;
 use tracing::Span;
-use tracing::field::Empty;
+use tracing::field::{Empty, display};
 
 use crate::telemetry::joins_trace;
 
@@ -22,8 +24,10 @@ pub(crate) fn request(protocol: &'static str, method: &str, headers: &HeaderMap)
         method,
         request_id = Empty,
         traceparent = Empty,
+        status = Empty,
         otel.kind = Empty,
         otel.name = Empty,
+        otel.status_code = Empty,
     );
     let named = |name: &str| headers.get(name)?.to_str().ok().filter(|text| is_plain(text));
     if let Some(id) = named(REQUEST_ID) {
@@ -34,6 +38,14 @@ pub(crate) fn request(protocol: &'static str, method: &str, headers: &HeaderMap)
     }
     joins_trace(&span, headers, method.unwrap_or("unknown"));
     span
+}
+
+/// Says with which status of its protocol a request ended, and whether that is a fault of the server's.
+pub(crate) fn ended(span: &Span, status: &dyn Display, is_fault: bool) {
+    span.record("status", display(status));
+    if is_fault {
+        span.record("otel.status_code", "ERROR");
+    }
 }
 
 /// Whether a text is a name, and nothing that somebody said: short, printable, and without a space.

@@ -9,9 +9,19 @@ use axum::response::Response;
 use http_body_util::BodyExt as _;
 use tonic::service::Routes;
 use tonic::{Code, Status};
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 
-use crate::door::{Traffic, request_span};
+use crate::door::{Traffic, request_ended, request_span};
+
+/// Ends that are the server's fault, as OpenTelemetry's conventions have it.
+const FAULTS: [Code; 6] = [
+    Code::Unknown,
+    Code::DeadlineExceeded,
+    Code::Unimplemented,
+    Code::Internal,
+    Code::Unavailable,
+    Code::DataLoss,
+];
 
 /// The same services, with their calls observed.
 pub(super) fn observed(routes: Routes, traffic: Traffic) -> Routes {
@@ -19,8 +29,9 @@ pub(super) fn observed(routes: Routes, traffic: Traffic) -> Routes {
 }
 
 async fn observe(State(traffic): State<Traffic>, request: Request, next: Next) -> Response {
-    let mut call = Call { traffic, path: Some(request.uri().path().to_owned()) };
-    let span = request_span("grpc", request.uri().path(), request.headers());
+    let path = request.uri().path();
+    let span = request_span("grpc", path, request.headers());
+    let mut call = Call { traffic, span: span.clone(), path: Some(path.to_owned()) };
     let (head, body) = next.run(request).instrument(span).await.into_parts();
     call.hears(&head.headers);
     let body = body.map_frame(move |frame| {
@@ -35,6 +46,7 @@ async fn observe(State(traffic): State<Traffic>, request: Request, next: Next) -
 /// A call under way.
 struct Call {
     traffic: Traffic,
+    span: Span,
     /// What was called; None once it has ended.
     path: Option<String>,
 }
@@ -48,6 +60,7 @@ impl Call {
 
     fn ends(&mut self, code: Code) {
         let Some(path) = self.path.take() else { return };
+        request_ended(&self.span, &format_args!("{code:?}"), FAULTS.contains(&code));
         // Whatever is asked for that is not there counts as one method.
         let path = (code != Code::Unimplemented).then_some(path.as_str());
         // The codes' names are those of other libraries that count calls.

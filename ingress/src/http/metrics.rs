@@ -10,7 +10,7 @@ use tracing::Span;
 use super::error::ApiError;
 use super::receive::ForOperator;
 use super::router::App;
-use crate::door::{Traffic, request_span};
+use crate::door::{Traffic, request_ended, request_span};
 use crate::metrics::CONTENT_TYPE;
 
 /// `GET /metrics`. It waits for no place of other work, so that it tells of overload as well.
@@ -41,8 +41,9 @@ impl Seen {
         Self { span, method: name_of(request.method()), route }
     }
 
-    /// Counts it.
+    /// Counts it, and ends its span.
     pub(super) fn answered(&self, traffic: &Traffic, status: StatusCode) {
+        request_ended(&self.span, &status.as_u16(), status.is_server_error());
         traffic.answered(self.method, self.route.as_ref().map(MatchedPath::as_str), status.as_u16());
     }
 }

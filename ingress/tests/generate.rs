@@ -184,7 +184,7 @@ async fn a_conversation_streams_while_another_client_leaves() {
         // A turn that leans on the one before it is told it.
         let next = ask(&mut stays, turn("stays", "2", "And for that one?")).await.expect("answered");
         assert!(next.usage.is_some_and(|usage| usage.input_tokens > 0));
-        assert_eq!(tier.stats(), TierStats { answered: 3, failed: 0, cancelled: 1 });
+        assert_eq!(tier.stats(), TierStats { answered: 3, cancelled: 1, ..TierStats::default() });
         server.stop().await;
         let stats = tier.generation().expect("a decoder");
         assert_eq!((stats.blocks, stats.blocks_held), (BLOCKS, 0), "{stats:?}");

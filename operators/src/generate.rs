@@ -6,7 +6,7 @@
 //! in its place.
 //!
 //! An answer that leans on the conversation is not offered to the cache, nor one that another tier would have written but for the
-//! load; one that was not found in the knowledge base only for the same words.
+//! load; one that was not found in the knowledge base, or was cut off, only for the same words.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -231,7 +231,9 @@ impl<G: Generator> Generate<G> {
     /// the small one has too much to do.
     fn wants_more(&self, ask: &Ask, result: Option<&Generated>, now_us: u64) -> Option<&'static str> {
         match result {
-            Some(Ok(answer)) => (!answer.grounded && !ask.degraded).then_some("the small tier found no answer"),
+            Some(Ok(_)) if ask.degraded => None,
+            Some(Ok(answer)) if !answer.grounded => Some("the small tier found no answer"),
+            Some(Ok(answer)) => answer.cut_off.then_some("the small tier's answer was cut off"),
             Some(Err(ModelError::Cancelled)) => None,
             Some(Err(ModelError::Late { .. })) if is_due(ask, now_us) => None,
             Some(Err(error)) if error.is_overload() && self.load.lock().level(now_us) > LoadLevel::Normal => None,

@@ -41,6 +41,7 @@ fn record(turn: Turn) -> TurnRecord {
         verdict,
         latency: StageLatencies::default(),
         total_us: 0,
+        cut_off: false,
     };
     TurnRecord { turn, completion }
 }

@@ -53,6 +53,9 @@ impl<W: Work> Sequence<W> {
             None => true,
         };
         let is_long = self.tokens.len() - self.prompt >= self.tokens_max;
+        if is_long && !is_complete {
+            self.ticket.work(|work| Ok(work.cut_off())).transpose()?;
+        }
         Ok(if is_complete || is_long { ControlFlow::Break(self.usage()) } else { ControlFlow::Continue(()) })
     }
 

@@ -57,7 +57,6 @@ struct Counters {
     in_flight: AtomicUsize,
     retries: AtomicU64,
     usage_estimated: AtomicU64,
-    cut_off: AtomicU64,
     refused: AtomicU64,
 }
 
@@ -78,8 +77,6 @@ pub struct RemoteStats {
     pub retries: u64,
     /// Answers whose usage the server did not tell: it is estimated, at four bytes a token.
     pub usage_estimated: u64,
-    /// Answers that the bound on tokens cut off.
-    pub cut_off: u64,
     /// Answers in which the model declined to answer.
     pub refused: u64,
 }
@@ -102,7 +99,6 @@ impl RemoteHealth {
             breaker_opened,
             retries: counters.retries.load(Ordering::Relaxed),
             usage_estimated: counters.usage_estimated.load(Ordering::Relaxed),
-            cut_off: counters.cut_off.load(Ordering::Relaxed),
             refused: counters.refused.load(Ordering::Relaxed),
         }
     }
@@ -319,6 +315,7 @@ impl Shared {
         self.count(&reply);
         let (last, mut answer) = reader.finish(Tier::Openai, reply.usage);
         last.into_iter().for_each(on_delta);
+        answer.cut_off = reply.finish == Finish::Length;
         if reply.finish == Finish::Refused {
             answer.grounded = false;
             answer.sources.clear();
@@ -405,7 +402,6 @@ impl Shared {
         if reply.usage_is_estimate && earlier == 0 {
             tracing::warn!(server = self.config.base_url, "a remote server tells no usage: it is estimated");
         }
-        count(&self.counters.cut_off, reply.finish == Finish::Length);
         count(&self.counters.refused, reply.finish == Finish::Refused);
     }
 

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use turnflow_state::{Answer, Tier};
 
 use super::RemoteConfig;
-use super::breaker::{Breaker, BreakerLimits, BreakerState};
+use super::breaker::{Breaker, BreakerLimits, BreakerState, Held, Pass};
 use super::fault::{Phase, RemoteFault};
 use super::gate::{Entry, Gate};
 use super::http::{Limit, Question, Server};
@@ -385,7 +385,7 @@ impl Shared {
         total: Limit,
         on_delta: &mut (dyn FnMut(String) + Send),
     ) -> Result<Reply, RemoteFault> {
-        let pass = self.breaker.admit(Instant::now())?;
+        let pass = self.pass(total).await?;
         let result = self.server.ask(question, total, &|| pass.spoke(), on_delta).await;
         match &result {
             Err(fault) if fault.counts_against_server() => pass.failed(Instant::now()),
@@ -394,6 +394,20 @@ impl Shared {
             _ => pass.did_well(),
         }
         result
+    }
+
+    /// Leave to ask the server. Waits while another request tries whether it is well again, as long as a first token may take.
+    async fn pass(&self, total: Limit) -> Result<Pass, RemoteFault> {
+        let first_token = Duration::from_millis(self.config.first_token_ms_max);
+        let limit = Limit::after(first_token, Phase::FirstToken).sooner(total);
+        loop {
+            let changed = self.breaker.changed();
+            match self.breaker.admit(Instant::now()) {
+                Ok(pass) => return Ok(pass),
+                Err(Held::Resting(fault)) => return Err(fault),
+                Err(Held::Probing) => limit.bound(changed).await?,
+            }
+        }
     }
 
     fn count(&self, reply: &Reply) {

@@ -186,7 +186,7 @@ fn who_leaves_and_who_is_late_hear_why() {
     assert!(matches!(end, Err(ModelError::Late { limit_ms: 0 })));
     let (_, end) = answered(&tier, TierRequest { tokens_max: Some(7), ..request("c") });
     assert_eq!(end.expect("answered").text, "word wo", "no more tokens than it may have");
-    assert_eq!(tier.stats(), TierStats { answered: 1, failed: 1, cancelled: 1, ..TierStats::default() });
+    assert_eq!(tier.stats(), TierStats { answered: 1, cut_off: 1, failed: 1, cancelled: 1 });
     let error = answered(&tier, request(&"long ".repeat(1_000))).1.expect_err("too long");
     assert!(matches!(error, ModelError::PromptTooLong { .. }), "{error}");
 }

@@ -54,7 +54,11 @@ impl<W: Work> Sequence<W> {
         };
         let is_long = self.tokens.len() - self.prompt >= self.tokens_max;
         if is_long && !is_complete {
-            self.ticket.work(|work| Ok(work.cut_off())).transpose()?;
+            let told = self.ticket.work(|work| {
+                work.cut_off();
+                Ok(())
+            });
+            told.transpose()?;
         }
         Ok(if is_complete || is_long { ControlFlow::Break(self.usage()) } else { ControlFlow::Continue(()) })
     }

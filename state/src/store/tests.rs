@@ -363,7 +363,8 @@ fn what_was_written_before_answers_could_be_cut_off_is_read() {
         assert_eq!(store.turn(&record.turn.key()).expect("reads"), Some(record.clone()));
         assert_eq!(store.entry(entry.id).expect("reads"), Some(entry.clone()));
         let shortened = |column, key: Vec<u8>| {
-            let mut value = store.backend().multi_get(column, &[key.clone()]).expect("reads").remove(0).expect("there");
+            let mut value =
+                store.backend().multi_get(column, std::slice::from_ref(&key)).expect("reads").remove(0).expect("there");
             assert_eq!(value.pop(), Some(1), "the flag is the last byte");
             let mut batch = Batch::new();
             batch.put(column, key, value);

@@ -88,7 +88,7 @@ fn contenders(files: &EncoderCheckpoint, threads: usize, is_all: bool, python: O
     }
     // The tensor library's threads are those of its process.
     if is_all {
-        let device = DeviceChoice::Cpu.resolve(&std::env::temp_dir()).expect("a CPU").device;
+        let device = DeviceChoice::Cpu.resolve().expect("a CPU").device;
         let encoder = Encoder::load_plain(files, &device).expect("an encoder");
         all.push(contender("plain Burn f32".to_owned(), Kind::Ours(Box::new(encoder)), 0));
     }

@@ -267,6 +267,7 @@ impl<J: Journal> Commit<J> {
             verdict,
             latency: ask.latency,
             total_us: ask.latency.iter().map(|(_, elapsed_us)| u64::from(elapsed_us)).sum(),
+            cut_off: answer.cut_off,
         };
         let mut conversation = self.journal.conversation(&ask.turn)?.unwrap_or_default();
         conversation.record(ask.turn.id.clone());

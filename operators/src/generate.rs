@@ -6,7 +6,7 @@
 //! in its place.
 //!
 //! An answer that leans on the conversation is not offered to the cache, nor one that another tier would have written but for the
-//! load; one that was not found in the knowledge base only for the same words.
+//! load; one that was not found in the knowledge base, or was cut off, only for the same words.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -16,7 +16,7 @@ use std::time::Duration;
 use turnflow_models::{Lane, ModelError, TierHandle, TierRequest};
 use turnflow_state::{
     Answer, CacheEntry, CacheLevel, EntryId, LoadLevel, Stage as StageName, Support, Tier, TierSize, TurnError,
-    TurnErrorKind, TurnEvent, Usage, Verdict,
+    TurnErrorKind, TurnEvent, Usage, Verdict, wait_text,
 };
 
 use crate::audience::Audiences;
@@ -30,6 +30,9 @@ use crate::shell::{Stage, Wake};
 
 /// Above every cosine: no new chunk outdates an answer with such a last score.
 const NEVER: f32 = 2.0;
+/// Shortest and longest time after which who met a server that is left alone is told to come back, in milliseconds. The server may ask for
+/// more.
+const RETRY_MS: (u64, u64) = (500, 3_600_000);
 
 /// An answer, or why there is none.
 pub type Generated = Result<Answer, ModelError>;
@@ -228,7 +231,9 @@ impl<G: Generator> Generate<G> {
     /// the small one has too much to do.
     fn wants_more(&self, ask: &Ask, result: Option<&Generated>, now_us: u64) -> Option<&'static str> {
         match result {
-            Some(Ok(answer)) => (!answer.grounded && !ask.degraded).then_some("the small tier found no answer"),
+            Some(Ok(_)) if ask.degraded => None,
+            Some(Ok(answer)) if !answer.grounded => Some("the small tier found no answer"),
+            Some(Ok(answer)) => answer.cut_off.then_some("the small tier's answer was cut off"),
             Some(Err(ModelError::Cancelled)) => None,
             Some(Err(ModelError::Late { .. })) if is_due(ask, now_us) => None,
             Some(Err(error)) if error.is_overload() && self.load.lock().level(now_us) > LoadLevel::Normal => None,
@@ -355,12 +360,18 @@ fn ended(ask: Box<Ask>, result: Option<Generated>, chunks_wanted: usize, now_us:
                 format!("the question has too many tokens: with what goes with it {tokens}, at most {limit} fit");
             ungenerated(ask, TurnErrorKind::Invalid, &message)
         }
-        Some(Err(error)) if error.is_overload() => {
-            ungenerated(ask, TurnErrorKind::Overloaded, "no answer can be written at present")
-        }
+        Some(Err(error)) if error.is_overload() => Outcome::failed(ask, untaken(error.retry_after())),
         // The tier has told the log why.
         Some(Err(_)) | None => ungenerated(ask, TurnErrorKind::Internal, "no answer could be written"),
     }
+}
+
+/// What is told of a model that cannot be asked now, and may be after so long.
+fn untaken(retry_after: Option<Duration>) -> TurnError {
+    let message = "the model takes no questions at present";
+    let Some(wait) = retry_after else { return TurnError::new(TurnErrorKind::Overloaded, message) };
+    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).clamp(RETRY_MS.0, RETRY_MS.1);
+    TurnError::overloaded(format!("{message}; try again in {}", wait_text(wait_ms)), wait_ms)
 }
 
 fn ungenerated(ask: Box<Ask>, kind: TurnErrorKind, message: &str) -> Outcome {

@@ -242,6 +242,7 @@ mod tests {
             verdict,
             latency,
             total_us: 1_000,
+            cut_off: false,
         }
     }
 

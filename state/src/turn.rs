@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::entry::last_flag;
 use crate::{ConversationId, EntryId, Source, TenantId, TurnId, TurnKey};
 
 /// What a customer said, addressed to one conversation.
@@ -425,6 +426,9 @@ pub struct Completion {
     pub latency: StageLatencies,
     /// Time from admission to this event, in microseconds.
     pub total_us: u64,
+    /// Whether the bound on tokens cut the answer off.
+    #[serde(default, deserialize_with = "last_flag")]
+    pub cut_off: bool,
 }
 
 /// What is kept of an answered turn.

@@ -192,8 +192,10 @@ fn parse_article(text: &str) -> Result<ArticleDraft, String> {
 
 /// The pipeline checks this as well. Here the message names the line, and no article is too large to be sent.
 fn check_content(draft: &ArticleDraft, bytes_max: usize) -> Result<(), String> {
-    let Some(DraftContent { title, body, metadata, version }) = &draft.content else { return Ok(()) };
+    let Some(content) = &draft.content else { return Ok(()) };
     let id = &draft.id;
+    content.check_version().map_err(|error| format!("article {id}: {error}"))?;
+    let DraftContent { title, body, metadata, .. } = content;
     if title.trim().is_empty() && body.trim().is_empty() {
         return Err(format!("article {id} has neither a title nor a body"));
     }
@@ -201,9 +203,6 @@ fn check_content(draft: &ArticleDraft, bytes_max: usize) -> Result<(), String> {
     let bytes = title.len() + body.len() + notes;
     if bytes > bytes_max {
         return Err(format!("article {id} of {bytes} bytes, at most {bytes_max} are allowed"));
-    }
-    if *version == Some(0) {
-        return Err(format!("article {id} has version 0, versions count from 1"));
     }
     Ok(())
 }
@@ -290,7 +289,11 @@ mod tests {
         check(r#"{"id":"a","title":" "}"#, Err("kb.jsonl:1: article a has neither a title nor a body"));
         check(
             r#"{"id":"a","title":"T","version":0}"#,
-            Err("kb.jsonl:1: article a has version 0, versions count from 1"),
+            Err("kb.jsonl:1: article a: 0 is no version, 1 to 9007199254740992 can be given"),
+        );
+        check(
+            r#"{"id":"a","title":"T","version":18446744073709551615}"#,
+            Err("kb.jsonl:1: article a: 18446744073709551615 is no version, 1 to 9007199254740992 can be given"),
         );
         check(
             "{\"id\":\"a\",\"title\":\"T\"}\n{\"id\":\"a\",\"title\":\"U\"}",

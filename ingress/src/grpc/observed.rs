@@ -14,14 +14,8 @@ use tracing::{Instrument as _, Span};
 use crate::door::{Traffic, request_ended, request_span};
 
 /// Ends that are the server's fault, as OpenTelemetry's conventions have it.
-const FAULTS: [Code; 6] = [
-    Code::Unknown,
-    Code::DeadlineExceeded,
-    Code::Unimplemented,
-    Code::Internal,
-    Code::Unavailable,
-    Code::DataLoss,
-];
+const FAULTS: [Code; 6] =
+    [Code::Unknown, Code::DeadlineExceeded, Code::Unimplemented, Code::Internal, Code::Unavailable, Code::DataLoss];
 
 /// The same services, with their calls observed.
 pub(super) fn observed(routes: Routes, traffic: Traffic) -> Routes {

@@ -162,25 +162,27 @@ impl Weights {
     /// # Errors
     /// [`ModelError::Tensors`], naming each that does not fit.
     pub fn check(&self, expected: &[TensorSpec]) -> Result<(), ModelError> {
-        let mut problems = self.problems(expected);
-        let known: BTreeSet<&str> = expected.iter().map(|spec| spec.name.as_str()).collect();
-        let harmless = |name: &str| name == HEAD || name.ends_with(".rotary_emb.inv_freq");
-        let extra = self.tensors.keys().filter(|name| !known.contains(name.as_str()) && !harmless(name));
-        problems.extend(extra.map(|name| format!("unexpected tensor {name}")));
-        if problems.is_empty() { Ok(()) } else { Err(self.wrong(problems)) }
+        self.check_with(expected, |name| name != HEAD && !name.ends_with(".rotary_emb.inv_freq"))
     }
 
-    /// Checks that the tensors are there, each of a kind that is understood, and leaves out all others.
+    /// Checks that the tensors are there, each of a kind that is understood, and no other whose name begins with `closed`, and leaves
+    /// out all others.
     ///
     /// # Errors
     /// [`ModelError::Tensors`], naming each that does not fit.
-    pub(crate) fn choose(&mut self, wanted: &[TensorSpec]) -> Result<(), ModelError> {
-        let problems = self.problems(wanted);
-        if !problems.is_empty() {
-            return Err(self.wrong(problems));
-        }
+    pub(crate) fn choose(&mut self, wanted: &[TensorSpec], closed: &str) -> Result<(), ModelError> {
+        self.check_with(wanted, |name| name.starts_with(closed))?;
         self.keep(wanted);
         Ok(())
+    }
+
+    /// Checks that the tensors are these, and no others that count.
+    fn check_with(&self, expected: &[TensorSpec], counts: impl Fn(&str) -> bool) -> Result<(), ModelError> {
+        let mut problems = self.problems(expected);
+        let known: BTreeSet<&str> = expected.iter().map(|spec| spec.name.as_str()).collect();
+        let extra = self.tensors.keys().filter(|name| !known.contains(name.as_str()) && counts(name));
+        problems.extend(extra.map(|name| format!("unexpected tensor {name}")));
+        if problems.is_empty() { Ok(()) } else { Err(self.wrong(problems)) }
     }
 
     /// Whether there is a tensor of this name.

@@ -43,6 +43,11 @@ impl BertWeights {
         Ok(Self { weights, prefix })
     }
 
+    /// As [`Weights::check_finite`].
+    pub(crate) fn check_finite(&self) -> Result<(), ModelError> {
+        self.weights.check_finite()
+    }
+
     /// How the numbers are stored, each kind once.
     pub(crate) fn precisions(&self) -> Vec<Precision> {
         self.weights.precisions()

@@ -117,7 +117,8 @@ impl BurnTier {
     /// to the model, and the language of the answers; `instructions` are the processor's.
     ///
     /// # Errors
-    /// When the checkpoint cannot be used, the processor has not the instructions, the memory for keys and values is too small, or there is no thread.
+    /// When the checkpoint cannot be used, its logits are not finite, the processor has not the instructions, the memory for keys and values is
+    /// too small, or there is no thread.
     pub fn open(
         config: &BurnConfig,
         prompt: &PromptConfig,
@@ -128,7 +129,7 @@ impl BurnTier {
     ) -> Result<TierHandle, ModelError> {
         let checkpoint = config.open(home)?;
         let Loaded { mut model, kind, .. } = load(&checkpoint, config, home, instructions)?;
-        warm_up(model.as_mut())?;
+        warm_up(model.as_mut(), &checkpoint)?;
         Self::with_decoder((checkpoint, model, &kind), config, prompt, sampling, scope)
     }
 
@@ -223,7 +224,7 @@ fn blocks(config: &BurnConfig, block_bytes: u64) -> Result<usize, ModelError> {
     }
 }
 
-fn warm_up(model: &mut dyn StepModel) -> Result<(), ModelError> {
+fn warm_up(model: &mut dyn StepModel, checkpoint: &Checkpoint) -> Result<(), ModelError> {
     let shape = model.shape();
     let count = WARM_UP_TOKENS.min(shape.context_max).min(shape.block_tokens);
     let tokens = vec![0; count];
@@ -233,7 +234,11 @@ fn warm_up(model: &mut dyn StepModel) -> Result<(), ModelError> {
             model.step(&[Slice { tokens, position, blocks: &[0], wants_logits: true }], &mut logits)?;
         }
     }
-    Ok(())
+    if logits.iter().all(|logit| logit.is_finite()) {
+        return Ok(());
+    }
+    let reason = "a first prompt gives logits that are not finite: its numbers are damaged, or too large for the precision that is computed in";
+    Err(ModelError::Load { path: checkpoint.folder.clone(), reason: reason.to_owned() })
 }
 
 #[cfg(test)]

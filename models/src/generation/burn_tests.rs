@@ -170,7 +170,7 @@ fn weights_that_give_no_numbers_are_refused() {
     let settings = BurnConfig { model: folder.path().to_owned(), ..config("qwen2") };
     let opened =
         BurnTier::open(&settings, &prompting(), Sampling::GREEDY, ("", "en"), &home(), InstructionChoice::Auto);
-    let error = opened.err().expect("refused").to_string();
+    let error = opened.expect_err("refused").to_string();
     assert!(error.contains("a first prompt gives logits that are not finite"), "{error}");
     let error = Checkpoint::open(folder.path()).expect("opens").weights.check_finite().expect_err("named").to_string();
     assert!(error.ends_with("has numbers that are not finite"), "{error}");

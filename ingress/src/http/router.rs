@@ -267,6 +267,15 @@ mod tests {
     #[test]
     fn every_route_is_described_and_nothing_else() {
         let described: Value = serde_json::from_str(OPENAPI).expect("JSON");
+        let operations = described["paths"].as_object().expect("paths").values().filter_map(Value::as_object).flatten();
+        for (method, operation) in operations {
+            // Where a key is needed, callers have limits; a wrong host is refused everywhere.
+            let statuses =
+                if operation.get("security").is_some() { &["421"][..] } else { &["401", "403", "421", "429", "503"] };
+            for status in statuses {
+                assert!(!operation["responses"][status].is_null(), "{method} {}: {status}", operation["operationId"]);
+            }
+        }
         let described: BTreeSet<(String, String)> = described["paths"]
             .as_object()
             .expect("paths")

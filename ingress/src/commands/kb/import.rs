@@ -260,8 +260,7 @@ impl Tally {
         match self.written {
             0 => failure,
             written => {
-                let hint =
-                    format!("{written} articles were written by then, and stay so; the same import can be repeated");
+                let hint = format!("at least {written} articles were written by then; the same import can be repeated");
                 failure.with_hint(hint)
             }
         }

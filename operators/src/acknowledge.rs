@@ -27,9 +27,8 @@ impl Stage for Acknowledge {
     type Output = Notice;
 
     fn push(&mut self, ended: Box<Ended>, _now_us: u64, out: &mut Vec<Notice>) {
-        let Ended { request, admitted_us, events, conversation, read_bytes, started, repeated } = *ended;
-        let notice = |event| Notice { request, admitted_us, event, beginning: None, read_bytes, repeated };
-        out.extend(events.into_iter().map(notice));
+        let Ended { request, admitted_us, event, writer, conversation, read_bytes, started, repeated } = *ended;
+        out.push(Notice { request, admitted_us, event, writer, beginning: None, read_bytes, repeated });
         if started {
             self.releases.send(Release(conversation));
         }

@@ -1,65 +1,72 @@
 //! Audience: who else hears the pieces of an answer while a tier writes it.
 //!
-//! The turns that [follow](crate::flights) another are told its pieces as they come, and first those that came before.
-//! Contract: all that is told leaves from [`Generate`](crate::generate::Generate), so that the pieces of a turn keep their
-//! order. A listener that has heard anything has heard everything when the answer is complete. One that was told another
-//! answer's pieces before is told first that they are void.
+//! Turns that wait for another one's answer, in [`Dedupe`](crate::dedupe::Dedupe) or in [`Flights`](crate::flights), are told its
+//! pieces as they come, and first those that came before. Contract: all that is told leaves from
+//! [`Generate`](crate::generate::Generate), so that the pieces of a turn keep their order. A listener that has heard anything has
+//! heard everything when the answer is complete. Nobody hears what is written from a knowledge base older than the one that was
+//! acknowledged when its turn was admitted: that may be stale to it, and it waits until the whole answer is known to hold.
+//!
+//! What is told names its [`Writer`]. An answer may come to nothing after all and another one follow: whoever hands out the events
+//! takes back what another writer told.
 //!
 //! Flights and generate of one worker share the audiences; nothing of them crosses to another.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use serde::{Deserialize, Serialize};
 use turnflow_state::TurnEvent;
 
-use crate::message::{Ask, Notice, RequestId, ToCommit};
+use crate::message::{Ask, Notice, RequestId, ToCommit, Writer};
 use crate::shell::Mailbox;
 
-/// Whether a listener was told anything.
-#[derive(Clone, Debug, Default)]
-pub struct Heard(Rc<Cell<bool>>);
+/// A turn that listens to the answer of another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// Where its events go.
+    pub request: RequestId,
+    /// When it was admitted, in microseconds on the clock of the process it entered.
+    pub admitted_us: u64,
+    /// Owner of its conversation.
+    pub owner: u64,
+    /// The knowledge base's epoch that was acknowledged then: it hears nothing older.
+    pub acknowledged: u64,
+}
 
-impl Heard {
-    /// Whether it was.
+impl Listener {
+    /// A turn that waits.
     #[must_use]
-    pub fn anything(&self) -> bool {
-        self.0.get()
+    pub fn of(ask: &Ask) -> Self {
+        let Ask { request, admitted_us, acknowledged, .. } = *ask;
+        Self { request, admitted_us, owner: ask.conversation_owner(), acknowledged }
     }
 }
 
-#[derive(Debug)]
-struct Listener {
-    request: RequestId,
-    admitted_us: u64,
-    /// Owner of its conversation.
-    owner: u64,
-    /// Whether what it was told before is void.
-    void: bool,
-    /// Pieces that it was told.
-    told: usize,
-    heard: Heard,
-}
-
 /// An answer that is being written.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Audience {
+    /// The epoch of the knowledge base that it is written from.
+    read_epoch: u64,
+    /// Who writes it, from the first piece on.
+    writer: Option<Writer>,
     pieces: Vec<String>,
-    listeners: Vec<Listener>,
+    /// With how many pieces each was told.
+    listeners: Vec<(Listener, usize)>,
 }
 
 impl Audience {
     fn tell(&mut self, out: &mut Vec<ToCommit>) {
-        for listener in self.listeners.iter_mut().filter(|listener| listener.told < self.pieces.len()) {
-            let (request, admitted_us, owner) = (listener.request, listener.admitted_us, listener.owner);
-            let restart = std::mem::take(&mut listener.void).then_some(TurnEvent::Restart);
-            let untold = self.pieces[listener.told..].iter().cloned().map(TurnEvent::Delta);
-            let events = restart.into_iter().chain(untold);
-            let notice =
-                |event| Notice { request, admitted_us, event, beginning: None, read_bytes: 0, repeated: false };
-            out.extend(events.map(|event| ToCommit::Piece(notice(event), owner)));
-            listener.told = self.pieces.len();
-            listener.heard.0.set(true);
+        let Self { writer, pieces, listeners, .. } = self;
+        for (listener, told) in listeners {
+            let (request, admitted_us) = (listener.request, listener.admitted_us);
+            out.extend(pieces[*told..].iter().map(|piece| {
+                let event = TurnEvent::Delta(piece.clone());
+                let (writer, beginning) = (*writer, None);
+                let notice = Notice { request, admitted_us, event, writer, beginning, read_bytes: 0, repeated: false };
+                ToCommit::Piece(notice, listener.owner)
+            }));
+            *told = pieces.len();
         }
     }
 }
@@ -75,40 +82,40 @@ pub struct Audiences {
 
 impl Audiences {
     /// Lets others listen to a turn, from now to the end of its answer.
-    pub fn open(&self, leader: RequestId) {
-        self.open.borrow_mut().insert(leader, Audience::default());
+    pub fn open(&self, ask: &Ask) {
+        let read_epoch = ask.read_epoch;
+        let audience = Audience { read_epoch, writer: None, pieces: Vec::new(), listeners: Vec::new() };
+        self.open.borrow_mut().insert(ask.request, audience);
     }
 
-    /// Has a turn listen to another; None when there is nothing to be heard any more.
-    #[must_use]
-    pub fn listen(&self, leader: RequestId, ask: &Ask) -> Option<Heard> {
+    /// Has a turn listen to another; false when it may not, or when there is nothing to be heard any more.
+    pub fn listen(&self, leader: RequestId, listener: Listener) -> bool {
         let mut open = self.open.borrow_mut();
-        let audience = open.get_mut(&leader)?;
-        let heard = Heard::default();
-        audience.listeners.push(Listener {
-            request: ask.request,
-            admitted_us: ask.admitted_us,
-            owner: ask.conversation_owner(),
-            void: ask.void,
-            told: 0,
-            heard: heard.clone(),
-        });
+        let current = open.get_mut(&leader).filter(|audience| audience.read_epoch >= listener.acknowledged);
+        let Some(audience) = current else { return false };
+        if audience.listeners.iter().all(|(other, _)| other.request != listener.request) {
+            audience.listeners.push((listener, 0));
+        }
         if !audience.pieces.is_empty() {
             self.joined.send(leader);
         }
-        Some(heard)
+        true
     }
 
     /// A turn listens to another no more.
     pub(crate) fn leave(&self, leader: RequestId, listener: RequestId) {
         if let Some(audience) = self.open.borrow_mut().get_mut(&leader) {
-            audience.listeners.retain(|other| other.request != listener);
+            audience.listeners.retain(|(other, _)| other.request != listener);
         }
     }
 
-    /// The next piece of a turn's answer.
-    pub(crate) fn said(&self, leader: RequestId, piece: &str, out: &mut Vec<ToCommit>) {
-        if let Some(audience) = self.open.borrow_mut().get_mut(&leader) {
+    /// The next piece of an answer. What another tier wrote before is void.
+    pub(crate) fn said(&self, writer: Writer, piece: &str, out: &mut Vec<ToCommit>) {
+        if let Some(audience) = self.open.borrow_mut().get_mut(&writer.request) {
+            if audience.writer.replace(writer).is_some_and(|before| before != writer) {
+                audience.pieces.clear();
+                audience.listeners.iter_mut().for_each(|(_, told)| *told = 0);
+            }
             audience.pieces.push(piece.to_owned());
             audience.tell(out);
         }
@@ -119,16 +126,6 @@ impl Audiences {
         while let Some(leader) = self.joined.take() {
             if let Some(audience) = self.open.borrow_mut().get_mut(&leader) {
                 audience.tell(out);
-            }
-        }
-    }
-
-    /// What was said so far is void: another answer follows.
-    pub(crate) fn restart(&self, leader: RequestId) {
-        if let Some(audience) = self.open.borrow_mut().get_mut(&leader) {
-            audience.pieces.clear();
-            for listener in &mut audience.listeners {
-                listener.void |= std::mem::take(&mut listener.told) > 0;
             }
         }
     }

@@ -11,12 +11,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 use turnflow_state::{
-    Answer, CacheEntry, Committer, Completion, Conversation, EntryId, Stage as StageName, StateError, Store,
-    StoreBatch, Tier, TierSize, Turn, TurnError, TurnErrorKind, TurnEvent, TurnRecord, Usage, Verdict,
+    CacheEntry, Committer, Completion, Conversation, EntryId, Stage as StageName, StateError, Store, StoreBatch, Tier,
+    TierSize, Turn, TurnError, TurnErrorKind, TurnEvent, TurnRecord, Usage,
 };
 
 use crate::jobs::{Came, Jobs, Report};
-use crate::message::{Ask, Basis, Ended, Ending, Notice, Outcome, Resolution, Served, Settled, Settlement, ToCommit};
+use crate::message::{Ask, Ended, Ending, Notice, Outcome, Resolution, Served, Settled, Settlement, ToCommit};
 use crate::shell::{Stage, Wake};
 use crate::tally::{Consumption, Tallies};
 
@@ -156,7 +156,6 @@ struct Writing {
     settled: Settled,
     /// What it was spared, on a hit.
     saved: Usage,
-    streamed: bool,
 }
 
 /// The core.
@@ -207,22 +206,20 @@ impl<J: Journal> Commit<J> {
             Ending::Failed(error) => out.push(failed(&ask, error)),
             Ending::Repeated(record) => {
                 let completion = Box::new(Completion { latency: ask.latency, ..record.completion });
-                let ended = Ended::new(&ask, vec![TurnEvent::Done(completion)]);
+                let ended = Ended::new(&ask, TurnEvent::Done(completion), None);
                 out.push(Committed::End(Box::new(Ended { repeated: true, ..*ended })));
             }
             Ending::Served(served) if ask.purpose.is_background() => {
                 let cost_micros = cost_micros(&self.prices.now(), &ask, served.answer.usage);
                 self.tallies.of(&ask.turn.tenant).spent_in_background(cost_micros);
-                let settled =
-                    self.settled(&ask, served.answer, &served.verdict, cost_micros, served.basis, served.offer);
-                out.push(end(&ask, Vec::new(), Some(settled)));
+                let settled = self.settled(&ask, *served, cost_micros);
+                out.push(end(&ask, None, Some(settled), None));
             }
             Ending::Served(served) => {
-                let (streamed, is_hit) = (served.streamed, served.verdict.level.is_hit());
-                let saved = if is_hit { served.answer.usage } else { Usage::default() };
+                let saved = if served.verdict.level.is_hit() { served.answer.usage } else { Usage::default() };
                 match self.prepare(&ask, *served) {
                     Ok((completion, settled, batch)) => {
-                        self.queue.push_back((Writing { ask, completion, settled, saved, streamed }, batch));
+                        self.queue.push_back((Writing { ask, completion, settled, saved }, batch));
                     }
                     Err(error) => {
                         tracing::error!(
@@ -237,13 +234,13 @@ impl<J: Journal> Commit<J> {
     }
 
     fn prepare(&mut self, ask: &Ask, served: Served) -> Result<(Box<Completion>, Settled, StoreBatch), StateError> {
-        let Served { answer, verdict, basis, offer, .. } = served;
+        let (answer, verdict) = (served.answer.clone(), served.verdict.clone());
         let asked_a_tier = !verdict.level.is_hit();
         let usage = if asked_a_tier { answer.usage } else { Usage::default() };
         // Read once: a reload in between must not mix prices.
         let prices = self.prices.now();
         let cost_micros = cost_micros(&prices, ask, usage);
-        let settled = self.settled(ask, answer.clone(), &verdict, cost_micros, basis, offer);
+        let settled = self.settled(ask, served, cost_micros);
         let completion = Completion {
             text: answer.text.clone(),
             tier: answer.tier,
@@ -268,20 +265,14 @@ impl<J: Journal> Commit<J> {
     }
 
     /// What the question's shard hears of an answer.
-    fn settled(
-        &mut self,
-        ask: &Ask,
-        answer: Arc<Answer>,
-        verdict: &Verdict,
-        cost_micros: u64,
-        basis: Option<Basis>,
-        offer: Option<Box<CacheEntry>>,
-    ) -> Settled {
+    fn settled(&mut self, ask: &Ask, served: Served, cost_micros: u64) -> Settled {
+        let Served { answer, verdict, basis, offer, writer } = served;
         Settled {
             answer,
-            origin: verdict.origin.clone().unwrap_or_else(|| ask.turn.key()),
+            origin: verdict.origin.unwrap_or_else(|| ask.turn.key()),
             refreshed: verdict.refreshed,
-            question: verdict.question.clone().unwrap_or_else(|| ask.turn.text.clone()),
+            question: verdict.question.unwrap_or_else(|| ask.turn.text.clone()),
+            writer,
             cost_micros,
             basis,
             entry: offer.map(|entry| Box::new(CacheEntry { id: self.numbers.next(), ..*entry })),
@@ -289,7 +280,7 @@ impl<J: Journal> Commit<J> {
     }
 
     fn written(&mut self, writing: Writing, result: Option<Written>, now_us: u64, out: &mut Vec<Committed>) {
-        let Writing { mut ask, mut completion, settled, saved, streamed } = writing;
+        let Writing { mut ask, mut completion, settled, saved } = writing;
         match result {
             Some(Ok(())) => {
                 ask.left(StageName::Commit, now_us);
@@ -301,10 +292,8 @@ impl<J: Journal> Commit<J> {
                     saved,
                     saved_cost_micros: self.prices.now().large.cost_micros(saved),
                 });
-                // An answer that was not streamed travels whole: whoever hands out the events makes a piece of it.
-                let restart = (!streamed && ask.void).then_some(TurnEvent::Restart);
-                let events = restart.into_iter().chain([TurnEvent::Done(completion)]).collect();
-                out.push(end(&ask, events, Some(settled)));
+                let ended = Ended::new(&ask, TurnEvent::Done(completion), settled.writer);
+                out.push(end(&ask, Some(ended), Some(settled), None));
             }
             Some(Err(error)) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "cannot write a turn");
@@ -321,18 +310,20 @@ fn cost_micros(prices: &Prices, ask: &Ask, usage: Usage) -> u64 {
 }
 
 fn failed(ask: &Ask, error: TurnError) -> Committed {
-    end(ask, vec![TurnEvent::Error(error)], None)
+    let of_others = ask.hopeless.then(|| error.clone());
+    let ended = (!ask.purpose.is_background()).then(|| Ended::new(ask, TurnEvent::Error(error), None));
+    end(ask, ended, None, of_others)
 }
 
-fn end(ask: &Ask, events: Vec<TurnEvent>, settled: Option<Settled>) -> Committed {
-    let cached = settled.as_ref().is_some_and(|settled| settled.entry.is_some());
-    let is_background = ask.purpose.is_background();
-    if ask.leads || cached || is_background {
-        let resolution = Resolution { purpose: ask.purpose, key: ask.key.clone(), result: settled };
-        let ended = (!is_background).then(|| Ended::new(ask, events));
-        Committed::Settle(Box::new(Settlement { resolution, ended }))
-    } else {
-        Committed::End(Ended::new(ask, events))
+/// The end of a turn, which its question's shard hears of where that concerns others; it has none where nobody waits.
+fn end(ask: &Ask, ended: Option<Box<Ended>>, result: Option<Settled>, error: Option<TurnError>) -> Committed {
+    let is_cached = result.as_ref().is_some_and(|settled| settled.entry.is_some());
+    match ended {
+        Some(ended) if !ask.leads && !is_cached => Committed::End(ended),
+        ended => {
+            let resolution = Resolution { purpose: ask.purpose, key: ask.key.clone(), result, error };
+            Committed::Settle(Box::new(Settlement { resolution, ended }))
+        }
     }
 }
 

@@ -5,8 +5,11 @@
 //! [`Ask::leads`] set comes back as exactly one [`Settlement`], with its answer or without. Those who wait do not get the
 //! answer at once: they may have been admitted after a change of the knowledge base that it knows nothing of. It is put
 //! forward as a [`Proposal`], and comes back as exactly one [`Resolution`]: with it, those who wait get the answer;
-//! without, the first of them goes on in the leader's place. One whose time is up meanwhile waits no longer. Nothing crosses a scope, because the scope is part of the
-//! key. What became of every turn that led is left in [`Boxes::landed`] for those who [follow](crate::flights) it.
+//! without, the first of them goes on in the leader's place, unless a tier has failed at the question twice: then all of them fail.
+//! One whose time is up meanwhile waits no longer. Nothing crosses a scope, because the scope is part of the key.
+//!
+//! In [`Boxes::word`] is left for the [flights](crate::flights), who know where an answer is written: who waits, so that they hear it
+//! meanwhile, and what became of every turn that led.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -14,10 +17,11 @@ use std::rc::Rc;
 
 use turnflow_state::{CacheLevel, EntryHistory, EntryId, Stage as StageName, TurnKey, Verdict};
 
+use crate::audience::Listener;
 use crate::audit::Suspect;
 use crate::clients::Clients;
 use crate::deadline::{Earliest, is_late, late, take_late};
-use crate::flights::Landed;
+use crate::flights::{Landed, ToFlights};
 use crate::message::{
     Ask, Ended, Ending, Outcome, Purpose, QuestionKey, RequestId, Resolution, Served, Settled, Settlement, Step,
 };
@@ -63,8 +67,8 @@ pub struct Boxes {
     pub proposals: Mailbox<Proposal>,
     /// From validity: it may, or may not.
     pub resolved: Mailbox<Resolution>,
-    /// From dedupe: what became of the turns that led.
-    pub landed: Mailbox<Landed>,
+    /// From dedupe: who waits for turns that lead, and what became of these.
+    pub word: Mailbox<ToFlights>,
 }
 
 impl Dedupe {
@@ -98,9 +102,8 @@ impl Dedupe {
         let entry = shard.exact(&ask.key, ask.turn.at_ms)?;
         let same = same_question(CacheLevel::Exact, Some(entry.id), &entry.question, &entry.origin, entry.refreshed);
         let verdict = Verdict { age_ms: Some(ask.turn.at_ms.saturating_sub(entry.created_ms)), ..same };
-        Some(Box::new(Served { answer: entry.answer.clone(), verdict, basis: None, offer: None, streamed: false }))
+        Some(Box::new(Served { answer: entry.answer.clone(), verdict, basis: None, offer: None, writer: None }))
     }
-
     /// A turn that led has ended: asks whether those who wait may have its answer, if there is an answer and anybody to
     /// have it.
     fn settle(&mut self, resolution: Resolution, now_us: u64, out: &mut Vec<Step>) {
@@ -141,8 +144,9 @@ impl Dedupe {
 
     fn resolve(&mut self, resolution: Resolution, now_us: u64, out: &mut Vec<Step>) {
         if let Some(Flight { leader, .. }) = self.in_flight.get(&resolution.key) {
-            let (leader, scope, result) = (*leader, resolution.key.scope, resolution.result.clone());
-            self.boxes.landed.send(Landed { leader, scope, result });
+            let (leader, scope) = (*leader, resolution.key.scope);
+            let (result, error) = (resolution.result.clone(), resolution.error.clone());
+            self.boxes.word.send(ToFlights::Landed(Box::new(Landed { leader, scope, result, error })));
         }
         match resolution.result {
             Some(settled) => {
@@ -161,6 +165,15 @@ impl Dedupe {
                 }));
             }
             None => {
+                if let Some(error) = resolution.error {
+                    let Some(Flight { waiting, .. }) = self.in_flight.remove(&resolution.key) else { return };
+                    self.waiting -= waiting.len();
+                    out.extend(waiting.into_iter().map(|mut ask| {
+                        ask.left(StageName::Dedupe, now_us);
+                        Err(Outcome::failed(ask, error.clone()))
+                    }));
+                    return;
+                }
                 let Some(flight) = self.in_flight.get_mut(&resolution.key) else { return };
                 flight.joined = None;
                 match flight.waiting.pop_front() {
@@ -168,7 +181,10 @@ impl Dedupe {
                         self.waiting -= 1;
                         (heir.leads, heir.promised) = (true, true);
                         flight.leader = heir.request;
-                        flight.waiting.iter().for_each(|ask| self.clients.join(heir.request, ask));
+                        for ask in &flight.waiting {
+                            self.clients.join(heir.request, ask);
+                            listen(&self.boxes.word, heir.request, ask);
+                        }
                         heir.left(StageName::Dedupe, now_us);
                         out.push(Ok(heir));
                     }
@@ -181,11 +197,17 @@ impl Dedupe {
     }
 }
 
+/// Has a turn hear the answer that it waits for as it is written.
+fn listen(word: &Mailbox<ToFlights>, leader: RequestId, ask: &Ask) {
+    word.send(ToFlights::Listener { leader, scope: ask.key.scope, listener: Listener::of(ask) });
+}
+
 fn answered(mut ask: Box<Ask>, level: CacheLevel, settled: &Settled, now_us: u64) -> Outcome {
     ask.left(StageName::Dedupe, now_us);
     let entry = settled.entry.as_ref().map(|entry| entry.id);
     let verdict = same_question(level, entry, &settled.question, &settled.origin, settled.refreshed);
-    let served = Served { answer: settled.answer.clone(), verdict, basis: None, offer: None, streamed: false };
+    let (answer, writer) = (settled.answer.clone(), settled.writer);
+    let served = Served { answer, verdict, basis: None, offer: None, writer };
     Outcome { ask, ending: Ending::Served(Box::new(served)) }
 }
 
@@ -231,6 +253,7 @@ impl Stage for Dedupe {
             Some(flight) => {
                 self.clients.join(flight.leader, &ask);
                 self.earliest.add(&ask);
+                listen(&self.boxes.word, flight.leader, &ask);
                 flight.waiting.push_back(ask);
                 self.waiting += 1;
             }

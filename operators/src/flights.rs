@@ -8,12 +8,12 @@
 //! acknowledged when the follower was admitted: then no change that it may know of made the answer invalid.
 //!
 //! Where the answer does not serve, the first follower of those who read the newest knowledge base leads, and the others
-//! follow it or another one, so that a tier that fails is not stormed. A question that has no answer in the knowledge base
-//! is different: its followers go on at once, each by itself, because the next answer would not serve either, and they
-//! would wait in line for nothing.
+//! follow it or another one, so that a tier that fails is not stormed; when a tier has failed twice, all of them fail. A question
+//! that has no answer in the knowledge base is different: its followers go on at once, each by itself, because the next answer
+//! would not serve either, and they would wait in line for nothing.
 //!
-//! A follower hears the answer while it is [written](crate::audience), where it is written from an epoch no older than the
-//! one that was acknowledged when the follower was admitted. When it comes to nothing after all, what was heard is void.
+//! A follower hears the answer while it is [written](crate::audience), and so does who waits at dedupe for a turn that leads or
+//! follows here.
 //!
 //! A follower whose time is up waits no longer.
 //!
@@ -25,9 +25,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
-use turnflow_state::{ArticleId, CacheLevel, HitEvidence, ScopeId, Stage as StageName, Verdict, dot};
+use turnflow_state::{ArticleId, CacheLevel, HitEvidence, ScopeId, Stage as StageName, TurnError, Verdict, dot};
 
-use crate::audience::{Audiences, Heard};
+use crate::audience::{Audiences, Listener};
 use crate::audit::{Record, Sampler};
 use crate::bound::{SharedBound, Strictness};
 use crate::clients::Clients;
@@ -50,6 +50,8 @@ pub struct Landed {
     pub scope: ScopeId,
     /// Its answer, with an epoch of the knowledge base at which it held; None when it failed or fell.
     pub result: Option<Settled>,
+    /// What those who follow are told when nobody is to try again.
+    pub error: Option<TurnError>,
 }
 
 /// What goes to the flights of a scope.
@@ -57,6 +59,15 @@ pub struct Landed {
 pub enum ToFlights {
     /// A turn that no cache answered.
     Turn(Box<Ask>),
+    /// A turn that waits at dedupe for one that leads.
+    Listener {
+        /// The one that leads.
+        leader: RequestId,
+        /// The partition of its question.
+        scope: ScopeId,
+        /// The one that waits.
+        listener: Listener,
+    },
     /// Word of a turn that led.
     Landed(Box<Landed>),
 }
@@ -67,6 +78,7 @@ impl ToFlights {
     pub fn owner(&self) -> Option<u64> {
         match self {
             Self::Turn(ask) => ask.may_read_cache().then(|| owner_hash(&ask.key.scope)),
+            Self::Listener { scope, .. } => Some(owner_hash(scope)),
             Self::Landed(landed) => Some(owner_hash(&landed.scope)),
         }
     }
@@ -81,8 +93,6 @@ struct Flight {
     about: Option<ArticleId>,
     /// Made when it is first compared.
     prepared: Option<Prepared>,
-    /// The epoch of the knowledge base that its answer is written from.
-    read_epoch: u64,
     followers: Vec<Follower>,
 }
 
@@ -94,7 +104,6 @@ impl Flight {
             vector,
             about: ask.about.clone(),
             prepared: None,
-            read_epoch: ask.read_epoch,
             followers: Vec::new(),
         }
     }
@@ -108,14 +117,14 @@ struct Follower {
     evidence: HitEvidence,
     /// Under which levels it was decided.
     changes: [u32; 2],
-    /// Whether it was told any of the pieces; None when it does not listen.
-    heard: Option<Heard>,
 }
 
-impl Follower {
-    fn has_heard(&self) -> bool {
-        self.heard.as_ref().is_some_and(Heard::anything)
-    }
+/// Who waits at dedupe for a turn that is here or is to come.
+#[derive(Debug, Default)]
+struct Waiters {
+    /// Whose answer is written for that turn: its own, or one that it follows.
+    heard: Option<RequestId>,
+    listeners: Vec<Listener>,
 }
 
 /// The core.
@@ -128,6 +137,8 @@ pub struct Flights {
     clients: Clients,
     in_flight: HashMap<ScopeId, Vec<Flight>>,
     following: usize,
+    /// By the turn that they wait for, until it has landed.
+    waiters: HashMap<RequestId, Waiters>,
     earliest: Earliest,
     audiences: Audiences,
     gauge: Arc<AtomicUsize>,
@@ -145,7 +156,8 @@ impl Flights {
         gauge: Arc<AtomicUsize>,
     ) -> Self {
         let (sampler, clients, in_flight, earliest) = (None, Clients::default(), HashMap::new(), Earliest::default());
-        Self { policy, bound, sampler, enabled, clients, in_flight, following: 0, earliest, audiences, gauge }
+        let waiters = HashMap::new();
+        Self { policy, bound, sampler, enabled, clients, in_flight, following: 0, waiters, earliest, audiences, gauge }
     }
 
     /// The same for clients that may leave: a turn goes on while others follow it.
@@ -163,19 +175,19 @@ impl Flights {
     /// Has a turn follow the nearest question in flight whose answer the policy lets serve it, or go on.
     fn arrive(&mut self, ask: Box<Ask>, now_us: u64, out: &mut Vec<Step>) {
         let Some(vector) = ask.vector.clone().filter(|_| self.enabled && ask.may_read_cache()) else {
-            return out.push(Ok(ask));
+            return self.go_on(ask, now_us, out);
         };
         let flights = self.in_flight.get_mut(&ask.key.scope).map_or(&mut [][..], Vec::as_mut_slice);
         let Strictness { extra, changes, .. } = self.bound.lock().strictness(&ask.turn.tenant);
         match nearest(&self.policy, extra, flights, &ask, &vector) {
             Some((flight, similarity, evidence)) => {
-                // What is written from something older may be stale to it: it waits until the whole answer is known to hold.
-                let is_current = flight.read_epoch >= ask.acknowledged;
-                self.clients.join(flight.leader, &ask);
+                let (leader, follower) = (flight.leader, ask.request);
+                self.clients.join(leader, &ask);
                 self.earliest.add(&ask);
-                let heard = if is_current { self.audiences.listen(flight.leader, &ask) } else { None };
-                flight.followers.push(Follower { ask, similarity, evidence, changes, heard });
+                self.audiences.listen(leader, Listener::of(&ask));
+                flight.followers.push(Follower { ask, similarity, evidence, changes });
                 self.following += 1;
+                self.heard_at(leader, follower);
             }
             None => self.go_on(ask, now_us, out),
         }
@@ -184,19 +196,57 @@ impl Flights {
     /// Lets a turn go on, and others follow it if they may.
     fn go_on(&mut self, mut ask: Box<Ask>, now_us: u64, out: &mut Vec<Step>) {
         // Of a turn that dedupe does not lead nobody would hear the end.
-        let leads = ask.leads && ask.may_write_cache();
+        let leads = ask.leads && ask.may_read_cache() && ask.may_write_cache();
         if let Some(vector) = ask.vector.clone().filter(|_| leads) {
             self.in_flight.entry(ask.key.scope).or_default().push(Flight::of(&ask, vector));
-            self.audiences.open(ask.request);
+            self.audiences.open(&ask);
+            self.heard_at(ask.request, ask.request);
         }
         ask.left(StageName::Lookup, now_us);
         out.push(Ok(ask));
     }
 
+    /// Has those who wait for a turn listen to the answer that is written for it, its own or a leader's.
+    fn heard_at(&mut self, leader: RequestId, turn: RequestId) {
+        if let Some(waiters) = self.waiters.get_mut(&turn) {
+            waiters.heard = Some(leader);
+            for listener in &waiters.listeners {
+                self.audiences.listen(leader, listener.clone());
+            }
+        }
+    }
+
+    /// Has a turn that waits for another one listen to what is written for that one, now or as soon as something is.
+    fn listen(&mut self, turn: RequestId, scope: ScopeId, listener: Listener) {
+        let flights = self.in_flight.get(&scope).map_or(&[][..], Vec::as_slice);
+        let has = |flight: &&Flight| flight.leader == turn || flight.followers.iter().any(|f| f.ask.request == turn);
+        let waiters = self.waiters.entry(turn).or_insert_with(|| {
+            let heard = flights.iter().find(has).map(|flight| flight.leader);
+            Waiters { heard, listeners: Vec::new() }
+        });
+        if let Some(leader) = waiters.heard {
+            self.audiences.listen(leader, listener.clone());
+        }
+        waiters.listeners.push(listener);
+    }
+
     fn landed(&mut self, landed: Landed, now_us: u64, out: &mut Vec<Step>) {
+        if let Some(Waiters { heard: Some(leader), listeners }) = self.waiters.remove(&landed.leader) {
+            // It may have gone without the answer that it followed.
+            listeners.iter().for_each(|listener| self.audiences.leave(leader, listener.request));
+        }
         // Most of those that end had been answered before they came here.
         let Some(flight) = self.remove(landed.scope, landed.leader) else { return };
         self.following -= flight.followers.len();
+        if let Some(error) = landed.error {
+            out.extend(flight.followers.into_iter().map(|Follower { mut ask, .. }| {
+                ask.left(StageName::Lookup, now_us);
+                // Neither are those to try again who wait for its own answer.
+                ask.hopeless = true;
+                Err(Outcome::failed(ask, error.clone()))
+            }));
+            return;
+        }
         let settled = landed.result.and_then(|settled| Some((settled.basis.as_ref()?.valid_at, settled)));
         let is_unanswerable = settled.as_ref().is_some_and(|(_, settled)| !settled.answer.grounded);
         // Where the answer cites another article than the question is about, nothing is clear.
@@ -213,10 +263,7 @@ impl Flights {
                     }
                     out.push(Err(answered(follower, settled, now_us)));
                 }
-                _ => {
-                    let void = follower.ask.void || follower.has_heard();
-                    others.push(Box::new(Ask { void, promised: true, ..*follower.ask }));
-                }
+                _ => others.push(Box::new(Ask { promised: true, ..*follower.ask })),
             }
         }
         // Who has read the newest knowledge base leads: an answer from an older one may have fallen already.
@@ -300,7 +347,6 @@ fn followed(follower: &Follower, settled: &Settled) -> Option<Candidate> {
 }
 
 fn answered(follower: Follower, settled: &Settled, now_us: u64) -> Outcome {
-    let streamed = follower.has_heard();
     let Follower { mut ask, similarity, evidence, .. } = follower;
     ask.left(StageName::Lookup, now_us);
     // Nobody needs them any more, and the turn may cross to another worker.
@@ -316,7 +362,8 @@ fn answered(follower: Follower, settled: &Settled, now_us: u64) -> Outcome {
     };
     let verdict = Verdict { evidence: Some(Box::new(evidence)), ..verdict };
     let basis = settled.basis.clone();
-    let served = Served { answer: settled.answer.clone(), verdict, basis, offer: None, streamed };
+    let (answer, writer) = (settled.answer.clone(), settled.writer);
+    let served = Served { answer, verdict, basis, offer: None, writer };
     Outcome { ask, ending: Ending::Served(Box::new(served)) }
 }
 
@@ -331,6 +378,7 @@ impl Stage for Flights {
                 ask.entered_us = now_us;
                 self.arrive(ask, now_us, out);
             }
+            ToFlights::Listener { leader, scope, listener } => self.listen(leader, scope, listener),
             ToFlights::Landed(landed) => self.landed(*landed, now_us, out),
         }
         self.show(before);
@@ -351,30 +399,30 @@ impl Stage for Flights {
     }
 }
 
-/// Dedupe together with word of every turn of its that led and has ended, for the [`Flights`] of its scope.
+/// Dedupe together with its word for the [`Flights`] of a scope: of every turn that waits, and of every turn that led and has ended.
 #[derive(Debug)]
 pub struct Announce {
     dedupe: Dedupe,
-    landed: Mailbox<Landed>,
+    word: Mailbox<ToFlights>,
     steps: Vec<Step>,
 }
 
 impl Announce {
     /// A stage around a dedupe that leaves its word in the box.
     #[must_use]
-    pub fn new(dedupe: Dedupe, landed: Mailbox<Landed>) -> Self {
-        Self { dedupe, landed, steps: Vec::new() }
+    pub fn new(dedupe: Dedupe, word: Mailbox<ToFlights>) -> Self {
+        Self { dedupe, word, steps: Vec::new() }
     }
 
     fn give_out(&mut self, out: &mut Vec<<Self as Stage>::Output>) {
         out.extend(self.steps.drain(..).map(Ok));
-        out.extend(std::iter::from_fn(|| self.landed.take()).map(|landed| Err(Box::new(landed))));
+        out.extend(std::iter::from_fn(|| self.word.take()).map(Err));
     }
 }
 
 impl Stage for Announce {
     type Input = Box<Ask>;
-    type Output = Result<Step, Box<Landed>>;
+    type Output = Result<Step, ToFlights>;
 
     fn push(&mut self, ask: Box<Ask>, now_us: u64, out: &mut Vec<Self::Output>) {
         self.dedupe.push(ask, now_us, &mut self.steps);

@@ -24,7 +24,7 @@ use crate::clients::{Clients, Leavers, abandoned};
 use crate::deadline::late;
 use crate::jobs::{Came, Jobs, Report};
 use crate::load::{Backlog, Load};
-use crate::message::{Ask, Basis, Beginning, Ending, Exchange, Notice, Outcome, Served, ToCommit};
+use crate::message::{Ask, Basis, Beginning, Ending, Exchange, Notice, Outcome, Served, ToCommit, Writer};
 use crate::prioritise::{Class, Queue, QueueLimits, crowded};
 use crate::shell::{Stage, Wake};
 
@@ -167,7 +167,7 @@ impl<G: Generator> Generate<G> {
         self.given_up.extend(self.leavers.ends(&self.load, remove));
     }
 
-    fn start_waiting(&mut self, size: TierSize, now_us: u64, out: &mut Vec<ToCommit>) {
+    fn start_waiting(&mut self, size: TierSize, now_us: u64) {
         let Self { generator, clients, jobs, gates, given_up, .. } = self;
         let gate = &mut gates[size as usize];
         given_up.extend(gate.queue.extract_late(now_us + gate.needs_us()).into_iter().map(late));
@@ -179,21 +179,17 @@ impl<G: Generator> Generate<G> {
             let (waited_since, booked) = (ask.entered_us, ask.latency);
             ask.left(StageName::Prioritise, now_us);
             ask.entered_us = now_us;
-            let void = std::mem::take(&mut ask.void);
-            let restart = void.then(|| piece_of(&ask, TurnEvent::Restart));
             let started = Started { ask, lane, told: Cell::new(false) };
             let started = jobs.start(started, |started, report| {
                 generator.generate(size, lane, request(&started.ask, clients, now_us), report)
             });
             if let Err(Started { mut ask, .. }) = started {
                 // Its wait goes on.
-                (ask.entered_us, ask.void, ask.latency) = (waited_since, void, booked);
+                (ask.entered_us, ask.latency) = (waited_since, booked);
                 gate.full = Some(lane);
                 gate.queue.put_back(ask);
                 break;
             }
-            // Its pieces come later than this.
-            out.extend(restart);
             gate.under_way[lane as usize] += 1;
         }
     }
@@ -216,13 +212,13 @@ impl<G: Generator> Generate<G> {
         {
             ask.spent = result.and_then(Result::ok).map_or_else(Usage::default, |answer| answer.usage);
             (ask.size, ask.degraded, ask.promised) = (TierSize::Large, false, true);
-            (ask.void, ask.entered_us) = (ask.void || told.get(), now_us);
+            ask.entered_us = now_us;
             if let Some(route) = &mut ask.route {
                 (route.size, route.escalated, route.reason) = (TierSize::Large, true, reason.to_owned());
             }
-            self.audiences.restart(ask.request);
             return self.wait(ask);
         }
+        ask.hopeless = ask.promised && is_failure(&ask, result.as_ref(), now_us);
         self.audiences.close(ask.request, out);
         out.push(ToCommit::End(ended(ask, result, self.settings.chunks_wanted, now_us)));
     }
@@ -284,15 +280,15 @@ impl<G: Generator> Stage for Generate<G> {
                 Came::Piece(Started { ask, .. }, _) if ask.purpose.is_background() => {}
                 Came::Piece(Started { ask, told, .. }, piece) => {
                     told.set(true);
-                    self.audiences.said(ask.request, &piece, out);
-                    out.push(piece_of(ask, TurnEvent::Delta(piece)));
+                    self.audiences.said(Writer::of(ask), &piece, out);
+                    out.push(piece_of(ask, piece));
                 }
                 Came::Last(started, result) => self.came(started, result, now_us, out),
             }
         }
         self.audiences.catch_up(out);
         self.abandon();
-        TierSize::ALL.iter().for_each(|&size| self.start_waiting(size, now_us, out));
+        TierSize::ALL.iter().for_each(|&size| self.start_waiting(size, now_us));
         for mut outcome in std::mem::take(&mut self.given_up) {
             outcome.ask.left(StageName::Prioritise, now_us);
             self.audiences.close(outcome.ask.request, out);
@@ -315,10 +311,11 @@ impl<G: Generator> Stage for Generate<G> {
     }
 }
 
-fn piece_of(ask: &Ask, event: TurnEvent) -> ToCommit {
+fn piece_of(ask: &Ask, piece: String) -> ToCommit {
     let beginning = Some(Beginning { level: level_of(ask), size: ask.size });
-    let (request, admitted_us) = (ask.request, ask.admitted_us);
-    let notice = Notice { request, admitted_us, event, beginning, read_bytes: 0, repeated: false };
+    let (request, admitted_us, writer) = (ask.request, ask.admitted_us, Some(Writer::of(ask)));
+    let event = TurnEvent::Delta(piece);
+    let notice = Notice { request, admitted_us, event, writer, beginning, read_bytes: 0, repeated: false };
     ToCommit::Piece(notice, ask.conversation_owner())
 }
 
@@ -326,6 +323,15 @@ fn piece_of(ask: &Ask, event: TurnEvent) -> ToCommit {
 /// begun, and one that failed without a word counts as not having read.
 const fn has_read(result: Option<&Generated>) -> bool {
     matches!(result, None | Some(Ok(_) | Err(ModelError::Cancelled | ModelError::Late { .. })))
+}
+
+/// Whether a tier failed at a turn, by no fault of the turn's own: its question, its deadline, or its client's leaving.
+fn is_failure(ask: &Ask, result: Option<&Generated>, now_us: u64) -> bool {
+    match result {
+        Some(Ok(_) | Err(ModelError::Cancelled | ModelError::PromptTooLong { .. })) => false,
+        Some(Err(ModelError::Late { .. })) => !is_due(ask, now_us),
+        Some(Err(_)) | None => true,
+    }
 }
 
 /// What the tier is given to read for a turn, in bytes.
@@ -338,7 +344,10 @@ fn given_bytes(ask: &Ask) -> usize {
 
 fn ended(ask: Box<Ask>, result: Option<Generated>, chunks_wanted: usize, now_us: u64) -> Outcome {
     match result {
-        Some(Ok(answer)) => served(ask, answer, chunks_wanted, true),
+        Some(Ok(answer)) => {
+            let writer = Some(Writer::of(&ask));
+            served(ask, answer, chunks_wanted, writer)
+        }
         Some(Err(ModelError::Cancelled)) => abandoned(ask),
         Some(Err(ModelError::Late { .. })) if is_due(&ask, now_us) => late(ask),
         Some(Err(ModelError::Late { .. })) => {
@@ -368,7 +377,7 @@ fn level_of(ask: &Ask) -> CacheLevel {
 
 /// The end of a turn that was answered afresh, with what its answer rests on: the chunks that were retrieved, of
 /// `chunks_wanted`. A scripted answer rests on none, and no chunk can make it invalid.
-pub(crate) fn served(mut ask: Box<Ask>, answer: Answer, chunks_wanted: usize, streamed: bool) -> Outcome {
+pub(crate) fn served(mut ask: Box<Ask>, answer: Answer, chunks_wanted: usize, writer: Option<Writer>) -> Outcome {
     let answer = Arc::new(answer);
     // Commit needs none of it, and it may cross to another worker.
     let (retrieved, vector) = (std::mem::take(&mut ask.retrieved), ask.vector.take());
@@ -407,5 +416,5 @@ pub(crate) fn served(mut ask: Box<Ask>, answer: Answer, chunks_wanted: usize, st
     };
     let route = ask.route.take();
     let verdict = Verdict { route, ..Verdict::new(level, reason) };
-    Outcome { ask, ending: Ending::Served(Box::new(Served { answer, verdict, basis, offer, streamed })) }
+    Outcome { ask, ending: Ending::Served(Box::new(Served { answer, verdict, basis, offer, writer })) }
 }

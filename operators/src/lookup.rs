@@ -268,7 +268,7 @@ impl Gathered {
             evidence: Some(Box::new(hit.evidence)),
             route: None,
         };
-        let served = Served { answer: hit.answer, verdict, basis: Some(hit.basis), offer: None, streamed: false };
+        let served = Served { answer: hit.answer, verdict, basis: Some(hit.basis), offer: None, writer: None };
         Some(Err(Outcome { ask, ending: Ending::Served(Box::new(served)) }))
     }
 }

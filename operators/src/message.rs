@@ -128,8 +128,6 @@ pub struct Ask {
     pub size_before: Option<TierSize>,
     /// From dedupe: whether other turns wait for this one's answer.
     pub leads: bool,
-    /// From flights: whether what was streamed to it so far is void. Whoever streams to it next says so first.
-    pub void: bool,
     /// From dedupe, flights and generate: whether it has waited for an answer already that came to nothing.
     pub promised: bool,
     /// From embed: the vector of the question.
@@ -152,6 +150,8 @@ pub struct Ask {
     pub spent: Usage,
     /// From generate: what tiers have read for it, in bytes, without what is said to them every time.
     pub read_bytes: usize,
+    /// From generate and flights: whether a tier failed at its question for the second time, so that nobody tries again.
+    pub hopeless: bool,
 }
 
 impl Ask {
@@ -176,7 +176,6 @@ impl Ask {
             leans: false,
             size_before: None,
             leads: false,
-            void: false,
             promised: false,
             vector: None,
             retrieved: Vec::new(),
@@ -188,6 +187,7 @@ impl Ask {
             degraded: false,
             spent: Usage::default(),
             read_bytes: 0,
+            hopeless: false,
         }
     }
 
@@ -260,8 +260,25 @@ pub struct Served {
     pub basis: Option<Basis>,
     /// What to remember it by; its id is given at commit. None when it is not to be cached.
     pub offer: Option<Box<CacheEntry>>,
-    /// Whether its text was already streamed.
-    pub streamed: bool,
+    /// Who wrote it, where its pieces went to the turn as they were written; None when it comes whole.
+    pub writer: Option<Writer>,
+}
+
+/// Who writes an answer as it is told piece by piece. Pieces of different writers do not belong to one answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Writer {
+    /// The turn it is written for.
+    pub request: RequestId,
+    /// The tier that writes.
+    pub size: TierSize,
+}
+
+impl Writer {
+    /// The tier that has a turn.
+    #[must_use]
+    pub const fn of(ask: &Ask) -> Self {
+        Self { request: ask.request, size: ask.size }
+    }
 }
 
 /// How a turn ends.
@@ -304,6 +321,8 @@ pub struct Notice {
     pub admitted_us: u64,
     /// The event.
     pub event: TurnEvent,
+    /// With a piece, and with an answer's end: who wrote it.
+    pub writer: Option<Writer>,
     /// With a piece that a tier writes for this very turn: what is known of the answer.
     pub beginning: Option<Beginning>,
     /// With an end: what tiers have read for the turn, in bytes.
@@ -350,8 +369,10 @@ pub struct Ended {
     pub request: RequestId,
     /// When the turn was admitted, in microseconds on the clock of the process it entered.
     pub admitted_us: u64,
-    /// What is left to tell: the last event is the terminal one.
-    pub events: Vec<TurnEvent>,
+    /// What is left to tell: the terminal event.
+    pub event: TurnEvent,
+    /// Who wrote the answer, where it was told as it was written.
+    pub writer: Option<Writer>,
     /// Whose turn it was.
     pub conversation: ConversationKey,
     /// What tiers have read for it, in bytes.
@@ -363,13 +384,14 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// The end of a turn with these events.
+    /// The end of a turn with this event.
     #[must_use]
-    pub fn new(ask: &Ask, events: Vec<TurnEvent>) -> Box<Self> {
+    pub fn new(ask: &Ask, event: TurnEvent, writer: Option<Writer>) -> Box<Self> {
         Box::new(Self {
             request: ask.request,
             admitted_us: ask.admitted_us,
-            events,
+            event,
+            writer,
             conversation: (ask.turn.tenant.clone(), ask.turn.conversation.clone()),
             read_bytes: ask.read_bytes,
             started: ask.started,
@@ -402,6 +424,8 @@ pub struct Resolution {
     pub key: QuestionKey,
     /// Its answer; None when it failed, or when those who wait may not have it.
     pub result: Option<Settled>,
+    /// What those who wait are told when nobody is to try again.
+    pub error: Option<TurnError>,
 }
 
 impl Resolution {
@@ -423,6 +447,8 @@ pub struct Settled {
     pub refreshed: bool,
     /// The question as it was asked there.
     pub question: String,
+    /// Who wrote it, where others may have listened.
+    pub writer: Option<Writer>,
     /// What it cost to write, in millionths of the configured currency.
     pub cost_micros: u64,
     /// What it follows from; None when nobody else may get it.

@@ -88,11 +88,12 @@ fn resolution(audit: &turnflow_operators::message::Ask, full: (Answer, Support),
         origin: audit.turn.key(),
         refreshed: false,
         question: audit.turn.text.clone(),
+        writer: None,
         cost_micros: 6_000,
         basis: Some(Basis { support: Arc::new(full.1), valid_at, ..basis(&[1.0]) }),
         entry: None,
     };
-    Resolution { purpose: Purpose::Audit, key: audit.key.clone(), result: Some(settled) }
+    Resolution { purpose: Purpose::Audit, key: audit.key.clone(), result: Some(settled), error: None }
 }
 
 #[test]
@@ -140,7 +141,7 @@ fn audits_are_bounded_and_counted() {
     let (_, tested, sample) = audits.answered(&resolution(&audit, good(), 5)).expect("known");
     assert_eq!((tested.agreed, sample), (None, None));
     let audit = audits.start().expect("a place");
-    let failed = Resolution { purpose: Purpose::Audit, key: audit.key.clone(), result: None };
+    let failed = Resolution { purpose: Purpose::Audit, key: audit.key.clone(), result: None, error: None };
     assert_eq!(audits.answered(&failed).expect("known").1.agreed, None);
     let stats = audits.stats();
     assert_eq!((stats.made(), stats.agreed, stats.undecided, audits.pending()), (3, 1, 2, 0));

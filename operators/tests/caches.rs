@@ -15,6 +15,7 @@ use turnflow_operators::Stage;
 use turnflow_operators::audit::Tested;
 use turnflow_operators::bound::Strictness;
 use turnflow_operators::dedupe::{Boxes, Dedupe, Settle};
+use turnflow_operators::flights::ToFlights;
 use turnflow_operators::lookup::Search;
 use turnflow_operators::message::{
     Ask, Basis, Ended, Ending, Found, Outcome, Purpose, Query, QuestionKey, RequestId, Resolution, Settled, Settlement,
@@ -23,7 +24,9 @@ use turnflow_operators::message::{
 use turnflow_operators::selection::Selection;
 use turnflow_operators::shard::{Forgotten, Shard, ShardLimits};
 use turnflow_operators::validity::keeper::{Effects, Keeper, Proposal};
-use turnflow_state::{Answer, CacheControl, CacheEntry, CacheLevel, EntryHistory, EntryId, TenantId, TurnErrorKind};
+use turnflow_state::{
+    Answer, CacheControl, CacheEntry, CacheLevel, EntryHistory, EntryId, TenantId, TurnError, TurnErrorKind, TurnEvent,
+};
 
 const UNLIMITED: ShardLimits =
     ShardLimits { bytes_max: usize::MAX, tenant_bytes_max: usize::MAX, ttl_ms: None, similar: true };
@@ -48,6 +51,8 @@ struct Together {
     keeper: Keeper,
     boxes: Boxes,
     out: Vec<Step>,
+    /// Why the next question to be settled is given up for all.
+    error: Option<TurnError>,
 }
 
 impl Together {
@@ -59,6 +64,7 @@ impl Together {
             keeper: Keeper::new(shard),
             boxes,
             out: Vec::new(),
+            error: None,
         }
     }
 
@@ -74,13 +80,14 @@ impl Together {
             origin: turn("a", "1", question).key(),
             refreshed: false,
             question: question.into(),
+            writer: None,
             cost_micros: 0,
             basis: Some(basis(&[1.0])),
             entry: Some(Box::new(entry(id, scope("shop"), question, Some(vec![1.0])))),
         });
-        let ended = Ended::new(&ask(1, "a", "1", question), Vec::new());
+        let ended = Ended::new(&ask(1, "a", "1", question), TurnEvent::Accepted, None);
         let mut told = Vec::new();
-        let resolution = Resolution { purpose: Purpose::Turn, key, result };
+        let resolution = Resolution { purpose: Purpose::Turn, key, result, error: self.error.take() };
         self.settle.push(Box::new(Settlement { resolution, ended: Some(ended) }), 0, &mut told);
         assert_eq!(told.len(), 1, "the turn that led does not wait for the others");
         self.dedupe.poll(0, &mut self.out);
@@ -124,6 +131,33 @@ fn dedupe_serves_the_same_words_in_the_same_scope_only() {
     bypass.turn.cache_control = CacheControl::Bypass;
     dedupe.push(bypass, 0, &mut out);
     assert!(out[2].as_ref().is_ok_and(|ask| !ask.leads));
+}
+
+#[test]
+fn dedupe_has_those_who_wait_hear_the_turn_that_leads() {
+    let mut all = Together::new();
+    let heard = |boxes: &Boxes| -> Vec<(u64, u64)> {
+        let word = std::iter::from_fn(|| boxes.word.take());
+        word.filter_map(|to| match to {
+            ToFlights::Listener { leader, listener, .. } => Some((leader.number, listener.request.number)),
+            ToFlights::Landed(_) | ToFlights::Turn(_) => None,
+        })
+        .collect()
+    };
+    (1..4).for_each(|number| drop(all.ask(number, "is tea sold loose?")));
+    assert_eq!(heard(&all.boxes), [(1, 2), (1, 3)]);
+    assert_eq!(numbers(&all.settle("is tea sold loose?", None)), [2], "the first of them leads");
+    assert_eq!(heard(&all.boxes), [(2, 3)]);
+}
+
+#[test]
+fn dedupe_lets_nobody_try_again_where_that_is_hopeless() {
+    let mut all = Together::new();
+    (1..4).for_each(|number| drop(all.ask(number, "is tea sold loose?")));
+    all.error = Some(TurnError::new(TurnErrorKind::Internal, "no answer could be written"));
+    let out = all.settle("is tea sold loose?", None);
+    assert_eq!((numbers(&out), all.dedupe.held(), all.dedupe.in_flight()), (vec![2, 3], 0, 0));
+    assert!(out.iter().all(|step| matches!(step, Err(Outcome { ending: Ending::Failed(_), .. }))), "{out:?}");
 }
 
 #[test]

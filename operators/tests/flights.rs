@@ -13,19 +13,17 @@ use proptest::prelude::*;
 use support::{answer, ask, basis, entry, generate, numbers, scope, turn};
 use turnflow_models::{Lane, TierRequest};
 use turnflow_operators::Stage;
-use turnflow_operators::audience::Audiences;
+use turnflow_operators::audience::{Audiences, Listener};
 use turnflow_operators::bound::{BoundLimits, SharedBound};
-use turnflow_operators::commit::{Commit, Committed, EntryNumbers, Journal, PriceList, Written};
 use turnflow_operators::flights::{Flights, Landed, ToFlights};
 use turnflow_operators::generate::{Generated, Generator};
 use turnflow_operators::jobs::Report;
-use turnflow_operators::message::{Ask, Basis, Ending, Outcome, Purpose, RequestId, Served, Settled, Step, ToCommit};
+use turnflow_operators::message::{
+    Ask, Basis, Ending, Notice, Outcome, Purpose, RequestId, Served, Settled, Step, ToCommit, Writer,
+};
 use turnflow_operators::policy::{Clarity, Policy};
 use turnflow_operators::shell::Wake;
-use turnflow_state::{
-    Answer, CacheControl, CacheLevel, Conversation, EntryId, StateError, StoreBatch, TierSize, Turn, TurnErrorKind,
-    TurnEvent,
-};
+use turnflow_state::{Answer, CacheControl, CacheLevel, EntryId, TierSize, TurnError, TurnErrorKind, TurnEvent};
 
 /// Questions agree from a cosine of 0.9 on.
 fn flights() -> Flights {
@@ -57,6 +55,7 @@ fn settled(number: u64, answer: Arc<Answer>, valid_at: u64) -> Settled {
         answer,
         origin: turn(&number.to_string(), "1", &question).key(),
         refreshed: false,
+        writer: Some(Writer { request: RequestId { worker: 0, number }, size: TierSize::Large }),
         cost_micros: 0,
         basis: Some(Basis { valid_at, ..basis(&[1.0, 0.0]) }),
         entry: Some(Box::new(entry(number, scope("shop"), &question, None))),
@@ -65,10 +64,23 @@ fn settled(number: u64, answer: Arc<Answer>, valid_at: u64) -> Settled {
 }
 
 fn lands(flights: &mut Flights, number: u64, result: Option<Settled>) -> Vec<Step> {
+    ends(flights, number, result, None)
+}
+
+/// A turn that led has ended, perhaps for those who follow as well.
+fn ends(flights: &mut Flights, number: u64, result: Option<Settled>, error: Option<TurnError>) -> Vec<Step> {
     let leader = RequestId { worker: 0, number };
     let mut out = Vec::new();
-    flights.push(ToFlights::Landed(Box::new(Landed { leader, scope: scope("shop"), result })), 9, &mut out);
+    flights.push(ToFlights::Landed(Box::new(Landed { leader, scope: scope("shop"), result, error })), 9, &mut out);
     out
+}
+
+/// At dedupe, a turn waits for one that leads.
+fn waits(flights: &mut Flights, number: u64, ask: &Ask) {
+    let (leader, listener) = (RequestId { worker: 0, number }, Listener::of(ask));
+    let mut out = Vec::new();
+    flights.push(ToFlights::Listener { leader, scope: scope("shop"), listener }, 0, &mut out);
+    assert!(out.is_empty());
 }
 
 fn comes(flights: &mut Flights, ask: Box<Ask>) -> Vec<Step> {
@@ -98,7 +110,7 @@ fn a_similar_question_waits_and_gets_the_answer() {
     assert!(lands(&mut flights, 2, Some(settled(2, answer("no"), 0))).is_empty(), "nobody follows it");
     let out = lands(&mut flights, 1, Some(settled(1, answer("yes"), 7)));
     assert_eq!((numbers(&out), flights.held()), (vec![3], 0));
-    let Served { answer: got, verdict, basis, offer, streamed } = served(&out[0]);
+    let Served { answer: got, verdict, basis, offer, writer } = served(&out[0]);
     assert_eq!((got.text.as_str(), verdict.level, verdict.entry), ("yes", CacheLevel::Joined, Some(EntryId(1))));
     let similarity = verdict.similarity.expect("a similarity");
     assert!((similarity - 20_f32.to_radians().cos()).abs() < 1e-5, "{similarity}");
@@ -106,7 +118,7 @@ fn a_similar_question_waits_and_gets_the_answer() {
     assert_eq!(verdict.question.as_deref(), Some("question 1"));
     assert_eq!(verdict.origin.as_ref().expect("an origin").conversation.as_str(), "1");
     assert_eq!(verdict.reason, "a similar question was being answered, and both mention the same");
-    assert!(offer.is_none() && !streamed);
+    assert!(offer.is_none() && writer.is_some_and(|writer| writer.request.number == 1));
     assert_eq!(basis.as_ref().expect("a basis").valid_at, 7, "those who wait for the follower's words may have it too");
     assert!(lands(&mut flights, 1, Some(settled(1, answer("yes"), 7))).is_empty(), "it is in flight no more");
     assert_eq!(goes_on(&comes(&mut flights, asks(4, "do you sell loose tea", 20.0))), [4]);
@@ -232,14 +244,13 @@ impl Generator for Told {
     }
 }
 
-/// What was told, by turn: pieces, and `!` for a restart.
+/// What was told, by turn: pieces, with the turn that each was written for.
 fn told(out: &mut Vec<ToCommit>) -> Vec<(u64, String)> {
     let piece = |to: ToCommit| match to {
-        ToCommit::Piece(notice, _) => match notice.event {
-            TurnEvent::Delta(text) => Some((notice.request.number, text)),
-            TurnEvent::Restart => Some((notice.request.number, "!".to_owned())),
-            other => panic!("{other:?}"),
-        },
+        ToCommit::Piece(Notice { request, writer: Some(writer), event: TurnEvent::Delta(text), .. }, _) => {
+            Some((request.number, format!("{}{text}", writer.request.number)))
+        }
+        ToCommit::Piece(other, _) => panic!("{other:?}"),
         ToCommit::End(_) => None,
     };
     out.drain(..).filter_map(piece).collect()
@@ -257,7 +268,7 @@ fn followers_hear_what_the_tier_says() {
             Box::new(Ask { acknowledged, read_epoch, ..*asks(number, "tea", 0.0) })
         };
         let say = |job: usize, text: &str| tier.0.borrow()[job].pieces().send(text.to_owned());
-        let one = |number: u64, text: &str| (number, text.to_owned());
+        let of_first = |number: u64| (number, "1a".to_owned());
         for step in comes(&mut flights, read(1, 3, 3)) {
             generate.push(step.expect("leads"), 0, &mut out);
         }
@@ -265,11 +276,11 @@ fn followers_hear_what_the_tier_says() {
         generate.poll(0, &mut out);
         say(0, "a");
         generate.poll(0, &mut out);
-        assert_eq!(told(&mut out), [one(2, "a"), one(1, "a")]);
+        assert_eq!(told(&mut out), [of_first(2), of_first(1)]);
         assert!(comes(&mut flights, read(3, 3, 4)).is_empty(), "hears what came before");
         assert!(comes(&mut flights, read(4, 4, 4)).is_empty(), "knows of something newer than what is read there");
         generate.poll(0, &mut out);
-        assert_eq!(told(&mut out), [one(3, "a")]);
+        assert_eq!(told(&mut out), [of_first(3)]);
         drop(tier.0.borrow_mut().remove(0));
         generate.poll(0, &mut out);
         assert!(told(&mut out).is_empty() && generate.held() == 0);
@@ -277,57 +288,69 @@ fn followers_hear_what_the_tier_says() {
         let mut heirs = lands(&mut flights, 1, None);
         assert_eq!(goes_on(&heirs), [3], "it has read the newest, and came before 4");
         let heir = heirs.remove(0).expect("goes on");
-        assert!(heir.void);
         generate.push(heir, 0, &mut out);
         generate.poll(0, &mut out);
-        assert_eq!(told(&mut out), [one(3, "!")]);
         say(0, "b");
         say(0, "c");
         generate.poll(0, &mut out);
         let heard = told(&mut out);
         let of = |number: u64| heard.iter().filter(|(to, _)| *to == number).map(|(_, text)| text.as_str()).collect();
         let (second, third, fourth): (String, String, String) = (of(2), of(3), of(4));
-        assert_eq!((second.as_str(), third.as_str(), fourth.as_str()), ("!bc", "bc", "bc"));
+        assert_eq!((second.as_str(), third.as_str(), fourth.as_str()), ("3b3c", "3b3c", "3b3c"));
         tier.0.borrow_mut().remove(0).finish(Ok((*answer("bc")).clone()));
         generate.poll(0, &mut out);
-        let out = lands(&mut flights, 3, Some(settled(3, answer("bc"), 4)));
-        assert_eq!(numbers(&out).len(), 2);
-        assert!(out.iter().all(|step| served(step).streamed), "nothing of it is told again");
+        assert_eq!(numbers(&lands(&mut flights, 3, Some(settled(3, answer("bc"), 4)))).len(), 2);
     });
-}
-
-/// Forgets everything at once.
-struct Nowhere;
-
-impl Journal for Nowhere {
-    fn conversation(&self, _: &Turn) -> Result<Option<Conversation>, StateError> {
-        Ok(None)
-    }
-
-    fn write(&self, _: StoreBatch, report: Report<(), Written>) {
-        report.finish(Ok(()));
-    }
 }
 
 #[test]
-fn an_answer_that_comes_whole_takes_back_what_was_heard_before() {
+fn whoever_waits_at_dedupe_hears_what_is_written_for_the_turn_that_leads_or_for_the_one_that_it_follows() {
     timely::execute_directly(|worker| {
-        let wake = Wake::new(worker.sync_activator_for(vec![0]));
-        for void in [true, false] {
-            let mut flights = flights();
-            comes(&mut flights, asks(1, "tea", 0.0));
-            assert!(comes(&mut flights, Box::new(Ask { void, ..*asks(2, "tea", 0.0) })).is_empty());
-            let answered = lands(&mut flights, 1, Some(settled(1, answer("yes"), 0))).remove(0).expect_err("it ends");
-            let mut commit = Commit::new(Nowhere, PriceList::default(), EntryNumbers::new(EntryId(0), 0, 1), &wake);
-            let mut out = Vec::new();
-            commit.push(ToCommit::End(answered), 0, &mut out);
-            (0..2).for_each(|_| commit.poll(0, &mut out));
-            let Some(Committed::Settle(settlement)) = out.pop() else { panic!("others may wait for it") };
-            let mut events = settlement.ended.expect("an end").events;
-            assert!(matches!(events.pop(), Some(TurnEvent::Done(_))));
-            assert_eq!(events, if void { vec![TurnEvent::Restart] } else { vec![] });
-        }
+        let audiences = Audiences::default();
+        let mut flights = heard_by(true, audiences.clone());
+        let tier = Told::default();
+        let mut generate = generate(tier.clone(), audiences, &Wake::new(worker.sync_activator_for(vec![0])));
+        let mut out = Vec::new();
+        let say = |job: usize, text: &str| tier.0.borrow()[job].pieces().send(text.to_owned());
+        // Before the turn that leads has come here, and after.
+        waits(&mut flights, 1, &asks(11, "tea", 0.0));
+        let leader = comes(&mut flights, asks(1, "tea", 0.0)).remove(0).expect("leads");
+        generate.push(leader, 0, &mut out);
+        waits(&mut flights, 1, &asks(12, "tea", 0.0));
+        // For one that follows, and for one that is to follow.
+        assert!(comes(&mut flights, asks(2, "teas", 5.0)).is_empty());
+        waits(&mut flights, 2, &asks(21, "teas", 5.0));
+        waits(&mut flights, 3, &asks(31, "the tea", 5.0));
+        assert!(comes(&mut flights, asks(3, "the tea", 5.0)).is_empty());
+        // It knows of something newer than what the answer is written from.
+        waits(&mut flights, 1, &Ask { acknowledged: 1, ..*asks(13, "tea", 0.0) });
+        generate.poll(0, &mut out);
+        say(0, "a");
+        generate.poll(0, &mut out);
+        let mut heard = told(&mut out);
+        heard.sort();
+        let all = [1, 2, 3, 11, 12, 21, 31].map(|number| (number, "1a".to_owned()));
+        assert_eq!(heard, all);
+
+        // The turn that they wait for has gone: what it followed is not for them any more.
+        lands(&mut flights, 2, None);
+        say(0, "b");
+        generate.poll(0, &mut out);
+        assert!(told(&mut out).iter().all(|(number, _)| *number != 21));
     });
+}
+
+#[test]
+fn when_nobody_is_to_try_again_those_who_follow_fail_as_well() {
+    let mut flights = flights();
+    comes(&mut flights, asks(1, "tea", 0.0));
+    assert!(comes(&mut flights, asks(2, "teas", 5.0)).is_empty());
+    let error = TurnError::new(TurnErrorKind::Internal, "no answer could be written");
+    match &ends(&mut flights, 1, None, Some(error.clone()))[..] {
+        [Err(Outcome { ending: Ending::Failed(failed), ask })] => assert_eq!((failed, ask.request.number), (&error, 2)),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(flights.held(), 0);
 }
 
 proptest! {

@@ -10,12 +10,12 @@ use std::rc::Rc;
 use support::{answer, ask, settings};
 use turnflow_models::{Cancel, Lane, ModelError, RemoteFault, TierRequest};
 use turnflow_operators::Stage;
-use turnflow_operators::audience::Audiences;
+use turnflow_operators::audience::{Audiences, Listener};
 use turnflow_operators::clients::Clients;
 use turnflow_operators::generate::{Generate, GenerateSettings, Generated, Generator};
 use turnflow_operators::jobs::Report;
 use turnflow_operators::load::Load;
-use turnflow_operators::message::{Ask, Ending, Outcome, Purpose, RequestId, Served, ToCommit};
+use turnflow_operators::message::{Ask, Ending, Outcome, Purpose, Served, ToCommit};
 use turnflow_operators::shell::Wake;
 use turnflow_state::{Answer, RouteEvidence, Stage as StageName, TierSize, TurnErrorKind, TurnEvent, Usage};
 
@@ -98,16 +98,12 @@ impl Rig {
         self.tiers.jobs.borrow().iter().map(|(size, lane, _)| (*size, *lane)).collect()
     }
 
-    /// What was told since: pieces, `!` for a restart, and ends.
+    /// What was told since: pieces, with the tier that wrote them, and ends.
     fn told(&mut self) -> Vec<(u64, String)> {
         let told = |told: ToCommit| match told {
             ToCommit::Piece(notice, _) => {
-                let said = match notice.event {
-                    TurnEvent::Delta(text) => text,
-                    TurnEvent::Restart => "!".to_owned(),
-                    other => panic!("{other:?}"),
-                };
-                (notice.request.number, said)
+                let (Some(writer), TurnEvent::Delta(text)) = (notice.writer, notice.event) else { panic!("a piece") };
+                (notice.request.number, format!("{}: {text}", writer.size.as_str()))
             }
             ToCommit::End(Outcome { ask, ending: Ending::Served(served) }) => {
                 (ask.request.number, served.answer.text.clone())
@@ -141,18 +137,17 @@ fn said(told: &[(u64, &str)]) -> Vec<(u64, String)> {
 #[test]
 fn what_the_small_tier_said_is_void_when_the_large_one_is_asked_for_followers_too() {
     with(settings(), |mut rig| {
-        let leader = RequestId { worker: 0, number: 1 };
-        rig.audiences.open(leader);
+        let leader = ask(1, "c1", "1", "?");
+        rig.audiences.open(&leader);
         rig.comes(1, TierSize::Small, 0, |_| {});
-        let heard = rig.audiences.listen(leader, &ask(2, "c2", "1", "?")).expect("it is being answered");
+        assert!(rig.audiences.listen(leader.request, Listener::of(&ask(2, "c2", "1", "?"))), "it is being answered");
         rig.says("I don't", 1);
-        assert_eq!(rig.told(), said(&[(2, "I don't"), (1, "I don't")]));
+        assert_eq!(rig.told(), said(&[(2, "small: I don't"), (1, "small: I don't")]));
         rig.ends(Ok(unknown()), 2);
         assert_eq!(rig.with_tiers(), [(TierSize::Large, Lane::Ongoing)], "it has waited already");
-        assert_eq!(rig.told(), said(&[(1, "!")]));
+        assert_eq!(rig.told(), said(&[]));
         rig.says("At home.", 3);
-        assert_eq!(rig.told(), said(&[(2, "!"), (2, "At home."), (1, "At home.")]));
-        assert!(heard.anything());
+        assert_eq!(rig.told(), said(&[(2, "large: At home."), (1, "large: At home.")]), "by another writer");
         rig.ends(Ok((*answer("At home.")).clone()), 9);
         let (ask, served) = rig.ended();
         assert_eq!(served.answer.text, "At home.");
@@ -293,14 +288,14 @@ fn who_finds_no_place_is_told_when_to_come_back() {
     with(GenerateSettings { queue: few, ..settings() }, |mut rig| {
         rig.tiers.room.set([0, 0, 0]);
         rig.comes(1, TierSize::Large, 0, |_| {});
-        rig.audiences.open(RequestId { worker: 0, number: 2 });
+        rig.audiences.open(&ask(2, "c2", "1", "?"));
         rig.comes(2, TierSize::Large, 1, |_| {});
         let [ToCommit::End(Outcome { ask, ending: Ending::Failed(error) })] = rig.out.as_slice() else {
             panic!("{:?}", rig.out)
         };
         assert_eq!((ask.request.number, error.kind), (2, TurnErrorKind::Overloaded));
         assert!(error.retry_after_ms.is_some_and(|ms| ms > 0));
-        assert!(rig.audiences.listen(ask.request, ask).is_none(), "there is nothing to be heard of it");
+        assert!(!rig.audiences.listen(ask.request, Listener::of(ask)), "there is nothing to be heard of it");
     });
 }
 

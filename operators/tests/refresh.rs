@@ -56,8 +56,17 @@ fn resolution(question: &str, answer: Arc<Answer>) -> Resolution {
     let origin = turn("c0", "t0", question).key();
     let basis = Some(basis(&[1.0]));
     let question_of = question.to_owned();
-    let settled = Settled { answer, origin, refreshed: false, question: question_of, cost_micros: 60, basis, entry };
-    Resolution { purpose: Purpose::Refresh, key: key(question), result: Some(settled) }
+    let settled = Settled {
+        answer,
+        origin,
+        refreshed: false,
+        question: question_of,
+        writer: None,
+        cost_micros: 60,
+        basis,
+        entry,
+    };
+    Resolution { purpose: Purpose::Refresh, key: key(question), result: Some(settled), error: None }
 }
 
 fn answered(refresh: &mut Refresh, question: &str, answer: Arc<Answer>) -> Option<Proposal> {

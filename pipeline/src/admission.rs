@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tracing::Span;
 use turnflow_models::Cancel;
-use turnflow_operators::message::{Beginning, Notice};
+use turnflow_operators::message::{Beginning, Notice, Writer};
 use turnflow_operators::tally::TenantTally;
 use turnflow_state::{Completion, TenantId, TurnErrorKind, TurnEvent, Usage, wait_text};
 
@@ -184,6 +184,8 @@ struct Waiting {
     cancel: Cancel,
     /// When its first piece was told that is not void, in microseconds since its admission.
     first_piece_us: Option<u64>,
+    /// Who wrote the pieces that it was told, where they are not void.
+    writer: Option<Writer>,
     /// What tiers have written for it, in bytes.
     written_bytes: usize,
     /// Told what it has cost.
@@ -196,16 +198,26 @@ struct Waiting {
 }
 
 impl Waiting {
+    /// Takes what it was told back when it does not belong to the answer that comes.
+    fn turns_to(&mut self, event: &TurnEvent, writer: Option<Writer>) {
+        if !matches!(event, TurnEvent::Delta(_) | TurnEvent::Done(_)) {
+            return;
+        }
+        if std::mem::replace(&mut self.writer, writer).is_some_and(|before| writer != Some(before)) {
+            self.first_piece_us = None;
+            let _ = self.events.send((TurnEvent::Restart, None));
+        }
+    }
+
     /// Takes in what is told to it.
     fn hears(&mut self, event: &TurnEvent, beginning: Option<Beginning>, elapsed_us: u64, repeated: bool) {
         match event {
-            TurnEvent::Accepted => {}
+            TurnEvent::Accepted | TurnEvent::Restart => {}
             TurnEvent::Delta(piece) => {
                 self.first_piece_us = self.first_piece_us.or(Some(elapsed_us));
                 // What is written for others has no beginning.
                 self.written_bytes += beginning.map_or(0, |_| piece.len());
             }
-            TurnEvent::Restart => self.first_piece_us = None,
             TurnEvent::Done(_) if repeated => self.tally.repeated(),
             TurnEvent::Done(completion) => {
                 self.tally.answered(completion, self.first_piece_us.unwrap_or(elapsed_us));
@@ -263,6 +275,7 @@ impl Streams {
             epoch,
             cancel,
             first_piece_us: None,
+            writer: None,
             written_bytes: 0,
             on_cost,
             tally,
@@ -275,9 +288,12 @@ impl Streams {
 
     /// Delivers an event, so many microseconds after its turn was admitted; the terminal one closes the stream and frees the place.
     pub(crate) fn deliver(&self, notice: Notice, elapsed_us: u64) {
-        let Notice { request, event, beginning, read_bytes, repeated, .. } = notice;
+        let Notice { request, event, writer, beginning, read_bytes, repeated, .. } = notice;
         let number = request.number;
         let mut shard = self.shard(number);
+        if let Some(waiting) = shard.get_mut(&number) {
+            waiting.turns_to(&event, writer);
+        }
         if event.is_terminal() {
             let waiting = shard.remove(&number);
             drop(shard);

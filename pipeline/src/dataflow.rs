@@ -19,7 +19,7 @@ use turnflow_operators::clients::Clients;
 use turnflow_operators::commit::{Commit, Committed, EntryNumbers, GroupedJournal, PriceList};
 use turnflow_operators::dedupe::{Boxes, Dedupe, Settle};
 use turnflow_operators::embed::Embed;
-use turnflow_operators::flights::{Announce, Flights, Landed, ToFlights};
+use turnflow_operators::flights::{Announce, Flights, ToFlights};
 use turnflow_operators::generate::{Generate, GenerateSettings};
 use turnflow_operators::load::Load;
 use turnflow_operators::lookup::{Gather, Lookup, Search, ToGather};
@@ -190,13 +190,13 @@ impl Blueprint {
             })
             .ok_err(|step| step);
 
-            let (deduped, landed): (Turns<'_, Step>, Turns<'_, Box<Landed>>) =
+            let (deduped, word): (Turns<'_, Step>, Turns<'_, ToFlights>) =
                 stage(recalled, questions, "dedupe", clock, |wake| {
                     boxes.settled.deliver_to(wake.clone());
                     boxes.resolved.deliver_to(wake.clone());
                     let dedupe = Dedupe::new(shard.clone(), boxes.clone(), config.cache.exact);
                     let dedupe = dedupe.for_clients(clients.clone());
-                    Announce::new(dedupe, boxes.landed.clone())
+                    Announce::new(dedupe, boxes.word.clone())
                 })
                 .ok_err(|announced| announced);
             let (leading, deduped) = deduped.ok_err(|step| step);
@@ -243,7 +243,7 @@ impl Blueprint {
             // In the order of their arrival at one worker, so that of two similar ones the second sees the first.
             let joining = semantic && config.cache.join_similar;
             let by_scope = Exchange::new(move |to: &ToFlights| to.owner().filter(|_| joining).unwrap_or(index));
-            let flying = scope.concatenate([landed.map(ToFlights::Landed), routed.map(ToFlights::Turn)]);
+            let flying = scope.concatenate([word, routed.map(ToFlights::Turn)]);
             let (alone, joined) = stage(flying, by_scope, "flights", clock, |_| {
                 let bound = self.validity.audits.bound.clone();
                 Flights::new(parts.policy.clone(), bound, joining, audiences.clone(), self.following.clone())

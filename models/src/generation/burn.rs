@@ -118,7 +118,8 @@ impl BurnTier {
     /// to the model, and the language of the answers; `instructions` are the processor's.
     ///
     /// # Errors
-    /// When the checkpoint cannot be used, the processor has not the instructions, the memory for keys and values is too small, or there is no thread.
+    /// When the checkpoint cannot be used, its logits are not finite, the processor has not the instructions, the memory for keys and values is
+    /// too small, or there is no thread.
     pub fn open(
         config: &BurnConfig,
         prompt: &PromptConfig,
@@ -129,7 +130,7 @@ impl BurnTier {
     ) -> Result<TierHandle, ModelError> {
         let checkpoint = config.open(home)?;
         let Loaded { mut model, kind, wgpu, .. } = load(&checkpoint, config, instructions)?;
-        warm_up(model.as_mut(), if wgpu { config.engine.step_tokens_max } else { WARM_UP_TOKENS })?;
+        warm_up(model.as_mut(), if wgpu { config.engine.step_tokens_max } else { WARM_UP_TOKENS }, &checkpoint)?;
         Self::with_decoder((checkpoint, model, &kind), config, prompt, sampling, scope)
     }
 
@@ -227,7 +228,7 @@ fn blocks(config: &BurnConfig, block_bytes: u64) -> Result<usize, ModelError> {
 
 /// Reads a prompt of so many tokens in one step, or of as many as fit, and writes one behind it, while nobody waits: a GPU compiles and
 /// tunes its kernels for a step of about this size when the first one comes.
-fn warm_up(model: &mut dyn StepModel, step_tokens: usize) -> Result<(), ModelError> {
+fn warm_up(model: &mut dyn StepModel, step_tokens: usize, checkpoint: &Checkpoint) -> Result<(), ModelError> {
     let began = Instant::now();
     let shape = model.shape();
     let count = (step_tokens + 1).min(shape.context_max).min(shape.blocks * shape.block_tokens);
@@ -240,7 +241,11 @@ fn warm_up(model: &mut dyn StepModel, step_tokens: usize) -> Result<(), ModelErr
         }
     }
     tracing::info!(tokens = count, took_ms = began.elapsed().as_millis(), "a decoder has read a first prompt");
-    Ok(())
+    if logits.iter().all(|logit| logit.is_finite()) {
+        return Ok(());
+    }
+    let reason = "a first prompt gives logits that are not finite: its numbers are damaged, or too large for the precision that is computed in";
+    Err(ModelError::Load { path: checkpoint.folder.clone(), reason: reason.to_owned() })
 }
 
 #[cfg(test)]

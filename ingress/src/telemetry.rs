@@ -8,6 +8,7 @@
 mod otlp;
 
 use std::io::IsTerminal as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use axum::http::HeaderMap;
@@ -18,6 +19,9 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::cli::LogFormat;
 use crate::failure::Failure;
+
+/// Whether traces are sent.
+static SENDS_TRACES: AtomicBool = AtomicBool::new(false);
 
 /// Logs and traces; when it is dropped, the last spans go out.
 pub struct Telemetry {
@@ -54,6 +58,7 @@ pub fn start(verbosity: u8, format: LogFormat, serves: bool) -> Result<Telemetry
     #[cfg(feature = "otlp")]
     let (_exporter, logs) = {
         let started = if serves { otlp::start().map_err(Failure::usage)? } else { None };
+        SENDS_TRACES.store(started.is_some(), Ordering::Relaxed);
         let (exporter, spans) = started.unzip();
         (exporter, logs.with(spans))
     };
@@ -64,7 +69,12 @@ pub fn start(verbosity: u8, format: LogFormat, serves: bool) -> Result<Telemetry
     })
 }
 
-/// Puts the span of a request that called `method` into the trace that its headers name, where traces are sent.
+/// Whether traces are sent: what is only told there need not be found out otherwise.
+pub(crate) fn sends_traces() -> bool {
+    SENDS_TRACES.load(Ordering::Relaxed)
+}
+
+/// Puts the span of a request that called `method` into the trace that its headers name.
 #[cfg_attr(not(feature = "otlp"), expect(unused_variables, reason = "there are no traces to join"))]
 pub(crate) fn joins_trace(span: &Span, headers: &HeaderMap, method: &str) {
     #[cfg(feature = "otlp")]

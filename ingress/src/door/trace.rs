@@ -6,7 +6,7 @@ use axum::http::HeaderMap;
 use tracing::Span;
 use tracing::field::{Empty, display};
 
-use crate::telemetry::joins_trace;
+use crate::telemetry::{joins_trace, sends_traces};
 
 /// Longest text that is taken from a client into the log, in bytes.
 const TEXT_BYTES_MAX: usize = 128;
@@ -36,12 +36,17 @@ pub(crate) fn request(protocol: &'static str, method: &str, headers: &HeaderMap)
     if let Some(trace) = named(TRACEPARENT) {
         span.record("traceparent", trace);
     }
-    joins_trace(&span, headers, method.unwrap_or("unknown"));
+    if sends_traces() {
+        joins_trace(&span, headers, method.unwrap_or("unknown"));
+    }
     span
 }
 
-/// Says with which status of its protocol a request ended, and whether that is a fault of the server's.
+/// Says in its trace with which status of its protocol a request ended, and whether that is a fault of the server's.
 pub(crate) fn ended(span: &Span, status: &dyn Display, is_fault: bool) {
+    if !sends_traces() {
+        return;
+    }
     span.record("status", display(status));
     if is_fault {
         span.record("otel.status_code", "ERROR");

@@ -192,7 +192,7 @@ fn variable(name: &str) -> anyhow::Result<Option<String>> {
 /// Puts a request's span into the trace that its client named (W3C's Trace Context), and names it for those who look at traces.
 pub(super) fn joins(span: &Span, headers: &HeaderMap, method: &str) {
     let parent = TraceContextPropagator::new().extract(&Headers(headers));
-    // Without an exporter there is nothing to join.
+    // A span that no filter lets through has nothing to put there.
     if span.set_parent(parent).is_ok() {
         span.record("otel.kind", "server").record("otel.name", method);
     }

@@ -2,8 +2,9 @@
 #
 #   docker build -t turnflow .
 #   docker run --rm -v turnflow:/var/lib/turnflow turnflow keys create --tenant default --scopes admin,operator
-#   docker run -d -p 7411:7411 -p 7412:7412 -v turnflow:/var/lib/turnflow turnflow
+#   docker run -d --stop-timeout 60 -p 7411:7411 -p 7412:7412 -v turnflow:/var/lib/turnflow turnflow
 #
+# Docker kills what has not ended 10 s after `docker stop`, and open streams have server.shutdown-grace-s, 20 s, to end: hence the timeout.
 # The first start fetches the encoder's weights (91 MB) to the volume.
 FROM rust:1.95-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends g++ libclang-dev && rm -rf /var/lib/apt/lists/*

@@ -1,9 +1,9 @@
 //! Reads knowledge bases from files: JSONL with one article per line, and folders of Markdown files with one article each.
 //!
 //! A line of JSONL has `id`, and `title` or `body` or both, and optionally `version` and `metadata`; other fields are
-//! ignored. What a Markdown file holds is told in [`markdown`]. A bad item is named with file and line, and whoever reads
-//! decides whether to go on: [`ArticleReader`] does, [`read_articles`] does not, since half a knowledge base answers worse
-//! than an error message.
+//! ignored. What a Markdown file holds is told in [`markdown`]. A link in a folder is a bad item, since it may lead to what
+//! nobody meant to be read. A bad item is named with file and line, and whoever reads decides whether to go on:
+//! [`ArticleReader`] does, [`read_articles`] does not, since half a knowledge base answers worse than an error message.
 
 pub mod markdown;
 
@@ -68,6 +68,8 @@ enum Source {
     Jsonl(PathBuf, File),
     /// With the id of the article if it does not name itself.
     Markdown(PathBuf, Option<String>),
+    /// What a folder has in place of a Markdown file.
+    Link(PathBuf),
 }
 
 impl ArticleReader {
@@ -83,7 +85,7 @@ impl ArticleReader {
                 let files = markdown_files(path).with_context(cannot)?;
                 sources.extend(files.into_iter().map(|file| {
                     let id = default_id(&file, path);
-                    Source::Markdown(file, id)
+                    if file.is_symlink() { Source::Link(file) } else { Source::Markdown(file, id) }
                 }));
             } else if is_markdown(path) {
                 let id = default_id(path, path.parent().unwrap_or(Path::new("")));
@@ -112,7 +114,7 @@ impl ArticleReader {
                 let bytes = BufReader::new(File::open(path).ok()?).bytes();
                 Some(bytes.filter(|byte| matches!(byte, Ok(b'\n'))).count() as u64)
             }
-            Source::Markdown(..) => Some(1),
+            Source::Markdown(..) | Source::Link(_) => Some(1),
         };
         self.sources.iter().map(lines).sum()
     }
@@ -143,6 +145,10 @@ impl ArticleReader {
                 Some(Source::Markdown(path, id)) => {
                     let read = read_markdown(&path, id.as_deref());
                     return Ok(Some(read.and_then(|given| self.check(given))));
+                }
+                Some(Source::Link(path)) => {
+                    let reason = "a link, which may lead out of the folder; to import what it leads to, name that";
+                    return Ok(Some(Err(BadLine::new(&path.display().to_string().into(), 1, reason))));
                 }
             }
         }
@@ -192,8 +198,10 @@ fn parse_article(text: &str) -> Result<ArticleDraft, String> {
 
 /// The pipeline checks this as well. Here the message names the line, and no article is too large to be sent.
 fn check_content(draft: &ArticleDraft, bytes_max: usize) -> Result<(), String> {
-    let Some(DraftContent { title, body, metadata, version }) = &draft.content else { return Ok(()) };
+    let Some(content) = &draft.content else { return Ok(()) };
     let id = &draft.id;
+    content.check_version().map_err(|error| format!("article {id}: {error}"))?;
+    let DraftContent { title, body, metadata, .. } = content;
     if title.trim().is_empty() && body.trim().is_empty() {
         return Err(format!("article {id} has neither a title nor a body"));
     }
@@ -201,9 +209,6 @@ fn check_content(draft: &ArticleDraft, bytes_max: usize) -> Result<(), String> {
     let bytes = title.len() + body.len() + notes;
     if bytes > bytes_max {
         return Err(format!("article {id} of {bytes} bytes, at most {bytes_max} are allowed"));
-    }
-    if *version == Some(0) {
-        return Err(format!("article {id} has version 0, versions count from 1"));
     }
     Ok(())
 }
@@ -229,8 +234,8 @@ fn is_markdown(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("md"))
 }
 
-/// The Markdown files of a folder and of the folders in it, in the order of their names. Links to folders are not
-/// followed: they may lead in a circle.
+/// The Markdown files of a folder and of the folders in it, and links to such files, in the order of their names. Links to
+/// folders are passed over: they may lead in a circle.
 fn markdown_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
     while let Some(folder) = folders.pop() {
@@ -290,7 +295,11 @@ mod tests {
         check(r#"{"id":"a","title":" "}"#, Err("kb.jsonl:1: article a has neither a title nor a body"));
         check(
             r#"{"id":"a","title":"T","version":0}"#,
-            Err("kb.jsonl:1: article a has version 0, versions count from 1"),
+            Err("kb.jsonl:1: article a: 0 is no version, 1 to 9007199254740992 can be given"),
+        );
+        check(
+            r#"{"id":"a","title":"T","version":18446744073709551615}"#,
+            Err("kb.jsonl:1: article a: 18446744073709551615 is no version, 1 to 9007199254740992 can be given"),
         );
         check(
             "{\"id\":\"a\",\"title\":\"T\"}\n{\"id\":\"a\",\"title\":\"U\"}",
@@ -319,9 +328,10 @@ mod tests {
         write("pages/notes.txt", b"no article");
         write("pages/again.md", b"---\nid: y\n---\nagain");
         let pages = dir.path().join("pages");
+        std::os::unix::fs::symlink(pages.join("notes.txt"), pages.join("d.md")).expect("a link");
 
         let mut reader = ArticleReader::open(&[lines, pages.clone()], &limits()).expect("they are there");
-        assert_eq!(reader.estimate(), Some(3 + 4));
+        assert_eq!(reader.estimate(), Some(3 + 5));
         let (mut ids, mut bad) = (Vec::new(), Vec::new());
         while let Some(article) = reader.next_article().expect("readable") {
             match article {
@@ -332,6 +342,8 @@ mod tests {
         assert_eq!(ids, ["x", "y", "a/deep", "b"]);
         let again = format!("/pages/again.md:1: article y was already given at {}/kb.jsonl:3", dir.path().display());
         let again = again.replace(&dir.path().display().to_string(), "");
+        let link = bad.pop().expect("one more");
+        assert!(link.starts_with("/pages/d.md:1: a link, "), "{link}");
         assert_eq!(bad, ["/kb.jsonl:2: not a JSON object", &again, "/pages/c.MD:2: not UTF-8"]);
 
         let single = read_articles(&pages.join("b.md"), &limits()).expect("one article");

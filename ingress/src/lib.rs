@@ -20,6 +20,7 @@ pub mod keys;
 pub mod lines;
 pub mod load;
 mod metrics;
+mod object;
 pub mod policy_report;
 pub mod progress;
 pub mod replay;

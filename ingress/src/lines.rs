@@ -137,7 +137,6 @@ enum End {
 /// # Errors
 /// The parser's words, with the column but without its idea of the line, which is always 1 here.
 pub fn parse_line<T: DeserializeOwned>(text: &str) -> Result<T, String> {
-    // A struct would also be read from an array, by position.
     if !text.trim_start().starts_with('{') {
         return Err("not a JSON object".to_owned());
     }

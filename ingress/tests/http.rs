@@ -244,6 +244,11 @@ async fn errors_have_one_shape() {
         // A page that came upon this address under a name of its own.
         let rebound = raw(&server, b"GET /v1/models HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n").await;
         assert!(rebound.starts_with("HTTP/1.1 421") && rebound.contains("wrong_host"), "{rebound}");
+        for hosts in ["", "host: localhost\r\nhost: localhost\r\n"] {
+            let request = format!("GET /health HTTP/1.1\r\n{hosts}connection: close\r\n\r\n");
+            let refused = raw(&server, request.as_bytes()).await;
+            assert!(refused.starts_with("HTTP/1.1 400") && refused.contains("\"Host: there "), "{refused}");
+        }
         check(client.get(CHAT).await, 405, "wrong_method", None);
 
         // Its deadline has passed before it can be begun.

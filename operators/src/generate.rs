@@ -121,8 +121,8 @@ impl Gate {
 struct Started {
     ask: Box<Ask>,
     lane: Lane,
-    /// Whether a piece of its answer was told.
-    told: Cell<bool>,
+    /// What was told of its answer, in bytes.
+    told_bytes: Cell<usize>,
 }
 
 /// The core.
@@ -182,7 +182,7 @@ impl<G: Generator> Generate<G> {
             let (waited_since, booked) = (ask.entered_us, ask.latency);
             ask.left(StageName::Prioritise, now_us);
             ask.entered_us = now_us;
-            let started = Started { ask, lane, told: Cell::new(false) };
+            let started = Started { ask, lane, told_bytes: Cell::new(0) };
             let started = jobs.start(started, |started, report| {
                 generator.generate(size, lane, request(&started.ask, clients, now_us), report)
             });
@@ -199,7 +199,7 @@ impl<G: Generator> Generate<G> {
 
     /// Takes in the end of a job: the end of its turn, or the large tier's turn.
     fn came(&mut self, started: Started, result: Option<Generated>, now_us: u64, out: &mut Vec<ToCommit>) {
-        let Started { mut ask, lane, told } = started;
+        let Started { mut ask, lane, told_bytes } = started;
         let gate = &mut self.gates[ask.size as usize];
         gate.under_way[lane as usize] -= 1;
         gate.new_served += u64::from(Class::of(&ask) == Class::New && !ask.purpose.is_background());
@@ -207,7 +207,8 @@ impl<G: Generator> Generate<G> {
             gate.answered_in(now_us.saturating_sub(ask.entered_us));
         }
         ask.left(StageName::Generate, now_us);
-        ask.read_bytes += if told.get() || has_read(result.as_ref()) { given_bytes(&ask) } else { 0 };
+        ask.read_bytes += if told_bytes.get() > 0 || has_read(result.as_ref()) { given_bytes(&ask) } else { 0 };
+        ask.written_bytes += told_bytes.get();
         if self.settings.escalate
             && ask.wishes.size.is_none()
             && ask.size == TierSize::Small
@@ -221,7 +222,7 @@ impl<G: Generator> Generate<G> {
             }
             return self.wait(ask);
         }
-        ask.hopeless = ask.promised && is_failure(&ask, result.as_ref(), now_us);
+        ask.hopeless = ask.promised && is_failure(result.as_ref());
         self.audiences.close(ask.request, out);
         out.push(ToCommit::End(ended(ask, result, self.settings.chunks_wanted, now_us)));
     }
@@ -283,8 +284,8 @@ impl<G: Generator> Stage for Generate<G> {
         while let Some(came) = self.jobs.next_event() {
             match came {
                 Came::Piece(Started { ask, .. }, _) if ask.purpose.is_background() => {}
-                Came::Piece(Started { ask, told, .. }, piece) => {
-                    told.set(true);
+                Came::Piece(Started { ask, told_bytes, .. }, piece) => {
+                    told_bytes.update(|bytes| bytes + piece.len());
                     self.audiences.said(Writer::of(ask), &piece, out);
                     out.push(piece_of(ask, piece));
                 }
@@ -320,7 +321,7 @@ fn piece_of(ask: &Ask, piece: String) -> ToCommit {
     let beginning = Some(Beginning { level: level_of(ask), size: ask.size });
     let (request, admitted_us, writer) = (ask.request, ask.admitted_us, Some(Writer::of(ask)));
     let event = TurnEvent::Delta(piece);
-    let notice = Notice { request, admitted_us, event, writer, beginning, read_bytes: 0, repeated: false };
+    let notice = Notice { request, admitted_us, event, writer, beginning, used: Usage::default(), repeated: false };
     ToCommit::Piece(notice, ask.conversation_owner())
 }
 
@@ -330,13 +331,9 @@ const fn has_read(result: Option<&Generated>) -> bool {
     matches!(result, None | Some(Ok(_) | Err(ModelError::Cancelled | ModelError::Late { .. })))
 }
 
-/// Whether a tier failed at a turn, by no fault of the turn's own: its question, its deadline, or its client's leaving.
-fn is_failure(ask: &Ask, result: Option<&Generated>, now_us: u64) -> bool {
-    match result {
-        Some(Ok(_) | Err(ModelError::Cancelled | ModelError::PromptTooLong { .. })) => false,
-        Some(Err(ModelError::Late { .. })) => !is_due(ask, now_us),
-        Some(Err(_)) | None => true,
-    }
+/// Whether a tier failed at a turn, or took too long, and not because of its question or because nobody waited.
+const fn is_failure(result: Option<&Generated>) -> bool {
+    !matches!(result, Some(Ok(_) | Err(ModelError::Cancelled | ModelError::PromptTooLong { .. })))
 }
 
 /// What the tier is given to read for a turn, in bytes.

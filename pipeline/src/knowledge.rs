@@ -18,6 +18,9 @@ use crate::pipeline::Running;
 use crate::shared::{Change, ChangeKind, Forecast, Question};
 use crate::{Parts, PipelineError};
 
+/// The highest version that can be given: JSON carries no higher ones exactly (RFC 8259, section 6). Those that count up have all the room above it.
+pub const VERSION_MAX: u64 = 1 << 53;
+
 /// An article that is to be written, or deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArticleDraft {
@@ -38,8 +41,21 @@ pub struct DraftContent {
     pub body: String,
     /// Anything else that the shop wants to keep with it.
     pub metadata: BTreeMap<String, String>,
-    /// The version it gets; None for the next.
+    /// The version it gets, at most [`VERSION_MAX`]; None for the next.
     pub version: Option<u64>,
+}
+
+impl DraftContent {
+    /// Checks the version that is given, if one is.
+    ///
+    /// # Errors
+    /// [`DraftError::Version`] when no article can be given it.
+    pub fn check_version(&self) -> Result<(), DraftError> {
+        match self.version {
+            Some(given) if !(1..=VERSION_MAX).contains(&given) => Err(DraftError::Version { given }),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Why an article was not written, while others were.
@@ -57,6 +73,12 @@ pub enum DraftError {
     /// It has no text.
     #[error("neither title nor body")]
     Empty,
+    /// No article can be given its version.
+    #[error("{given} is no version, 1 to {VERSION_MAX} can be given")]
+    Version {
+        /// The version that was given.
+        given: u64,
+    },
     /// It was named before in the same call.
     #[error("named twice in one call")]
     Twice,
@@ -344,7 +366,9 @@ fn complete(
 }
 
 fn check(draft: &ArticleDraft, limit: usize) -> Result<(), DraftError> {
-    let Some(DraftContent { title, body, metadata, .. }) = &draft.content else { return Ok(()) };
+    let Some(content) = &draft.content else { return Ok(()) };
+    content.check_version()?;
+    let DraftContent { title, body, metadata, .. } = content;
     let notes: usize = metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
     let bytes = title.len() + body.len() + notes;
     if bytes > limit {

@@ -40,6 +40,7 @@ pub use conversations::{Conversations, PAGE_CONVERSATIONS_MAX, Summary};
 pub use error::PipelineError;
 pub use knowledge::{
     ArticleChanged, ArticleDraft, ChangeEvent, DraftContent, DraftError, Embedded, Knowledge, Prepared, Receipt,
+    VERSION_MAX,
 };
 pub use parts::{Parts, check_chunks, chooser, fitted_with, policy, tier, tiers, verifier};
 pub use pipeline::{Pipeline, Submission};

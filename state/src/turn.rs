@@ -262,6 +262,18 @@ pub struct Usage {
     pub output_tokens: u32,
 }
 
+/// Bytes of text for each estimated token.
+const TOKEN_BYTES: usize = 4;
+
+impl Usage {
+    /// What texts of so many bytes that were read and written take, estimated: nobody has counted their tokens.
+    #[must_use]
+    pub fn estimated(read_bytes: usize, written_bytes: usize) -> Self {
+        let tokens = |bytes: usize| u32::try_from(bytes.div_ceil(TOKEN_BYTES)).unwrap_or(u32::MAX);
+        Self { input_tokens: tokens(read_bytes), output_tokens: tokens(written_bytes) }
+    }
+}
+
 impl std::ops::Add for Usage {
     type Output = Self;
 

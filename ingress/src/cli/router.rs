@@ -56,7 +56,7 @@ pub struct RouterEvalArgs {
     #[command(flatten)]
     pub turns: JudgedTurnArgs,
 
-    /// The router [default: the one that ships]
+    /// The router: a file, or shop for the one that ships [default: shop]
     #[arg(long, value_name = "FILE")]
     pub router: Option<PathBuf>,
 }

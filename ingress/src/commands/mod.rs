@@ -23,6 +23,7 @@ mod serve;
 mod signal;
 
 use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -70,12 +71,18 @@ impl Context {
         }
     }
 
-    /// Where the server is: named by the user, or as configured.
+    /// Where the server is: named by the user, or as configured, and on this machine where it listens on all addresses.
     #[must_use]
     pub fn address(&self, named: Option<String>) -> String {
         let server = &self.config.server;
         let scheme = if server.tls.is_on() { "https://" } else { "" };
-        named.unwrap_or_else(|| format!("{scheme}{}", server.listen))
+        let mut at = server.listen;
+        match at.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => at.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(ip) if ip.is_unspecified() => at.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
+        }
+        named.unwrap_or_else(|| format!("{scheme}{at}"))
     }
 
     /// Where backups of the store in a folder go.

@@ -121,7 +121,7 @@ pub(super) fn verify(context: &Context, checkpoint: &str) -> Result<(), Failure>
     }
 }
 
-/// Opens a checkpoint as a tier or the encoder would, and checks every byte of one that was pulled.
+/// Opens a checkpoint as a tier or the encoder would, looks at every number of its weights, and checks every byte of one that was pulled.
 fn verify_folder(context: &Context, folder: &Path) -> Result<(), Failure> {
     let pulled = Installed::read_whole(folder)?;
     if let Some(pulled) = &pulled {
@@ -136,10 +136,13 @@ fn verify_folder(context: &Context, folder: &Path) -> Result<(), Failure> {
         |pulled| format!("{} {}, commit {}: every byte checked", pulled.repository, pulled.revision, pulled.commit),
     );
     let (json, text) = if EncoderCheckpoint::is_at(folder) {
-        encoder_description(&EncoderCheckpoint::open(folder)?, &origin, pulled.as_ref())
+        let encoder = EncoderCheckpoint::open(folder)?;
+        encoder.check_finite()?;
+        encoder_description(&encoder, &origin, pulled.as_ref())
     } else {
         let checkpoint = Checkpoint::open(folder)?;
         checkpoint.check_dialect()?;
+        checkpoint.weights.check_finite()?;
         description(&checkpoint, &origin, pulled.as_ref())
     };
     context.print(&json, text)

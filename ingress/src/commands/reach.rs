@@ -56,8 +56,8 @@ pub(super) fn refused(status: &Status) -> Failure {
         }
         Code::Unimplemented => Failure::from(anyhow::anyhow!("the server does not know the call"))
             .with_hint("is it an older version of Turnflow, or another program?"),
-        // The connection failed, and no server said so.
-        _ if status.source().is_some() => failure.with_hint("is that where gRPC is spoken? HTTP has a port of its own"),
+        // The connection failed, and no server said so; there was one that answered when it was opened.
+        _ if status.source().is_some() => failure.with_hint("did the server end meanwhile? turnflow check tells"),
         _ => failure,
     }
 }

@@ -61,9 +61,7 @@ pub(crate) fn draft(
         check_text(&field("metadata"), name)?;
         check_text(&field("metadata"), value)?;
     }
-    if content.version == Some(0) {
-        return Err(Conflict::invalid(&field("version"), "0, versions count from 1"));
-    }
+    content.check_version().map_err(|error| Conflict::invalid(&field("version"), error.to_string()))?;
     Ok(ArticleDraft { id, content: Some(content), expected_version })
 }
 

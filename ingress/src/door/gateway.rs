@@ -188,7 +188,7 @@ impl Caller {
     pub(crate) fn account(&self) -> Account {
         let ring = self.ring.borrow();
         let record = self.key.as_ref().and_then(|id| ring.keys.get(id));
-        self.limiter.account(record.map(|record| (&record.id, &record.limits)), &self.tenant)
+        self.limiter.account(record.map(|record| (ring.first(&record.id), &record.limits)), &self.tenant)
     }
 
     /// Takes what a call needs of what the caller may do.
@@ -215,6 +215,8 @@ fn key_of(headers: &HeaderMap) -> Option<&str> {
 #[derive(Clone, Debug, Default)]
 struct Ring {
     keys: HashMap<KeyId, KeyRecord>,
+    /// By the key that took its place, the key that was there before.
+    predecessors: HashMap<KeyId, KeyId>,
     /// There where there is a key.
     pepper: Option<Pepper>,
     is_needed: bool,
@@ -226,8 +228,17 @@ impl Ring {
         let records = files.load()?;
         let is_needed = !records.is_empty();
         let pepper = is_needed.then(|| files.pepper_of(&records).or_else(|error| known.ok_or(error))).transpose()?;
+        let succeeded = |record: &KeyRecord| Some((record.successor.clone()?, record.id.clone()));
+        let predecessors = records.iter().filter_map(succeeded).collect();
         let keys = records.into_iter().map(|record| (record.id.clone(), record)).collect();
-        Ok(Self { keys, pepper, is_needed })
+        Ok(Self { keys, predecessors, pepper, is_needed })
+    }
+
+    /// The first of the keys that took each other's place until this one did: what one has used, the next has not again.
+    fn first<'a>(&'a self, key: &'a KeyId) -> &'a KeyId {
+        let before = |key: &&'a KeyId| self.predecessors.get(*key);
+        // No more steps than there are keys, whatever the file says.
+        std::iter::successors(Some(key), before).take(self.keys.len()).last().unwrap_or(key)
     }
 
     /// The key with this text, if it counts.
@@ -455,6 +466,31 @@ mod tests {
         files.revoke(&id, Timestamp::now()).expect("revoked");
         followed.look();
         assert!(followed.call(Some(key.reveal()), Scope::Chat).is_err());
+    }
+
+    #[test]
+    fn a_key_that_takes_the_place_of_another_goes_on_with_what_is_left_of_its_limits() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let files = files(dir.path());
+        let (key, id) = create(&files, Scope::Chat, None);
+        let mut followed = Followed::start(&files);
+        let mut config = Config::defaults();
+        config.gateway.limits.key.requests_per_minute = 3;
+        followed.gateway.limit(&config);
+        let request = |followed: &Followed, key: &Key| {
+            followed.call(Some(key.reveal()), Scope::Chat).expect("it counts").request().is_ok()
+        };
+        assert!(request(&followed, &key));
+        let rotate =
+            |id: &KeyId| files.rotate(id, jiff::SignedDuration::from_hours(1), Timestamp::now()).expect("rotated");
+        let (second, record) = rotate(&id);
+        let (third, _) = rotate(&record.id);
+        followed.look();
+        assert!(request(&followed, &third) && request(&followed, &second));
+        assert_eq!([&key, &second, &third].map(|key| request(&followed, key)), [false; 3], "three of them share three");
+        let (other, _) = create(&files, Scope::Chat, None);
+        followed.look();
+        assert!(request(&followed, &other));
     }
 
     #[tokio::test]

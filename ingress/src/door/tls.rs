@@ -220,7 +220,7 @@ fn unusable(path: &Path, reason: &dyn fmt::Display) -> TlsError {
     TlsError::Unusable { path: path.to_owned(), reason: reason.to_string() }
 }
 
-/// When a certificate expires; an error when it does not count now. Who vouches for it is for clients to judge.
+/// When a certificate expires; an error when no client could take it now. Who vouches for it is for clients to judge.
 fn expiry(path: &Path, certificate: &CertificateDer<'_>, provider: &CryptoProvider) -> Result<Timestamp, TlsError> {
     let parsed = ParsedCertificate::try_from(certificate).map_err(|error| unusable(path, &error))?;
     // Times are looked at first, before it is found that nobody is trusted here.
@@ -230,13 +230,24 @@ fn expiry(path: &Path, certificate: &CertificateDer<'_>, provider: &CryptoProvid
     };
     let out_of_time = |state| Err(TlsError::OutOfTime { path: path.to_owned(), state });
     match judged_at(UnixTime::now()) {
-        Err(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => {
-            return out_of_time(format!("expired at {}", timestamp(not_after)));
-        }
-        Err(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. })) => {
-            return out_of_time(format!("counts from {} on", timestamp(not_before)));
-        }
-        _ => {}
+        Err(rustls::Error::InvalidCertificate(error)) => match error {
+            CertificateError::UnknownIssuer => {}
+            // One that vouches for itself is often marked as an authority's, and is taken by those who were told to trust it. The
+            // error of webpki has no type here, only its name.
+            CertificateError::Other(error) if error.to_string() == "CaUsedAsEndEntity" => {}
+            CertificateError::ExpiredContext { not_after, .. } => {
+                return out_of_time(format!("expired at {}", timestamp(not_after)));
+            }
+            CertificateError::NotValidYetContext { not_before, .. } => {
+                return out_of_time(format!("counts from {} on", timestamp(not_before)));
+            }
+            CertificateError::Expired => {
+                return out_of_time("never counts: its notAfter is before its notBefore".to_owned());
+            }
+            error => return Err(unusable(path, &error)),
+        },
+        Err(error) => return Err(unusable(path, &error)),
+        Ok(()) => {}
     }
     // When it expires is told of a certificate that has.
     match judged_at(UnixTime::since_unix_epoch(Duration::MAX)) {
@@ -255,7 +266,7 @@ fn timestamp(time: UnixTime) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+    use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair, date_time_ymd};
 
     use super::*;
 
@@ -282,7 +293,11 @@ mod tests {
         assert_eq!(read.until, "2100-01-01T00:00:00Z".parse().expect("a time"));
         let (for_ever, for_ever_key) = pair(|params| params.not_after = date_time_ymd(9999, 12, 31));
         let (cert_file, key_file) = (file("ever.crt", &for_ever), file("ever.key", &for_ever_key));
-        assert_eq!(Identity::read(&TlsConfig { cert_file, key_file, ..tls }).expect("usable").until, Timestamp::MAX);
+        let for_ever = TlsConfig { cert_file, key_file, ..tls.clone() };
+        assert_eq!(Identity::read(&for_ever).expect("usable").until, Timestamp::MAX);
+        let (own, own_key) = pair(|params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
+        let (cert_file, key_file) = (file("own.crt", &own), file("own.key", &own_key));
+        assert!(Identity::read(&TlsConfig { cert_file, key_file, ..tls }).is_ok(), "an authority of its own");
 
         let check = |cert: &Path, key: &Path, authority: &Path, expected: &str| {
             let (cert_file, key_file) = (cert.to_owned(), key.to_owned());
@@ -297,6 +312,13 @@ mod tests {
         let (early, early_key) = pair(|params| params.not_before = date_time_ymd(2100, 2, 3));
         let (early, early_key) = (file("new.crt", &early), file("new.key", &early_key));
         check(&early, &early_key, none, "new.crt counts from 2100-02-03T00:00:00Z on");
+        let (never, never_key) = pair(|params| params.not_before = date_time_ymd(9000, 1, 1));
+        let (never, never_key) = (file("never.crt", &never), file("never.key", &never_key));
+        check(&never, &never_key, none, "never.crt never counts: its notAfter is before its notBefore");
+        let (visitor, visitor_key) =
+            pair(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]);
+        let (visitor, visitor_key) = (file("visitor.crt", &visitor), file("visitor.key", &visitor_key));
+        check(&visitor, &visitor_key, none, "visitor.crt cannot be used: ");
         check(&certificate, &early_key, none, "new.key is not the private key of the certificate in");
         check(&key, &key, none, "good.key holds no certificate in PEM");
         check(&certificate, &certificate, none, "good.crt holds no private key in PEM without a passphrase");

@@ -120,7 +120,11 @@ mod tests {
             &|article| drop(article.metadata.insert(String::new(), "v".into())),
             Some(("article.metadata", "empty name")),
         );
-        check(&|article| article.version = Some(0), Some(("article.version", "0, versions count from 1")));
+        check(&|article| article.version = Some(1 << 53), None);
+        for version in [0, (1 << 53) + 1, u64::MAX] {
+            let told = format!("{version} is no version, 1 to 9007199254740992 can be given");
+            check(&|article| article.version = Some(version), Some(("article.version", &told)));
+        }
         assert_eq!(draft(None, None), Err(Conflict::invalid("article", "missing")));
     }
 

@@ -17,6 +17,7 @@ use super::error::ApiError;
 use super::models::tier_of;
 use super::receive::header_text;
 use crate::door::{OWN_CONVERSATION, conversation, now_ms, text};
+use crate::object::Object;
 
 /// Names the conversation, where the body does not.
 pub(super) const CONVERSATION: &str = "x-conversation-id";
@@ -27,11 +28,11 @@ const IDEMPOTENCY_KEY: &str = "idempotency-key";
 #[derive(Debug, Deserialize)]
 pub(super) struct ChatRequest {
     pub(super) model: String,
-    messages: Vec<Message>,
+    messages: Vec<Object<Message>>,
     #[serde(default)]
     stream: Option<bool>,
     #[serde(default)]
-    stream_options: Option<StreamOptions>,
+    stream_options: Option<Object<StreamOptions>>,
     /// The conversation; without one, a request is its own.
     #[serde(default)]
     conversation: Option<String>,
@@ -195,7 +196,7 @@ fn digest(told: &[Exchange], question: &str) -> String {
 }
 
 /// What was said before, and the question.
-fn said(messages: &[Message], config: &Config) -> Result<(Vec<Exchange>, String), ApiError> {
+fn said(messages: &[Object<Message>], config: &Config) -> Result<(Vec<Exchange>, String), ApiError> {
     let Some((last, before)) = messages.split_last() else {
         return Err(ApiError::invalid("messages", "there is none"));
     };

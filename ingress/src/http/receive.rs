@@ -18,6 +18,7 @@ use super::quota;
 use super::router::App;
 use crate::door::{Caller, Refusal};
 use crate::keys::Scope;
+use crate::object::Object;
 
 /// Who calls to chat.
 pub(super) struct ForChat(pub(super) Caller);
@@ -126,13 +127,13 @@ pub(super) async fn read(body: Body, config: &HttpConfig) -> Result<Bytes, ApiEr
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     // Where something is wrong costs more to know than all the rest, and is asked when something is.
-    serde_json::from_slice(body).or_else(|_| parse_with_places(body))
+    serde_json::from_slice(body).map(|Object(parsed)| parsed).or_else(|_| parse_with_places(body))
 }
 
 /// The same with errors that say where they are.
 fn parse_with_places<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let mut json = serde_json::Deserializer::from_slice(body);
-    let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+    let Object(parsed) = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let (path, error) = (error.path().to_string(), error.into_inner());
         if !error.is_data() {
             return ApiError::bad_request("invalid_json", format!("the body is not JSON: {error}"));
@@ -193,6 +194,9 @@ mod tests {
     struct Form {
         #[expect(dead_code, reason = "only its errors matter")]
         list: Vec<u8>,
+        #[serde(default)]
+        #[expect(dead_code, reason = "only its errors matter")]
+        of_forms: Vec<Object<Form>>,
     }
 
     #[test]
@@ -207,6 +211,10 @@ mod tests {
         check("{\"list\": [1]} x", None, "not JSON: trailing characters at line 1 column 15");
         check("{\"list\": [1, \"x\"]}", Some("list[1]"), "list[1]: invalid type: string \"x\", expected u8 at line 1");
         check("{}", Some("list"), "list: missing field `list`");
+        check("[[1]]", None, "invalid type: sequence, expected an object at line 1 column 0");
+        check("\"list\"", None, "invalid type: string \"list\", expected an object");
+        let nested = "{\"list\": [], \"of_forms\": [{\"list\": []}, [[1]]]}";
+        check(nested, Some("of_forms[1]"), "of_forms[1]: invalid type: sequence, expected an object");
         assert!(parse::<Form>(b"{\"list\": [], \"more\": 1}").is_ok());
     }
 

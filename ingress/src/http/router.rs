@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
@@ -181,7 +181,7 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     let seen = Seen::of(&request);
     let known = Known::in_request(&mut request);
     let answering = async {
-        match for_this_host(&app, request.headers()) {
+        match one_host(&request).and_then(|()| for_this_host(&app, request.headers())) {
             Ok(()) => caught(next.run(request)).await,
             Err(error) => error.into_response(),
         }
@@ -190,6 +190,16 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     known.tell(&mut response);
     seen.answered(app.gateway.traffic(), response.status());
     response
+}
+
+/// Refuses requests that do not say for which host they are, or say it twice: RFC 9112, section 3.2.
+fn one_host(request: &Request) -> Result<(), ApiError> {
+    match request.headers().get_all(header::HOST).iter().count() {
+        1 => Ok(()),
+        // Older and newer versions need not have the header.
+        0 if request.version() != Version::HTTP_11 => Ok(()),
+        count => Err(ApiError::invalid("Host", format!("there {count} times, and has to be there once"))),
+    }
 }
 
 /// Refuses requests for another host, while only this machine can send any: a page in a browser here may have had its own name lead to this
@@ -267,6 +277,15 @@ mod tests {
     #[test]
     fn every_route_is_described_and_nothing_else() {
         let described: Value = serde_json::from_str(OPENAPI).expect("JSON");
+        let operations = described["paths"].as_object().expect("paths").values().filter_map(Value::as_object).flatten();
+        for (method, operation) in operations {
+            // Where a key is needed, callers have limits; a wrong host is refused everywhere.
+            let statuses =
+                if operation.get("security").is_some() { &["421"][..] } else { &["401", "403", "421", "429", "503"] };
+            for status in statuses {
+                assert!(!operation["responses"][status].is_null(), "{method} {}: {status}", operation["operationId"]);
+            }
+        }
         let described: BTreeSet<(String, String)> = described["paths"]
             .as_object()
             .expect("paths")

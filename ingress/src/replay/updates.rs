@@ -175,9 +175,6 @@ fn content(id: &ArticleId, version: u64, article: RawArticle, limits: &Limits) -
     if given != id.as_str() {
         return Err(format!("an edit of article {id} gives article {given}"));
     }
-    if version == 0 {
-        return Err(format!("article {id} has version 0, versions count from 1"));
-    }
     if normalise(&title).is_empty() && normalise(&body).is_empty() {
         return Err(format!("article {id} has neither a title nor a body"));
     }
@@ -188,7 +185,9 @@ fn content(id: &ArticleId, version: u64, article: RawArticle, limits: &Limits) -
     if bytes > limits.article_bytes_max {
         return Err(format!("article {id} of {bytes} bytes, at most {} are allowed", limits.article_bytes_max));
     }
-    Ok(DraftContent { title, body, metadata, version: Some(version) })
+    let content = DraftContent { title, body, metadata, version: Some(version) };
+    content.check_version().map_err(|error| format!("article {id}: {error}"))?;
+    Ok(content)
 }
 
 #[cfg(test)]
@@ -252,7 +251,7 @@ mod tests {
         check("kind", Value::Null, "invalid type: null");
         check("kb_id", json!(""), "empty article id");
         check("kb_id", json!("b"), "an edit of article b gives article a");
-        check("version", json!(0), "article a has version 0");
+        check("version", json!(0), "article a: 0 is no version");
         check("article", Value::Null, "no text for article a");
         check("article", json!({"id": "a", "title": " "}), "neither a title nor a body");
         check("article", json!({"id": "a", "body": "x".repeat(61)}), "61 bytes, at most 60 are allowed");

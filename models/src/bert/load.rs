@@ -1,7 +1,7 @@
 //! From the tensors of a checkpoint to the module.
 //!
 //! Contract: tensors have the names of transformers' `BertModel`, all of them with `bert.` before or none. What the encoder has no use for,
-//! such as the pooler or the head of a masked language model, is ignored. Numbers of any precision are read as `f32`, and lose nothing.
+//! such as the pooler or the head of a masked language model, is ignored; what belongs to a layer is not. Numbers of any precision are read as `f32`, and lose nothing.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -20,6 +20,8 @@ const WORDS: &str = "embeddings.word_embeddings";
 const POSITIONS: &str = "embeddings.position_embeddings";
 const SEGMENTS: &str = "embeddings.token_type_embeddings";
 const EMBEDDING_NORM: &str = "embeddings.LayerNorm";
+/// Stands before the names of all that belongs to a layer.
+const LAYERS: &str = "encoder.layer.";
 
 /// Where the tensors of an encoder are; each is there, in its right shape.
 #[derive(Clone, Debug)]
@@ -32,12 +34,18 @@ impl BertWeights {
     /// Reads the headers of a folder's weights.
     ///
     /// # Errors
-    /// As [`Weights::open`]; [`ModelError::Tensors`] when tensors are missing or of the wrong shape or kind, naming them.
+    /// As [`Weights::open`]; [`ModelError::Tensors`] when tensors are missing or of the wrong shape or kind, naming them,
+    /// or there are more layers than the configuration says.
     pub(crate) fn open(config: &BertConfig, folder: &Path) -> Result<Self, ModelError> {
         let mut weights = Weights::open(folder)?;
         let prefix = if weights.has(&format!("{PREFIX}{WORDS}.weight")) { PREFIX } else { "" };
-        weights.choose(&tensors(config, prefix))?;
+        weights.choose(&tensors(config, prefix), &format!("{prefix}{LAYERS}"))?;
         Ok(Self { weights, prefix })
+    }
+
+    /// As [`Weights::check_finite`].
+    pub(crate) fn check_finite(&self) -> Result<(), ModelError> {
+        self.weights.check_finite()
     }
 
     /// How the numbers are stored, each kind once.
@@ -97,7 +105,7 @@ fn tensors(config: &BertConfig, prefix: &str) -> Vec<TensorSpec> {
 }
 
 fn layer_part(layer: usize, part: &str) -> String {
-    format!("encoder.layer.{layer}.{part}")
+    format!("{LAYERS}{layer}.{part}")
 }
 
 /// Makes the module.

@@ -3,7 +3,7 @@
 //! Contract: what transformers' `apply_chat_template` renders, with the same settings of Jinja, the same functions
 //! (`raise_exception`, `strftime_now`, `tojson`) and Python's methods of strings and dictionaries. What it deliberately
 //! does not do: offer tools or documents, or let a model think aloud (`enable_thinking` is false), since what it writes
-//! is read by a customer. A template is a program: only what comes with the checkpoint is run, never a message. The date
+//! is read by a customer. A template is a program: only what comes with the checkpoint is run, never a message, and no longer than its bound of steps. The date
 //! is that of `now`, in UTC.
 
 use std::collections::BTreeMap;
@@ -22,6 +22,8 @@ const CONFIG: &str = "tokenizer_config.json";
 const SPECIAL: &str = "special_tokens_map.json";
 const FILE: &str = "chat_template.jinja";
 const NAME: &str = "chat";
+/// Steps that a template may take for one conversation: a thousand times those that long ones take, and a fraction of a second.
+const STEPS_MAX: u64 = 10_000_000;
 /// The tokens that a template may name.
 const TOKENS: [&str; 6] = ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token"];
 
@@ -105,6 +107,7 @@ impl ChatTemplate {
 
     fn new(path: &Path, source: &str, tokens: BTreeMap<String, String>) -> Result<Self, ModelError> {
         let mut environment = Environment::new();
+        environment.set_fuel(Some(STEPS_MAX));
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -140,7 +143,10 @@ impl ChatTemplate {
             ..tokens
         };
         let template = self.environment.get_template(NAME);
-        template.and_then(|template| template.render(context)).map_err(|error| refuse(&self.path, error))
+        template.and_then(|template| template.render(context)).map_err(|error| match error.kind() {
+            ErrorKind::OutOfFuel => refuse(&self.path, format!("it takes more than {STEPS_MAX} steps")),
+            _ => refuse(&self.path, error),
+        })
     }
 }
 

@@ -73,6 +73,8 @@ fn what_a_template_refuses_is_told() {
     assert!(render("{{ messages | tojson(ensure_ascii=true) }}").is_err());
     assert!(render("{{ messages | tojson(width=3) }}").is_err());
     assert!(render("{% generation %}").is_err());
+    let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+    assert!(render(endless).expect_err("too long").ends_with("it takes more than 10000000 steps"));
 }
 
 #[test]

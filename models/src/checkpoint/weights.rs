@@ -162,25 +162,47 @@ impl Weights {
     /// # Errors
     /// [`ModelError::Tensors`], naming each that does not fit.
     pub fn check(&self, expected: &[TensorSpec]) -> Result<(), ModelError> {
+        self.check_with(expected, |name| name != HEAD && !name.ends_with(".rotary_emb.inv_freq"))
+    }
+
+    /// Checks that the tensors are there, each of a kind that is understood, and no other whose name begins with `closed`, and leaves
+    /// out all others.
+    ///
+    /// # Errors
+    /// [`ModelError::Tensors`], naming each that does not fit.
+    pub(crate) fn choose(&mut self, wanted: &[TensorSpec], closed: &str) -> Result<(), ModelError> {
+        self.check_with(wanted, |name| name.starts_with(closed))?;
+        self.keep(wanted);
+        Ok(())
+    }
+
+    /// Checks that the tensors are these, and no others that count.
+    fn check_with(&self, expected: &[TensorSpec], counts: impl Fn(&str) -> bool) -> Result<(), ModelError> {
         let mut problems = self.problems(expected);
         let known: BTreeSet<&str> = expected.iter().map(|spec| spec.name.as_str()).collect();
-        let harmless = |name: &str| name == HEAD || name.ends_with(".rotary_emb.inv_freq");
-        let extra = self.tensors.keys().filter(|name| !known.contains(name.as_str()) && !harmless(name));
+        let extra = self.tensors.keys().filter(|name| !known.contains(name.as_str()) && counts(name));
         problems.extend(extra.map(|name| format!("unexpected tensor {name}")));
         if problems.is_empty() { Ok(()) } else { Err(self.wrong(problems)) }
     }
 
-    /// Checks that the tensors are there, each of a kind that is understood, and leaves out all others.
+    /// Checks that every number is finite. Reads all of them.
     ///
     /// # Errors
-    /// [`ModelError::Tensors`], naming each that does not fit.
-    pub(crate) fn choose(&mut self, wanted: &[TensorSpec]) -> Result<(), ModelError> {
-        let problems = self.problems(wanted);
-        if !problems.is_empty() {
-            return Err(self.wrong(problems));
+    /// [`ModelError::Tensors`], naming each that holds another; when a file cannot be read.
+    pub fn check_finite(&self) -> Result<(), ModelError> {
+        let mut problems = Vec::new();
+        for (name, place) in &self.tensors {
+            let is_finite = match Precision::of(place.dtype) {
+                Some(Precision::F32) => place.is_finite(|bytes| f32::from_le_bytes(bytes).is_finite())?,
+                Some(Precision::F16) => place.is_finite(|bytes| f16::from_le_bytes(bytes).is_finite())?,
+                Some(Precision::Bf16) => place.is_finite(|bytes| bf16::from_le_bytes(bytes).is_finite())?,
+                None => true,
+            };
+            if !is_finite {
+                problems.push(format!("tensor {name} has numbers that are not finite"));
+            }
         }
-        self.keep(wanted);
-        Ok(())
+        if problems.is_empty() { Ok(()) } else { Err(self.wrong(problems)) }
     }
 
     /// Whether there is a tensor of this name.
@@ -277,19 +299,32 @@ impl Weights {
 
 impl Place {
     fn read<const N: usize, T>(&self, number: impl Fn([u8; N]) -> T) -> Result<Vec<T>, ModelError> {
+        // The header was checked: the shape's numbers take exactly these bytes, and the file has them.
+        let mut numbers = Vec::with_capacity(usize::try_from(self.bytes).unwrap_or(usize::MAX) / N);
+        self.pass(|part| numbers.extend(part.iter().map(|bytes| number(*bytes))))?;
+        Ok(numbers)
+    }
+
+    /// Whether all numbers are finite.
+    fn is_finite<const N: usize>(&self, is_finite: impl Fn([u8; N]) -> bool) -> Result<bool, ModelError> {
+        let mut all = true;
+        self.pass(|part| all &= part.iter().all(|bytes| is_finite(*bytes)))?;
+        Ok(all)
+    }
+
+    /// Hands over the bytes of the numbers, in order and a part at a time.
+    fn pass<const N: usize>(&self, mut take: impl FnMut(&[[u8; N]])) -> Result<(), ModelError> {
         let mut file = File::open(&self.file).map_err(ModelError::io("open", &self.file))?;
         file.seek(SeekFrom::Start(self.offset)).map_err(ModelError::io("read", &self.file))?;
-        // The header was checked: the shape's numbers take exactly these bytes, and the file has them.
         let mut left = usize::try_from(self.bytes).unwrap_or(usize::MAX);
-        let mut numbers = Vec::with_capacity(left / N);
         let mut buffer = vec![0; BUFFER_BYTES.min(left)];
         while left > 0 {
             let part = &mut buffer[..BUFFER_BYTES.min(left)];
             file.read_exact(part).map_err(ModelError::io("read", &self.file))?;
-            numbers.extend(part.as_chunks::<N>().0.iter().map(|bytes| number(*bytes)));
+            take(part.as_chunks::<N>().0);
             left -= part.len();
         }
-        Ok(numbers)
+        Ok(())
     }
 }
 

@@ -48,6 +48,25 @@ fn numbers_are_read_in_each_precision() {
 }
 
 #[test]
+fn a_tensor_with_a_number_that_is_not_finite_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (path, tensors) = (folder.path().join(SINGLE), [Dtype::F32, Dtype::F16, Dtype::BF16]);
+    for dtype in tensors {
+        write(&path, &[("good", Dtype::F32, &[4]), ("odd", dtype, &[4])]);
+        let weights = Weights::open(folder.path()).expect("opened");
+        weights.check_finite().expect("four numbers");
+        let place = &weights.tensors["odd"];
+        let mut bytes = std::fs::read(&path).expect("read");
+        // The most significant byte of the last number, little endian: an exponent of ones.
+        let last = usize::try_from(place.offset + place.bytes).expect("small") - 1;
+        (bytes[last - 1], bytes[last]) = (0xff, 0xff);
+        std::fs::write(&path, bytes).expect("written");
+        let error = weights.check_finite().expect_err("refused");
+        assert!(told(&error, folder.path()).ends_with(": tensor odd has numbers that are not finite"), "{error}");
+    }
+}
+
+#[test]
 fn large_tensors_are_read_whole() {
     let folder = tempfile::tempdir().expect("a folder");
     let numbers: Vec<f32> = (0..BUFFER_BYTES as u32 / 4 + 7).map(|number| number as f32).collect();

@@ -172,6 +172,14 @@ impl EncoderCheckpoint {
         self.weights.precisions()
     }
 
+    /// Checks that every number of its weights is finite. Reads all of them.
+    ///
+    /// # Errors
+    /// [`ModelError::Tensors`], naming the tensors that hold others; when a file cannot be read.
+    pub fn check_finite(&self) -> Result<(), ModelError> {
+        self.weights.check_finite()
+    }
+
     /// Bytes of its tensors on disk.
     #[must_use]
     pub fn bytes(&self) -> u64 {

@@ -114,6 +114,8 @@ fn what_is_not_computed_is_refused_by_name() {
     assert!(told.len() < 400, "a long text is not repeated: {told}");
     let told = opened("bert-mean", "config.json", Some(&config("num_hidden_layers", 3.into()))).expect_err("too few");
     assert!(told.contains("missing tensor encoder.layer.2.attention.self.query.weight"), "{told}");
+    let told = opened("bert-mean", "config.json", Some(&config("num_hidden_layers", 1.into()))).expect_err("too many");
+    assert!(told.contains("unexpected tensor encoder.layer.1.attention.output.LayerNorm.bias"), "{told}");
     // One that was trained for the product of vectors as they are.
     let long = r#"[{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]"#;
     let folder = changed("bert-mean", "modules.json", Some(long));

@@ -118,7 +118,8 @@ impl BurnTier {
     /// to the model, and the language of the answers; `instructions` are the processor's.
     ///
     /// # Errors
-    /// When the checkpoint cannot be used, the processor has not the instructions, the memory for keys and values is too small, or there is no thread.
+    /// When the checkpoint cannot be used, its logits are not finite, the processor has not the instructions, the memory for keys and values is
+    /// too small, or there is no thread.
     pub fn open(
         config: &BurnConfig,
         prompt: &PromptConfig,
@@ -134,7 +135,7 @@ impl BurnTier {
         } else {
             (WARM_UP_TOKENS, WARM_UP_TOKENS)
         };
-        warm_up(model.as_mut(), step_tokens, prompt_tokens)?;
+        warm_up(model.as_mut(), step_tokens, prompt_tokens, &checkpoint)?;
         Self::with_decoder((checkpoint, model, &kind), config, prompt, sampling, scope)
     }
 
@@ -232,7 +233,12 @@ fn blocks(config: &BurnConfig, block_bytes: u64) -> Result<usize, ModelError> {
 
 /// Reads a prompt of so many tokens, or of as many as fit, in steps, and writes one behind it, while nobody waits: a GPU compiles and tunes
 /// its kernels for a step of about this size, behind about so much of a prompt, when the first one comes.
-fn warm_up(model: &mut dyn StepModel, step_tokens: usize, prompt_tokens: usize) -> Result<(), ModelError> {
+fn warm_up(
+    model: &mut dyn StepModel,
+    step_tokens: usize,
+    prompt_tokens: usize,
+    checkpoint: &Checkpoint,
+) -> Result<(), ModelError> {
     let began = Instant::now();
     let shape = model.shape();
     let count = (prompt_tokens + 1).min(shape.context_max).min(shape.blocks * shape.block_tokens);
@@ -244,6 +250,10 @@ fn warm_up(model: &mut dyn StepModel, step_tokens: usize, prompt_tokens: usize) 
         logits.clear();
         model.step(&[Slice { tokens, position, blocks: &blocks, wants_logits: true }], &mut logits)?;
         position += tokens.len();
+        if !logits.iter().all(|logit| logit.is_finite()) {
+            let reason = "a first prompt gives logits that are not finite: its numbers are damaged, or too large for the precision that is computed in";
+            return Err(ModelError::Load { path: checkpoint.folder.clone(), reason: reason.to_owned() });
+        }
     }
     tracing::info!(tokens = count, took_ms = began.elapsed().as_millis(), "a decoder has read a first prompt");
     Ok(())

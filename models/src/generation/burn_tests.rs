@@ -156,6 +156,27 @@ fn a_checkpoint_answers_as_a_tier() {
 }
 
 #[test]
+fn weights_that_give_no_numbers_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for entry in std::fs::read_dir(fixture("qwen2")).expect("a fixture").flatten() {
+        std::fs::copy(entry.path(), folder.path().join(entry.file_name())).expect("copied");
+    }
+    let path = folder.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&path).expect("read");
+    // An exponent of ones, whatever the precision.
+    let end = bytes.len();
+    bytes[end - 2..].fill(0xff);
+    std::fs::write(&path, bytes).expect("written");
+    let settings = BurnConfig { model: folder.path().to_owned(), ..config("qwen2") };
+    let opened =
+        BurnTier::open(&settings, &prompting(), Sampling::GREEDY, ("", "en"), &home(), InstructionChoice::Auto);
+    let error = opened.expect_err("refused").to_string();
+    assert!(error.contains("a first prompt gives logits that are not finite"), "{error}");
+    let error = Checkpoint::open(folder.path()).expect("opens").weights.check_finite().expect_err("named").to_string();
+    assert!(error.ends_with("has numbers that are not finite"), "{error}");
+}
+
+#[test]
 fn memory_that_holds_nothing_is_refused() {
     let settings = BurnConfig { kv_bytes_max: 100, ..config("qwen2") };
     let checkpoint = Checkpoint::open(&settings.model).expect("a checkpoint");

@@ -2,7 +2,7 @@
 //!
 //! Contract: a download that breaks off is continued where it stopped, as long as each attempt gets further and there are not too
 //! many; no more bytes are read than were announced, and a server that falls silent is given up on. A hub that has never answered is not
-//! asked twice. What was read is not verified here. The token goes to the hub's host alone, never to another that it
+//! asked twice. What was read is not verified here. The token goes to the hub's host and port alone, never to another that it
 //! redirects to, and into no error.
 //!
 //! How it is split: this file speaks HTTP, `snapshot.rs` says which files of a repository a model needs, `install.rs`
@@ -26,7 +26,7 @@ use crate::error::ModelError;
 use crate::remote::ErrorBody;
 use crate::secret::Secret;
 use snapshot::{Repository, Snapshot};
-use ureq::config::RedirectAuthHeaders;
+use ureq::http::{Response, Uri, header, uri};
 
 const HUB: &str = "https://huggingface.co";
 /// A closed network must be noticed quickly.
@@ -38,6 +38,7 @@ const ATTEMPTS_MAX: u32 = 4;
 /// Attempts in all: so many for any file, and one more for each of its mebibytes.
 const ATTEMPTS_FILE_MAX: u64 = 16;
 const WAIT_FIRST: Duration = Duration::from_millis(250);
+const REDIRECTS_MAX: usize = 10;
 const LIST_BYTES_MAX: u64 = 16 * 1024 * 1024;
 const WORDS_BYTES_MAX: u64 = 4096;
 const COPY_BUFFER_BYTES: usize = 256 * 1024;
@@ -84,7 +85,7 @@ impl Hub {
             .timeout_recv_response(seconds(SILENCE_SECONDS_MAX))
             .timeout_per_read(seconds(SILENCE_SECONDS_MAX))
             .http_status_as_error(false)
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            .max_redirects(0)
             // Sizes, ranges and checksums are those of files as they are.
             .accept_encoding("identity")
             .user_agent(concat!("turnflow/", env!("CARGO_PKG_VERSION")))
@@ -203,20 +204,32 @@ impl Hub {
     }
 
     /// Asks for a resource from byte `from` on.
-    fn get(&self, url: &str, from: u64) -> Result<ureq::http::Response<ureq::Body>, ModelError> {
-        let mut request = self.agent.get(url);
-        if let Some(token) = &self.token {
-            request = request.header("Authorization", token.bearer());
+    fn get(&self, url: &str, from: u64) -> Result<Response<ureq::Body>, ModelError> {
+        let failed = |source| ModelError::Download { url: url.to_owned(), source };
+        let hub: Uri = url.parse().map_err(|error: uri::InvalidUri| failed(error.into()))?;
+        let mut place = hub.clone();
+        for _ in 0..=REDIRECTS_MAX {
+            let mut request = self.agent.get(&place);
+            if let Some(token) = &self.token
+                && (place.scheme(), place.authority()) == (hub.scheme(), hub.authority())
+            {
+                request = request.header(header::AUTHORIZATION, token.bearer());
+            }
+            if from > 0 {
+                request = request.header(header::RANGE, format!("bytes={from}-"));
+            }
+            let response = request.call().map_err(|error| failed(error.into()))?;
+            self.has_answered.store(true, Ordering::Relaxed);
+            match redirection(&place, &response) {
+                Some(next) => place = next,
+                None => return Ok(response),
+            }
         }
-        if from > 0 {
-            request = request.header("Range", format!("bytes={from}-"));
-        }
-        let failed = |error| ModelError::Download { url: url.to_owned(), source: Box::new(error) };
-        request.call().map_err(failed).inspect(|_| self.has_answered.store(true, Ordering::Relaxed))
+        Err(failed(format!("more than {REDIRECTS_MAX} redirects").into()))
     }
 
     /// The error of a response that is none of those expected, in the hub's words.
-    fn refusal(&self, url: &str, mut response: ureq::http::Response<ureq::Body>) -> ModelError {
+    fn refusal(&self, url: &str, mut response: Response<ureq::Body>) -> ModelError {
         let status = response.status().as_u16();
         let told = response.headers().get("x-error-message").map(|value| value.as_bytes().to_owned());
         let words = told.or_else(|| response.body_mut().with_config().limit(WORDS_BYTES_MAX).read_to_vec().ok());
@@ -237,8 +250,22 @@ pub(crate) struct FilePlace<'a> {
     pub(crate) file: &'a str,
 }
 
+/// Where a response of what is at `place` sends to: another address, or another path there.
+fn redirection<B>(place: &Uri, response: &Response<B>) -> Option<Uri> {
+    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+        return None;
+    }
+    let next: Uri = response.headers().get(header::LOCATION)?.to_str().ok()?.parse().ok()?;
+    if next.authority().is_some() {
+        return Some(next);
+    }
+    let mut parts = place.clone().into_parts();
+    parts.path_and_query = next.into_parts().path_and_query;
+    Uri::from_parts(parts).ok()
+}
+
 /// The first byte of a partial response.
-fn begins_at<B>(response: &ureq::http::Response<B>) -> Option<u64> {
+fn begins_at<B>(response: &Response<B>) -> Option<u64> {
     let range = response.headers().get("content-range")?.to_str().ok()?;
     range.strip_prefix("bytes ")?.split('-').next()?.parse().ok()
 }

@@ -22,6 +22,8 @@ pub(crate) struct Plan {
     pub(crate) cuts: Vec<usize>,
     /// Files are redirected to within the hub, which wants its token there too.
     pub(crate) redirects_within: bool,
+    /// Where files are redirected to in place of another name of the hub's host.
+    pub(crate) elsewhere: Option<String>,
     /// Ranges are not understood: the whole file is sent.
     pub(crate) ignores_ranges: bool,
     /// Ranges are understood wrongly: the answer begins elsewhere.
@@ -146,12 +148,10 @@ fn answer(plan: &mut Plan, endpoint: &str, asked: &Asked, mut stream: &TcpStream
     }
     match asked.path.strip_prefix(&format!("/org/name/resolve/{COMMIT}/")) {
         Some(name) if plan.redirects_within => reply("302 Found", &format!("Location: /within/{name}\r\n"), 0, b""),
-        Some(name) => reply(
-            "302 Found",
-            &format!("Location: {}/elsewhere/{name}\r\n", endpoint.replace("127.0.0.1", "localhost")),
-            0,
-            b"",
-        ),
+        Some(name) => {
+            let other = plan.elsewhere.clone().unwrap_or_else(|| endpoint.replace("127.0.0.1", "localhost"));
+            reply("302 Found", &format!("Location: {other}/elsewhere/{name}\r\n"), 0, b"")
+        }
         None => reply("404 Not Found", "", 29, b"{\"error\":\"Invalid revision\"}\n"),
     }
 }

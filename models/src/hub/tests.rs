@@ -228,6 +228,12 @@ fn a_gate_wants_a_token_that_goes_nowhere_else() {
         assert_eq!(asked.authorization.is_some(), !asked.path.starts_with("/elsewhere/"), "{asked:?}");
         assert_eq!(asked.encoding.as_deref(), Some("identity"), "{asked:?}");
     }
+    // Another port of the same host may be somebody else's.
+    let other = HubServer::start(single());
+    let server = HubServer::start(Plan { token: Some(TOKEN), elsewhere: Some(other.endpoint.clone()), ..single() });
+    Place::new().pull_as(&server, Some(secret(TOKEN))).expect("pulled");
+    let asked = other.requests();
+    assert!(!asked.is_empty() && asked.iter().all(|asked| asked.authorization.is_none()), "{asked:?}");
     // Within the hub it is needed after a redirect too.
     let server = HubServer::start(Plan { token: Some(TOKEN), redirects_within: true, ..single() });
     Place::new().pull_as(&server, Some(secret(TOKEN))).expect("pulled").verify(&|_| {}).expect("intact");

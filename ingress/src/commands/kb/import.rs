@@ -41,7 +41,7 @@ pub(super) async fn run(context: &Context, args: &KbImportArgs) -> Result<(), Fa
         if args.dry_run {
             import.forecast().await?;
         } else {
-            import.write().await?;
+            import.write().await.map_err(|failure| import.tally.so_far(failure))?;
         }
         if args.delete_missing {
             import.delete_missing().await?;
@@ -253,6 +253,17 @@ impl Tally {
 
     fn items(&self) -> u64 {
         self.written + self.unchanged + self.bad + self.refused
+    }
+
+    /// Says what an import had done when it came to an end before its own.
+    fn so_far(&self, failure: Failure) -> Failure {
+        match self.written {
+            0 => failure,
+            written => {
+                let hint = format!("at least {written} articles were written by then; the same import can be repeated");
+                failure.with_hint(hint)
+            }
+        }
     }
 
     fn report(self, context: &Context, args: &KbImportArgs) -> Result<(), Failure> {

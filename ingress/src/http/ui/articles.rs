@@ -21,6 +21,7 @@ use crate::http::error::ApiError;
 use crate::http::receive::{Json, query};
 use crate::http::reply::JsonReply;
 use crate::http::router::App;
+use crate::object::Object;
 
 /// Articles of a page.
 const PAGE: usize = 50;
@@ -52,7 +53,7 @@ struct PageQuery {
 #[serde(deny_unknown_fields)]
 pub(super) struct Sent {
     id: String,
-    content: Option<Content>,
+    content: Option<Object<Content>>,
     /// The version that was read; 0 for an article that is new.
     version: u64,
     #[serde(default)]
@@ -225,7 +226,7 @@ pub(super) async fn write(
     Json(Sent { id, content, version, dry_run }): Json<Sent>,
 ) -> Result<JsonReply, ApiError> {
     let draft = match content {
-        Some(content) => drafted(&app, &visitor.caller.tenant, &id, content, version).await?,
+        Some(Object(content)) => drafted(&app, &visitor.caller.tenant, &id, content, version).await?,
         None => ArticleDraft { id: article_id("id", &id)?, content: None, expected_version: Some(version) },
     };
     let (knowledge, conversations, tenant) =

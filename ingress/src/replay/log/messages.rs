@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::Said;
 use crate::lines::parse_line;
+use crate::object::Object;
 
 /// A message as OpenAI's interfaces write it.
 #[derive(Deserialize)]
@@ -39,19 +40,18 @@ impl Message {
 #[derive(Deserialize)]
 struct BatchRequest {
     custom_id: String,
-    body: Body,
+    body: Object<Body>,
 }
 
 #[derive(Deserialize)]
 struct Body {
-    messages: Vec<Message>,
+    messages: Vec<Object<Message>>,
 }
 
 /// The turns of a request to OpenAI's batch interface.
 pub(super) fn parse_openai_batch(text: &str) -> Result<Vec<Said>, String> {
     let request: BatchRequest = parse_line(text)?;
-    let messages = request.body.messages;
-    let said = messages.iter().filter(|message| message.is_from("user")).map(Message::text);
+    let said = request.body.messages.iter().filter(|message| message.is_from("user")).map(|message| message.text());
     conversation(&request.custom_id, said)
 }
 
@@ -59,7 +59,7 @@ pub(super) fn parse_openai_batch(text: &str) -> Result<Vec<Said>, String> {
 struct SharedConversation {
     #[serde(default)]
     id: Value,
-    conversations: Vec<SharedMessage>,
+    conversations: Vec<Object<SharedMessage>>,
 }
 
 #[derive(Deserialize)]
@@ -75,8 +75,9 @@ pub(super) fn parse_sharegpt(line: u64, text: &str) -> Result<Vec<Said>, String>
     if shared.conversations.is_empty() {
         return Ok(Vec::new());
     }
+    let messages = shared.conversations.into_iter().map(|Object(message)| message);
     let of_human = |message: &SharedMessage| matches!(message.from.as_str(), "human" | "user");
-    conversation(&id, shared.conversations.into_iter().filter(of_human).map(|message| message.value))
+    conversation(&id, messages.filter(of_human).map(|message| message.value))
 }
 
 /// An id that is a text or a number.

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::Said;
 use super::messages::{Message, name};
 use crate::lines::parse_line;
+use crate::object::Object;
 
 /// Most words of a text that is made up for a number of tokens: no encoder reads further.
 const WORDS_MAX: u64 = 256;
@@ -36,7 +37,7 @@ struct Row {
     delay: Option<f64>,
     #[serde(default)]
     session_id: Value,
-    messages: Option<Vec<Message>>,
+    messages: Option<Vec<Object<Message>>>,
     #[serde(default)]
     message_mode: MessageMode,
     text_input: Option<String>,
@@ -116,10 +117,10 @@ impl Sessions {
 
 /// What the user says for the first time. In a history that is the last message of a user, unless it is answered in the
 /// same row: then the request carries on with tools, and the user says nothing new.
-fn new_texts(messages: &[Message], mode: MessageMode) -> Vec<String> {
+fn new_texts(messages: &[Object<Message>], mode: MessageMode) -> Vec<String> {
     let unanswered = messages.rsplit(|message| message.is_from("assistant")).next().unwrap_or_default();
-    let of_user = |messages: &[Message]| -> Vec<String> {
-        messages.iter().filter(|message| message.is_from("user")).map(Message::text).collect()
+    let of_user = |messages: &[Object<Message>]| -> Vec<String> {
+        messages.iter().filter(|message| message.is_from("user")).map(|message| message.text()).collect()
     };
     match mode {
         MessageMode::Delta => of_user(messages),

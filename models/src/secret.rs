@@ -2,7 +2,7 @@
 //!
 //! Contract: a [`Secret`] does not print, not even its length, and errors about it name the place that it comes from, never
 //! what it holds. It fits into an HTTP header. What a server says goes into an error or a log only after `Secret::redact`; an answer's text
-//! goes through a [`Redactor`], which lets a secret pass that is so short that it may be there by chance.
+//! goes through a `Redactor`, which lets a secret pass that is so short that it may be there by chance.
 
 use std::fmt;
 use std::fs::File;

@@ -130,7 +130,12 @@ impl BurnTier {
     ) -> Result<TierHandle, ModelError> {
         let checkpoint = config.open(home)?;
         let Loaded { mut model, kind, wgpu, .. } = load(&checkpoint, config, instructions)?;
-        warm_up(model.as_mut(), if wgpu { config.engine.step_tokens_max } else { WARM_UP_TOKENS }, &checkpoint)?;
+        let (step_tokens, prompt_tokens) = if wgpu {
+            (config.engine.step_tokens_max, prompt.prompt_tokens_max)
+        } else {
+            (WARM_UP_TOKENS, WARM_UP_TOKENS)
+        };
+        warm_up(model.as_mut(), step_tokens, prompt_tokens, &checkpoint)?;
         Self::with_decoder((checkpoint, model, &kind), config, prompt, sampling, scope)
     }
 
@@ -226,26 +231,32 @@ fn blocks(config: &BurnConfig, block_bytes: u64) -> Result<usize, ModelError> {
     }
 }
 
-/// Reads a prompt of so many tokens in one step, or of as many as fit, and writes one behind it, while nobody waits: a GPU compiles and
-/// tunes its kernels for a step of about this size when the first one comes.
-fn warm_up(model: &mut dyn StepModel, step_tokens: usize, checkpoint: &Checkpoint) -> Result<(), ModelError> {
+/// Reads a prompt of so many tokens, or of as many as fit, in steps, and writes one behind it, while nobody waits: a GPU compiles and tunes
+/// its kernels for a step of about this size, behind about so much of a prompt, when the first one comes.
+fn warm_up(
+    model: &mut dyn StepModel,
+    step_tokens: usize,
+    prompt_tokens: usize,
+    checkpoint: &Checkpoint,
+) -> Result<(), ModelError> {
     let began = Instant::now();
     let shape = model.shape();
-    let count = (step_tokens + 1).min(shape.context_max).min(shape.blocks * shape.block_tokens);
+    let count = (prompt_tokens + 1).min(shape.context_max).min(shape.blocks * shape.block_tokens);
     let tokens = vec![0; count];
     let blocks: Vec<u32> = (0..).take(count.div_ceil(shape.block_tokens)).collect();
-    let mut logits = Vec::new();
-    for (position, tokens) in [(0, &tokens[..count - 1]), (count - 1, &tokens[count - 1..])] {
-        if !tokens.is_empty() {
-            model.step(&[Slice { tokens, position, blocks: &blocks, wants_logits: true }], &mut logits)?;
+    let (prompt, last) = tokens.split_at(count - 1);
+    let (mut position, mut logits) = (0, Vec::new());
+    for tokens in prompt.chunks(step_tokens.max(1)).chain([last]) {
+        logits.clear();
+        model.step(&[Slice { tokens, position, blocks: &blocks, wants_logits: true }], &mut logits)?;
+        position += tokens.len();
+        if !logits.iter().all(|logit| logit.is_finite()) {
+            let reason = "a first prompt gives logits that are not finite: its numbers are damaged, or too large for the precision that is computed in";
+            return Err(ModelError::Load { path: checkpoint.folder.clone(), reason: reason.to_owned() });
         }
     }
     tracing::info!(tokens = count, took_ms = began.elapsed().as_millis(), "a decoder has read a first prompt");
-    if logits.iter().all(|logit| logit.is_finite()) {
-        return Ok(());
-    }
-    let reason = "a first prompt gives logits that are not finite: its numbers are damaged, or too large for the precision that is computed in";
-    Err(ModelError::Load { path: checkpoint.folder.clone(), reason: reason.to_owned() })
+    Ok(())
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The CPU's own executor in each precision stands beside the Burn module that it is made from, what this machine's processor can at
-//! most (fused products and sums in registers, measured in the same run), and, with a Python that has it, onnxruntime, through
+//! most (fused products and sums in registers, measured in the same run), and, with a Python that has them, onnxruntime and torch, through
 //! `encoder_peers.py`. All take turns for some rounds, and the fastest time of each counts, so that other work on the
 //! machine hits all of them or none. On one thread, the time of a pass is the part of it that the system gave the thread, where it
 //! tells that: other work does not count. Texts a second are of the `text`s of a log, tokenising included.
@@ -26,7 +26,7 @@ use turnflow_models::{
 const SHAPES: [(usize, usize); 3] = [(1, 12), (32, 12), (32, 128)];
 /// Passes of each shape before the next contender has its turn.
 const TIMES: [usize; 3] = [60, 6, 1];
-const PEERS: [&str; 2] = ["onnxruntime-f32", "onnxruntime-int8"];
+const PEERS: [&str; 3] = ["onnxruntime-f32", "onnxruntime-int8", "torch-f32"];
 const PRECISIONS: [EncoderPrecision; 2] = [EncoderPrecision::F32, EncoderPrecision::Bf16];
 /// Questions of a log that are encoded in a round.
 const QUESTIONS: usize = 512;
@@ -88,7 +88,7 @@ fn contenders(files: &EncoderCheckpoint, threads: usize, is_all: bool, python: O
     }
     // The tensor library's threads are those of its process.
     if is_all {
-        let device = DeviceChoice::Cpu.resolve(&std::env::temp_dir()).expect("a CPU").device;
+        let device = DeviceChoice::Cpu.resolve().expect("a CPU").device;
         let encoder = Encoder::load_plain(files, &device).expect("an encoder");
         all.push(contender("plain Burn f32".to_owned(), Kind::Ours(Box::new(encoder)), 0));
     }

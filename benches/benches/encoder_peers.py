@@ -1,10 +1,10 @@
 """The sentence encoder on another runtime, for `encoder.rs`, which starts this and asks for times.
 
-    python encoder_peers.py PEER THREADS FOLDER     with PEER one of onnxruntime-f32, onnxruntime-int8
+    python encoder_peers.py PEER THREADS FOLDER     with PEER one of onnxruntime-f32, onnxruntime-int8, torch-f32
 
-Needs `numpy`, `onnx` and `onnxruntime`; says `missing NAME` when they are not there. FOLDER holds the encoder's `model.safetensors`.
-The graph is written in the operators that onnxruntime's own optimizer makes of BERT (Attention, SkipLayerNormalization, BiasGelu), and
-its dynamic quantization makes the int8 of it. Prints `ready`, then answers each line on standard input with one line:
+Needs `numpy`, and `onnx` and `onnxruntime`, or `torch`; says `missing NAME` when they are not there. FOLDER holds the encoder's
+`model.safetensors`. onnxruntime's graph is written in the operators that its own optimizer makes of BERT (Attention,
+SkipLayerNormalization, BiasGelu), and its dynamic quantization makes the int8 of it; torch has its fused attention. Prints `ready`, then answers each line on standard input with one line:
 
     forward BATCH TOKENS TIMES    milliseconds of the fastest of so many passes of equally long texts; on one thread, those that the
                                   system gave it
@@ -97,7 +97,31 @@ def write_onnx(folder, path):
 
 
 class Peer:
+    """Encodes; `run` gives the means of a batch of equal texts."""
+
     def __init__(self, kind, threads, folder):
+        self.load(kind, threads, folder)
+        self.clock = time.thread_time if threads == 1 else time.perf_counter
+        self.forward(1, 12, 1)
+
+    def forward(self, batch, count, times):
+        best = float("inf")
+        for _ in range(times):
+            start = self.clock()
+            self.run(batch, count)
+            best = min(best, self.clock() - start)
+        return best * 1e3
+
+    def vector(self, count):
+        mean = self.run(1, count)[0]
+        return " ".join(str(number) for number in mean / self.numpy.linalg.norm(mean))
+
+    def memory(self):
+        return resident() - self.before
+
+
+class Onnxruntime(Peer):
+    def load(self, kind, threads, folder):
         import numpy
         import onnx
         import onnxruntime
@@ -121,38 +145,53 @@ class Peer:
             options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
             self.before = resident()
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self.clock = time.thread_time if threads == 1 else time.perf_counter
-        self.forward(1, 12, 1)
 
     def run(self, batch, count):
         ids = self.numpy.array([tokens(count)] * batch, "int64")
         return self.session.run(None, {"ids": ids, "places": self.numpy.arange(count, dtype="int64")})[0]
 
-    def forward(self, batch, count, times):
-        best = float("inf")
-        for _ in range(times):
-            start = self.clock()
-            self.run(batch, count)
-            best = min(best, self.clock() - start)
-        return best * 1e3
 
-    def vector(self, count):
-        mean = self.run(1, count)[0]
-        return " ".join(str(number) for number in mean / self.numpy.linalg.norm(mean))
+class Torch(Peer):
+    def load(self, kind, threads, folder):
+        import numpy
+        import torch
 
-    def memory(self):
-        return resident() - self.before
+        torch.set_num_threads(threads)
+        self.numpy, self.torch = numpy, torch
+        self.before = resident()
+        self.weights = {name: torch.tensor(numbers) for name, numbers in read_weights(folder).items()}
+
+    def run(self, batch, count):
+        with self.torch.inference_mode():
+            return self.mean(self.torch.tensor([tokens(count)] * batch)).numpy()
+
+    def mean(self, ids):
+        from torch.nn import functional
+
+        weights, (batch, count) = self.weights, ids.shape
+        dense = lambda name, x: functional.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+        norm = lambda name, x: functional.layer_norm(
+            x, (HIDDEN,), weights[f"{name}.LayerNorm.weight"], weights[f"{name}.LayerNorm.bias"], 1e-12)
+        heads = lambda x: x.view(batch, count, HEADS, HIDDEN // HEADS).transpose(1, 2)
+        table = lambda kind: weights[f"embeddings.{kind}_embeddings.weight"]
+        hidden = norm("embeddings", table("word")[ids] + table("position")[:count] + table("token_type")[0])
+        for number in range(LAYERS):
+            layer = f"encoder.layer.{number}"
+            query, key, value = (heads(dense(f"{layer}.attention.self.{part}", hidden)) for part in ("query", "key", "value"))
+            context = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, count, HIDDEN)
+            hidden = norm(f"{layer}.attention.output", hidden + dense(f"{layer}.attention.output.dense", context))
+            inner = functional.gelu(dense(f"{layer}.intermediate.dense", hidden))
+            hidden = norm(f"{layer}.output", hidden + dense(f"{layer}.output.dense", inner))
+        return hidden.mean(1)
 
 
 def main():
     kind, threads, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    runtime, _, kind = kind.partition("-")
     try:
-        import numpy  # noqa: F401
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
+        peer = (Torch if runtime == "torch" else Onnxruntime)(kind, threads, folder)
     except ImportError as error:
         return print(f"missing {error.name}", flush=True)
-    peer = Peer(kind.removeprefix("onnxruntime-"), threads, folder)
     print("ready", flush=True)
     for line in sys.stdin:
         question, *numbers = line.split() or [None]

@@ -90,7 +90,7 @@ fn contenders(weights: &Weights, threads: usize, python: Option<&str>) -> Vec<Co
     }
     // Burn's threads are those of its process.
     if threads == std::thread::available_parallelism().map_or(1, usize::from) {
-        let device = DeviceChoice::Cpu.resolve(&std::env::temp_dir()).expect("a CPU").device;
+        let device = DeviceChoice::Cpu.resolve().expect("a CPU").device;
         let model = PlainDecoder::load(&config(), weights, &device, Precision::F32, blocks, BLOCK_TOKENS);
         all.push(contender("plain Burn f32", None, Decoder::Ours(Box::new(model.expect("a decoder")))));
     }

@@ -131,6 +131,7 @@ fn insert(shard: &Rc<RefCell<Shard>>, at: usize, vector: &Arc<[f32]>, text: &str
         sources: Vec::new(),
         usage: Usage::default(),
         grounded: true,
+        cut_off: false,
     };
     let entry = CacheEntry {
         id: EntryId(at as u64),

@@ -270,6 +270,7 @@ fn entry(id: usize, scope: ScopeId, vector: &Arc<[f32]>, support: Support, sourc
         sources: vec![source],
         usage: Usage { input_tokens: 300, output_tokens: 40 },
         grounded: true,
+        cut_off: false,
     };
     CacheEntry {
         id: EntryId(id as u64 + 1),

@@ -139,6 +139,9 @@ fn origin_of(done: &Done) -> String {
     if !done.grounded {
         parts.push("not in the knowledge base".to_owned());
     }
+    if done.cut_off {
+        parts.push("cut off".to_owned());
+    }
     let sources: Vec<_> = done.sources.iter().map(|source| format!("{}#{}", source.article_id, source.chunk)).collect();
     if !sources.is_empty() {
         parts.push(format!("from {}", sources.join(", ")));
@@ -223,6 +226,8 @@ mod tests {
         let level = |level: CacheLevel| Verdict { level: level.into(), ..Verdict::default() };
         check(true, level(CacheLevel::Miss), &["returns", "delivery"], "miss · from returns#2, delivery#2 · 12.3 ms");
         check(false, level(CacheLevel::Bypass), &[], "cache bypassed · not in the knowledge base · 12.3 ms");
+        let cut_off = Done { grounded: true, cut_off: true, ..Done::default() };
+        assert_eq!(origin_of(&cut_off), "origin unknown · cut off · 0.0 ms");
         let semantic = Verdict {
             similarity: Some(0.912_34),
             question: Some("how long\ndo I have?".to_owned()),

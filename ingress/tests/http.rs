@@ -437,6 +437,7 @@ impl TierBackend for Paced {
                 sources: Vec::new(),
                 usage,
                 grounded: true,
+                cut_off: true,
             }));
         });
         Ok(())
@@ -484,6 +485,12 @@ async fn a_stream_tells_an_answer_as_it_is_written() {
             (&last["turnflow"]["cache"]["level"], &last["turnflow"]["tier"]),
             (&json!("miss"), &json!("openai"))
         );
+        // It was cut off, which who asks the same is told as well, and who asks similarly is spared.
+        assert_eq!(last["choices"][0]["finish_reason"], "length");
+        let same = client.ask(DELIVERY, &[]).await;
+        assert_eq!((same.level(), &same.json()["choices"][0]["finish_reason"]), ("exact", &json!("length")));
+        go.send(()).expect("the tier waits");
+        assert_eq!(client.ask(SIMILAR, &[]).await.level(), "miss");
         server.stop().await;
     })
     .await;
@@ -572,7 +579,14 @@ impl TierBackend for Unsure {
         std::thread::spawn(move || {
             on_delta("Hm.".to_owned());
             let usage = Usage { input_tokens: 1, output_tokens: 1 };
-            done(Ok(Answer { text: "Hm.".to_owned(), tier: Tier::Burn, sources: Vec::new(), usage, grounded: false }));
+            done(Ok(Answer {
+                text: "Hm.".to_owned(),
+                tier: Tier::Burn,
+                sources: Vec::new(),
+                usage,
+                grounded: false,
+                cut_off: false,
+            }));
         });
         Ok(())
     }

@@ -5,11 +5,12 @@
 //! warning that says why. `auto` takes a GPU only, never a software driver; who wants that names it.
 //!
 //! The child is this program again, with an argument of its own: `main` calls [`probe_main`] before anything else.
-//! What the GPU's kernels were tuned to is kept in the home folder, so that the second start is warm.
+//! What a GPU's kernels are tuned to is kept as long as the process lives, and no longer: keeping it in files would bring a database
+//! engine along. So every start tunes anew, and whoever runs a model there lets it read something before anybody waits. What drivers
+//! keep of compiled kernels is theirs.
 
 use std::fmt;
 use std::io::Read;
-use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::str::FromStr;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -79,11 +80,11 @@ struct Found {
 impl DeviceChoice {
     /// Tries the device out, and takes the CPU where it cannot be used. Takes seconds where a GPU is tried.
     ///
-    /// `home` is where tuning is kept. To be called before the first use of any GPU in this process.
+    /// To be called before the first use of any GPU in this process.
     ///
     /// # Errors
     /// [`ModelError::Device`] when a GPU is asked for by name and this build has none.
-    pub fn resolve(self, home: &Path) -> Result<TriedDevice, ModelError> {
+    pub fn resolve(self) -> Result<TriedDevice, ModelError> {
         if self == Self::Cpu || (self == Self::Auto && !cfg!(feature = "wgpu")) {
             return Ok(TriedDevice::cpu(None));
         }
@@ -94,10 +95,10 @@ impl DeviceChoice {
         let found = std::env::current_exe().map_err(|error| format!("this program cannot start itself: {error}"));
         let found = found.and_then(|program| {
             let mut command = Command::new(program);
-            command.arg(ARGUMENT).arg(self.to_string()).arg(home);
+            command.arg(ARGUMENT).arg(self.to_string());
             ask(&mut command, PROBE_TIME_MAX)
         });
-        Ok(found.and_then(|found| opened(&found, home)).unwrap_or_else(|reason| self.fall_back(reason)))
+        Ok(found.and_then(|found| opened(&found)).unwrap_or_else(|reason| self.fall_back(reason)))
     }
 
     fn fall_back(self, reason: String) -> TriedDevice {
@@ -168,9 +169,8 @@ pub fn probe_main() -> Option<ExitCode> {
     if arguments.next()? != ARGUMENT {
         return None;
     }
-    let (choice, home) = (arguments.next().unwrap_or_default(), arguments.next().unwrap_or_default());
-    let choice = choice.to_string_lossy().parse::<DeviceChoice>();
-    let found = choice.map_err(|error| error.to_string()).and_then(|choice| try_out(choice, Path::new(&home)));
+    let choice = arguments.next().unwrap_or_default().to_string_lossy().parse::<DeviceChoice>();
+    let found = choice.map_err(|error| error.to_string()).and_then(try_out);
     println!("{}", answer(&found));
     Some(ExitCode::SUCCESS)
 }
@@ -276,12 +276,12 @@ impl Heard {
 }
 
 #[cfg(not(feature = "wgpu"))]
-fn try_out(choice: DeviceChoice, _: &Path) -> Result<Found, String> {
+fn try_out(choice: DeviceChoice) -> Result<Found, String> {
     Err(format!("this build has no GPU support, and cannot try {choice}"))
 }
 
 #[cfg(not(feature = "wgpu"))]
-fn opened(found: &Found, _: &Path) -> Result<TriedDevice, String> {
+fn opened(found: &Found) -> Result<TriedDevice, String> {
     Err(format!("this build has no GPU support, and cannot use {}", found.name))
 }
 
@@ -292,19 +292,16 @@ use gpu::{opened, try_out};
 mod gpu {
     //! What touches the drivers.
 
-    use std::path::Path;
-
     use burn::tensor::{DType, Device, DeviceType, Tensor};
     use cubecl_runtime::config::autotune::AutotuneLevel;
-    use cubecl_runtime::config::cache::CacheConfig;
     use cubecl_runtime::config::{CubeClRuntimeConfig, RuntimeConfig};
 
     use super::{DeviceChoice, Found, TriedDevice};
 
     /// Chooses an adapter and squares four numbers on it.
-    pub(super) fn try_out(choice: DeviceChoice, home: &Path) -> Result<Found, String> {
+    pub(super) fn try_out(choice: DeviceChoice) -> Result<Found, String> {
         // This is not worth tuning for.
-        configure(home, false);
+        configure(false);
         let adapters = Device::enumerate(DeviceType::Wgpu);
         let described = |index: usize| {
             let identity = adapters[index].identity();
@@ -335,8 +332,8 @@ mod gpu {
     }
 
     /// Opens the adapter that the child has tried.
-    pub(super) fn opened(found: &Found, home: &Path) -> Result<TriedDevice, String> {
-        configure(home, found.gpu);
+    pub(super) fn opened(found: &Found) -> Result<TriedDevice, String> {
+        configure(found.gpu);
         let adapters = Device::enumerate(DeviceType::Wgpu);
         let device = adapters.get(found.index).cloned().ok_or_else(|| format!("{} is gone", found.name))?;
         if !found.gpu {
@@ -346,17 +343,16 @@ mod gpu {
         Ok(TriedDevice { device, name, wgpu: true, gpu: found.gpu, half: found.half, fallback: None })
     }
 
-    /// Where tuning is kept, and how much of it there is: a software driver takes a minute to compile what is compared.
-    fn configure(home: &Path, gpu: bool) {
+    /// How much tuning there is: a software driver takes a minute to compile what is compared.
+    fn configure(gpu: bool) {
         let mut config = CubeClRuntimeConfig::default().override_from_env();
-        config.environment.path = CacheConfig::Directory(home.join("devices"));
         if !gpu {
             config.autotune.level = AutotuneLevel::Minimal;
             config.autotune.bench.min_samples = 1;
             config.autotune.bench.max_samples = 1;
         }
         if !CubeClRuntimeConfig::try_set(config) {
-            tracing::debug!("a device is in use already, tuning stays where it is");
+            tracing::debug!("a device is in use already, tuning stays as it is");
         }
     }
 }

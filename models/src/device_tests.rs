@@ -104,7 +104,7 @@ fn a_child_that_hangs_is_ended() {
 
 #[test]
 fn the_cpu_needs_no_trial() {
-    let tried = DeviceChoice::Cpu.resolve(Path::new("/nowhere")).expect("there is always a CPU");
+    let tried = DeviceChoice::Cpu.resolve().expect("there is always a CPU");
     assert_eq!((tried.name.as_str(), tried.wgpu, tried.gpu, tried.half), ("CPU", false, false, false));
     assert_eq!(tried.fallback, None);
 }
@@ -112,17 +112,16 @@ fn the_cpu_needs_no_trial() {
 #[cfg(not(feature = "wgpu"))]
 #[test]
 fn a_build_without_gpu_support_says_so() {
-    let error = DeviceChoice::WgpuAt(0).resolve(Path::new("/nowhere")).expect_err("refused").to_string();
+    let error = DeviceChoice::WgpuAt(0).resolve().expect_err("refused").to_string();
     assert!(error.starts_with("cannot use the device wgpu:0: this build has no GPU support"), "{error}");
-    assert_eq!(DeviceChoice::Auto.resolve(Path::new("/nowhere")).expect("the CPU").fallback, None);
+    assert_eq!(DeviceChoice::Auto.resolve().expect("the CPU").fallback, None);
 }
 
 #[cfg(feature = "wgpu")]
 #[test]
 fn a_program_that_does_not_take_part_falls_back() {
     // This test's program does not call `probe_main`: it refuses the argument.
-    let home = tempfile::tempdir().expect("a folder");
-    let tried = DeviceChoice::Wgpu.resolve(home.path()).expect("resolved");
+    let tried = DeviceChoice::Wgpu.resolve().expect("resolved");
     let reason = tried.fallback.expect("not the device that was asked for");
     assert!(!tried.wgpu && reason.starts_with("the process that tried it out ended with "), "{reason}");
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write as _};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::prefixes::InputType;
 use crate::remote::RemoteFault;
@@ -404,6 +405,15 @@ impl ModelError {
                 matches!(source, RemoteFault::Resting { .. } | RemoteFault::Status { status: 429 | 503, .. })
             }
             _ => false,
+        }
+    }
+
+    /// When it may be answered, where that is known: a remote server asks to be left alone so long, or is.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Remote { source, .. } => source.retry_after(),
+            _ => None,
         }
     }
 

@@ -185,7 +185,8 @@ impl Extractive {
                 sources.push(source);
             }
         }
-        let answer = Answer { text: pieces.concat(), tier: Tier::Extractive, sources, usage, grounded: true };
+        let answer =
+            Answer { text: pieces.concat(), tier: Tier::Extractive, sources, usage, grounded: true, cut_off: false };
         Written { answer, pieces }
     }
 
@@ -193,7 +194,17 @@ impl Extractive {
         let text = self.config.unknown_text.clone();
         usage.output_tokens = self.tokens_of(&text);
         let pieces = vec![text.clone()];
-        Written { answer: Answer { text, tier: Tier::Extractive, sources: Vec::new(), usage, grounded: false }, pieces }
+        Written {
+            answer: Answer {
+                text,
+                tier: Tier::Extractive,
+                sources: Vec::new(),
+                usage,
+                grounded: false,
+                cut_off: false,
+            },
+            pieces,
+        }
     }
 
     fn tokens_of(&self, text: &str) -> u32 {

@@ -2,7 +2,7 @@
 //!
 //! Contract: a [`Secret`] does not print, not even its length, and errors about it name the place that it comes from, never
 //! what it holds. It fits into an HTTP header. What a server says goes into an error or a log only after `Secret::redact`; an answer's text
-//! does too where the key is too long to be there by chance.
+//! goes through a [`Redactor`], which lets a secret pass that is so short that it may be there by chance.
 
 use std::fmt;
 use std::fs::File;
@@ -78,22 +78,56 @@ impl Secret {
 
     /// What a server said, without the secret.
     pub(crate) fn redact(&self, said: &str) -> String {
-        // Within quotes these two stand with a backslash before them.
-        let quoted = self.0.replace('\\', "\\\\").replace('"', "\\\"");
-        said.replace(&*self.0, REDACTED).replace(&quoted, REDACTED)
+        said.replace(&*self.0, REDACTED).replace(&self.quoted(), REDACTED)
     }
 
     /// The same for a text that was cut off: a part of the secret at its end goes too.
     pub(crate) fn redact_cut(&self, said: &str) -> String {
         let mut text = self.redact(said);
-        let part = (1..self.0.len()).rev().find(|length| text.ends_with(&self.0[..*length]));
-        text.truncate(text.len() - part.unwrap_or(0));
+        text.truncate(text.len() - self.begun(&text));
         text
     }
 
-    /// Whether a text that holds it can only have it from here.
-    pub(crate) fn is_telling(&self) -> bool {
-        self.0.len() >= TELLING_BYTES_MIN
+    /// Length of the longest end of a text that the secret, as it is or within quotes, begins with, in bytes.
+    fn begun(&self, text: &str) -> usize {
+        let begins = |whole: &str| (1..whole.len()).rev().find(|&bytes| text.ends_with(&whole[..bytes]));
+        begins(&self.0).max(begins(&self.quoted())).unwrap_or(0)
+    }
+
+    /// The secret as it stands within quotes, where these two have a backslash before them.
+    fn quoted(&self) -> String {
+        self.0.replace('\\', "\\\\").replace('"', "\\\"")
+    }
+}
+
+/// Takes a secret out of a text that comes in pieces, wherever they end.
+///
+/// The pieces that it gives out, joined, do not hold the secret: what may be its beginning is held back until that is known.
+#[derive(Default)]
+pub(crate) struct Redactor<'a> {
+    secret: Option<&'a Secret>,
+    held: String,
+}
+
+impl<'a> Redactor<'a> {
+    /// For a text that holds nothing yet. A secret that may stand in it by chance is let pass.
+    pub(crate) fn new(secret: Option<&'a Secret>) -> Self {
+        Self { secret: secret.filter(|secret| secret.0.len() >= TELLING_BYTES_MIN), held: String::new() }
+    }
+
+    /// What may be told after another piece.
+    pub(crate) fn push(&mut self, piece: String) -> String {
+        let Some(secret) = self.secret else { return piece };
+        self.held.push_str(&piece);
+        let mut told = secret.redact(&self.held);
+        self.held = told.split_off(told.len() - secret.begun(&told));
+        told
+    }
+
+    /// What was held when no piece follows: of the secret, no more than may be there by chance.
+    pub(crate) fn finish(&mut self) -> String {
+        let held = std::mem::take(&mut self.held);
+        if held.len() < TELLING_BYTES_MIN { held } else { REDACTED.to_owned() }
     }
 }
 
@@ -179,6 +213,34 @@ mod tests {
             ("", ""),
         ] {
             assert_eq!(secret.redact_cut(cut), expected);
+        }
+    }
+
+    #[test]
+    fn a_secret_in_pieces_is_taken_out_wherever_they_end() {
+        for key in [KEY, "sk-sk-sk-0", r#"ab"cd\\ab"e"#] {
+            let secret = Secret::parse(key, String::new).expect("a key");
+            for said in
+                [key.to_owned(), format!("It is {key}, sk-{key}s, {}!", secret.quoted()), "risks sk-0".to_owned()]
+            {
+                for bytes in 1..=said.len() {
+                    let mut redactor = Redactor::new(Some(&secret));
+                    let pieces = said.as_bytes().chunks(bytes).map(|piece| String::from_utf8_lossy(piece).into_owned());
+                    let mut told: String = pieces.map(|piece| redactor.push(piece)).collect();
+                    told.push_str(&redactor.finish());
+                    assert_eq!(told, secret.redact(&said), "{said:?} in pieces of {bytes} bytes");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_end_that_may_be_half_a_secret_is_told_where_it_is_short() {
+        let secret = Secret::parse(KEY, String::new).expect("a key");
+        for (said, expected) in [("Ask", "Ask"), ("sk-0123", "sk-0123"), ("sk-01234", "[secret]")] {
+            let mut redactor = Redactor::new(Some(&secret));
+            let told = redactor.push(said.to_owned()) + &redactor.finish();
+            assert_eq!(told, expected);
         }
     }
 }

@@ -223,6 +223,8 @@ impl std::fmt::Debug for TierHandle {
 pub struct TierStats {
     /// Answers written.
     pub answered: u64,
+    /// Those of them that the bound on tokens cut off.
+    pub cut_off: u64,
     /// Questions on which the tier failed, or for which there was not enough time.
     pub failed: u64,
     /// Questions that nobody waited for any more.
@@ -233,6 +235,7 @@ pub struct TierStats {
 #[derive(Debug, Default)]
 pub(crate) struct TierCounters {
     answered: AtomicU64,
+    cut_off: AtomicU64,
     failed: AtomicU64,
     cancelled: AtomicU64,
 }
@@ -241,7 +244,10 @@ impl TierCounters {
     /// Counts and logs the end of a job, before it is told.
     pub(crate) fn ended(&self, result: &Result<Answer, ModelError>) {
         let counter = match result {
-            Ok(_) => &self.answered,
+            Ok(answer) => {
+                self.cut_off.fetch_add(u64::from(answer.cut_off), Ordering::Relaxed);
+                &self.answered
+            }
             Err(ModelError::Cancelled) => &self.cancelled,
             Err(error) if error.is_expected() => {
                 tracing::warn!(error = chain(error), "a tier gave no answer");
@@ -258,6 +264,7 @@ impl TierCounters {
     pub(crate) fn stats(&self) -> TierStats {
         TierStats {
             answered: self.answered.load(Ordering::Relaxed),
+            cut_off: self.cut_off.load(Ordering::Relaxed),
             failed: self.failed.load(Ordering::Relaxed),
             cancelled: self.cancelled.load(Ordering::Relaxed),
         }
@@ -378,7 +385,14 @@ mod tests {
             }
             request.question.split_inclusive(' ').for_each(|word| on_delta(word.to_owned()));
             let text = request.question.clone();
-            Ok(Answer { text, tier: Tier::Extractive, sources: vec![], usage: Usage::default(), grounded: true })
+            Ok(Answer {
+                text,
+                tier: Tier::Extractive,
+                sources: vec![],
+                usage: Usage::default(),
+                grounded: true,
+                cut_off: false,
+            })
         }
     }
 
@@ -409,7 +423,7 @@ mod tests {
         assert_eq!(heard[1], ["error: panic in tier: as asked"]);
         assert_eq!(heard[2], [format!("error: {}", ModelError::NoHome)]);
         assert_eq!(heard[3], ["on", "done: on"]);
-        assert_eq!(handle.stats(), TierStats { answered: 2, failed: 2, cancelled: 0 });
+        assert_eq!(handle.stats(), TierStats { answered: 2, failed: 2, ..TierStats::default() });
     }
 
     #[test]

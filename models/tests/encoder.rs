@@ -102,7 +102,7 @@ fn random_texts(count: usize, seed: u64) -> Vec<Vec<u32>> {
 
 #[test]
 fn batches_of_any_make_up_give_what_the_module_gives() {
-    let device = DeviceChoice::Cpu.resolve(&std::env::temp_dir()).expect("a CPU").device;
+    let device = DeviceChoice::Cpu.resolve().expect("a CPU").device;
     let plain = Encoder::load_plain(&support::files(), &device).expect("an encoder");
     let batches: Vec<_> = [1, 3, 9].into_iter().zip(1..).map(|(count, seed)| random_texts(count, seed)).collect();
     let expected: Vec<Vec<_>> = batches

@@ -50,7 +50,7 @@ fn config(name: &str) -> EncoderConfig {
 
 #[test]
 fn vectors_are_those_of_transformers() {
-    let device = DeviceChoice::Cpu.resolve(&std::env::temp_dir()).expect("a CPU").device;
+    let device = DeviceChoice::Cpu.resolve().expect("a CPU").device;
     for name in NAMES {
         let checkpoint = open(name);
         let fused = LIMITS.map(|(precision, limit)| {

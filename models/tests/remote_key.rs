@@ -146,6 +146,12 @@ fn the_key_is_sent_and_never_shown() {
         stream(&format!(
             "data: {{\"choices\":[{{\"delta\":{{\"content\":\"My key is {KEY}.\"}}}}]}}\n\ndata: [DONE]\n\n"
         )),
+        stream(&format!(
+            "data: {{\"choices\":[{{\"delta\":{{\"content\":\"In pieces {}\"}}}}]}}\n\n\
+             data: {{\"choices\":[{{\"delta\":{{\"content\":\"{}!\"}}}}]}}\n\ndata: [DONE]\n\n",
+            &KEY[..14],
+            &KEY[14..]
+        )),
     ]);
     let dir = tempfile::tempdir().expect("a folder");
     let (path, ca) = (dir.path().join("key"), dir.path().join("ca.pem"));
@@ -161,10 +167,10 @@ fn the_key_is_sent_and_never_shown() {
     write!(shown, "{tier:?} {tier:#?}").expect("memory");
     let tier = TierHandle::new(tier);
     write!(shown, "{tier:?} {}", tier.identity()).expect("memory");
-    let outcomes: Vec<_> = (0..10).map(|_| ask(&tier)).collect();
+    let outcomes: Vec<_> = (0..11).map(|_| ask(&tier)).collect();
     write!(shown, "{outcomes:#?} {health:?}").expect("memory");
 
-    for (number, head) in heads.try_iter().take(10).enumerate() {
+    for (number, head) in heads.try_iter().take(11).enumerate() {
         assert!(head.contains(&format!("authorization: Bearer {KEY}\r\n")), "request {number}: {head}");
     }
     let expected = [
@@ -178,6 +184,7 @@ fn the_key_is_sent_and_never_shown() {
         "HTTP status 400: key [secret].",
         "the content type is \\\"[secret]\\\", expected",
         "My key is [secret].",
+        "In pieces [secret]!",
     ];
     let logged = recorder.0.lock().expect("no panic").clone();
     for (outcome, expected) in outcomes.iter().zip(expected) {
@@ -189,7 +196,7 @@ fn the_key_is_sent_and_never_shown() {
     for (place, text) in [("log", &logged), ("output", &shown)] {
         assert!(!text.contains(&KEY[..12]), "the {place} holds the key, or half of it: {text}");
     }
-    assert_eq!(health.stats().ended.answered, 1);
+    assert_eq!(health.stats().ended.answered, 2);
 }
 
 #[test]

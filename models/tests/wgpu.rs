@@ -23,8 +23,7 @@ fn main() -> ExitCode {
         return code;
     }
     aloud::run(NAME, || {
-        let home = tempfile::tempdir().expect("a folder");
-        let tried = DeviceChoice::Wgpu.resolve(home.path()).expect("a device");
+        let tried = DeviceChoice::Wgpu.resolve().expect("a device");
         if let Some(reason) = tried.fallback {
             return Err(format!("there is no adapter: {reason}"));
         }

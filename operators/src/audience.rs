@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
-use turnflow_state::TurnEvent;
+use turnflow_state::{TurnEvent, Usage};
 
 use crate::message::{Ask, Notice, RequestId, ToCommit, Writer};
 use crate::shell::Mailbox;
@@ -62,8 +62,8 @@ impl Audience {
             let (request, admitted_us) = (listener.request, listener.admitted_us);
             out.extend(pieces[*told..].iter().map(|piece| {
                 let event = TurnEvent::Delta(piece.clone());
-                let (writer, beginning) = (*writer, None);
-                let notice = Notice { request, admitted_us, event, writer, beginning, read_bytes: 0, repeated: false };
+                let (writer, beginning, used) = (*writer, None, Usage::default());
+                let notice = Notice { request, admitted_us, event, writer, beginning, used, repeated: false };
                 ToCommit::Piece(notice, listener.owner)
             }));
             *told = pieces.len();

@@ -296,7 +296,7 @@ pub const DISAGREEMENTS_MAX: u32 = 2;
 #[must_use]
 pub fn agrees(served: (&Answer, &Support), in_full: (&Answer, &Support)) -> Option<bool> {
     let (Some(a), Some(b)) = (served.0.sources.first(), in_full.0.sources.first()) else { return None };
-    if !in_full.0.grounded {
+    if !in_full.0.grounded || in_full.0.cut_off {
         return None;
     }
     if a.article_id != b.article_id {

@@ -203,7 +203,7 @@ impl<J: Journal> Commit<J> {
     fn ended(&mut self, outcome: Outcome, out: &mut Vec<Committed>) {
         let Outcome { ask, ending } = outcome;
         match ending {
-            Ending::Failed(error) => out.push(failed(&ask, error)),
+            Ending::Failed(error) => out.push(self.failed(&ask, error)),
             Ending::Repeated(record) => {
                 let completion = Box::new(Completion { latency: ask.latency, ..record.completion });
                 let ended = Ended::new(&ask, TurnEvent::Done(completion), None);
@@ -226,11 +226,25 @@ impl<J: Journal> Commit<J> {
                             error = &error as &dyn std::error::Error,
                             "cannot prepare a turn for the store"
                         );
-                        out.push(failed(&ask, unwritten()));
+                        out.push(self.failed(&ask, unwritten()));
                     }
                 }
             }
         }
+    }
+
+    fn failed(&self, ask: &Ask, error: TurnError) -> Committed {
+        let used = ask.used();
+        if used != Usage::default() {
+            self.tallies.of(&ask.turn.tenant).unanswered(self.prices.now().of(ask.size).cost_micros(used));
+        }
+        // The deadline that it missed was its own.
+        let of_others = ask.hopeless.then(|| match error.kind {
+            TurnErrorKind::Late => TurnError::new(TurnErrorKind::Overloaded, "no answer could be written in time"),
+            _ => error.clone(),
+        });
+        let ended = (!ask.purpose.is_background()).then(|| Ended::new(ask, TurnEvent::Error(error), None));
+        end(ask, ended, None, of_others)
     }
 
     fn prepare(&mut self, ask: &Ask, served: Served) -> Result<(Box<Completion>, Settled, StoreBatch), StateError> {
@@ -253,6 +267,7 @@ impl<J: Journal> Commit<J> {
             verdict,
             latency: ask.latency,
             total_us: ask.latency.iter().map(|(_, elapsed_us)| u64::from(elapsed_us)).sum(),
+            cut_off: answer.cut_off,
         };
         let mut conversation = self.journal.conversation(&ask.turn)?.unwrap_or_default();
         conversation.record(ask.turn.id.clone());
@@ -297,9 +312,9 @@ impl<J: Journal> Commit<J> {
             }
             Some(Err(error)) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "cannot write a turn");
-                out.push(failed(&ask, unwritten()));
+                out.push(self.failed(&ask, unwritten()));
             }
-            None => out.push(failed(&ask, unwritten())),
+            None => out.push(self.failed(&ask, unwritten())),
         }
     }
 }
@@ -307,12 +322,6 @@ impl<J: Journal> Commit<J> {
 /// What an answer costs, with what the small tier was asked before in vain.
 fn cost_micros(prices: &Prices, ask: &Ask, usage: Usage) -> u64 {
     prices.small.cost_micros(ask.spent) + prices.of(ask.size).cost_micros(usage)
-}
-
-fn failed(ask: &Ask, error: TurnError) -> Committed {
-    let of_others = ask.hopeless.then(|| error.clone());
-    let ended = (!ask.purpose.is_background()).then(|| Ended::new(ask, TurnEvent::Error(error), None));
-    end(ask, ended, None, of_others)
 }
 
 /// The end of a turn, which its question's shard hears of where that concerns others; it has none where nobody waits.

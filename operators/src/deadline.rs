@@ -34,6 +34,11 @@ impl Earliest {
     }
 }
 
+/// When a turn's time is up; the end of time where it has no deadline.
+pub(crate) fn until_us(ask: &Ask) -> u64 {
+    ask.deadline_us.unwrap_or(u64::MAX)
+}
+
 /// Whether a turn's time is up.
 pub(crate) fn is_late(ask: &Ask, now_us: u64) -> bool {
     ask.deadline_us.is_some_and(|deadline_us| deadline_us < now_us)

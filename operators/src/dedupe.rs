@@ -5,13 +5,14 @@
 //! [`Ask::leads`] set comes back as exactly one [`Settlement`], with its answer or without. Those who wait do not get the
 //! answer at once: they may have been admitted after a change of the knowledge base that it knows nothing of. It is put
 //! forward as a [`Proposal`], and comes back as exactly one [`Resolution`]: with it, those who wait get the answer;
-//! without, the first of them goes on in the leader's place, unless a tier has failed at the question twice: then all of them fail.
+//! without, one of them goes on in the leader's place, the one with the most time, unless a tier has failed at the question twice: then all of them fail.
 //! One whose time is up meanwhile waits no longer. Nothing crosses a scope, because the scope is part of the key.
 //!
 //! In [`Boxes::word`] is left for the [flights](crate::flights), who know where an answer is written: who waits, so that they hear it
 //! meanwhile, and what became of every turn that led.
 
 use std::cell::RefCell;
+use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
@@ -20,7 +21,7 @@ use turnflow_state::{CacheLevel, EntryHistory, EntryId, Stage as StageName, Turn
 use crate::audience::Listener;
 use crate::audit::Suspect;
 use crate::clients::Clients;
-use crate::deadline::{Earliest, is_late, late, take_late};
+use crate::deadline::{Earliest, is_late, late, take_late, until_us};
 use crate::flights::{Landed, ToFlights};
 use crate::message::{
     Ask, Ended, Ending, Outcome, Purpose, QuestionKey, RequestId, Resolution, Served, Settled, Settlement, Step,
@@ -176,7 +177,10 @@ impl Dedupe {
                 }
                 let Some(flight) = self.in_flight.get_mut(&resolution.key) else { return };
                 flight.joined = None;
-                match flight.waiting.pop_front() {
+                // Who has the most time: of two that have little, each would fail.
+                let most = (0..).zip(&flight.waiting).max_by_key(|(place, ask)| (until_us(ask), Reverse(*place)));
+                let place = most.map(|(place, _)| place);
+                match place.and_then(|place| flight.waiting.remove(place)) {
                     Some(mut heir) => {
                         self.waiting -= 1;
                         (heir.leads, heir.promised) = (true, true);

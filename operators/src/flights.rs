@@ -7,8 +7,8 @@
 //! known to hold. A follower gets it when it held at an epoch of the knowledge base no older than the one that was
 //! acknowledged when the follower was admitted: then no change that it may know of made the answer invalid.
 //!
-//! Where the answer does not serve, the first follower of those who read the newest knowledge base leads, and the others
-//! follow it or another one, so that a tier that fails is not stormed; when a tier has failed twice, all of them fail. A question
+//! Where the answer does not serve, one follower leads, of those who read the newest knowledge base the one with the most time, and
+//! the others follow it or another one, so that a tier that fails is not stormed; when a tier has failed twice, all of them fail. A question
 //! that has no answer in the knowledge base is different: its followers go on at once, each by itself, because the next answer
 //! would not serve either, and they would wait in line for nothing.
 //!
@@ -31,7 +31,7 @@ use crate::audience::{Audiences, Listener};
 use crate::audit::{Record, Sampler};
 use crate::bound::{SharedBound, Strictness};
 use crate::clients::Clients;
-use crate::deadline::{Earliest, is_late, late};
+use crate::deadline::{Earliest, is_late, late, until_us};
 use crate::dedupe::Dedupe;
 use crate::lookup::reason;
 use crate::message::{Ask, Candidate, Ending, Outcome, RequestId, Served, Settled, Step, owner_hash};
@@ -266,8 +266,9 @@ impl Flights {
                 _ => others.push(Box::new(Ask { promised: true, ..*follower.ask })),
             }
         }
-        // Who has read the newest knowledge base leads: an answer from an older one may have fallen already.
-        others.sort_by_key(|ask| Reverse(ask.read_epoch));
+        // Who has read the newest knowledge base leads, since an answer from an older one may have fallen already, and of those who has the
+        // most time.
+        others.sort_by_key(|ask| Reverse((ask.read_epoch, until_us(ask))));
         for ask in others {
             if is_unanswerable { self.go_on(ask, now_us, out) } else { self.arrive(ask, now_us, out) }
         }

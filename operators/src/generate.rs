@@ -6,7 +6,7 @@
 //! in its place.
 //!
 //! An answer that leans on the conversation is not offered to the cache, nor one that another tier would have written but for the
-//! load; one that was not found in the knowledge base only for the same words.
+//! load; one that was not found in the knowledge base, or was cut off, only for the same words.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -16,7 +16,7 @@ use std::time::Duration;
 use turnflow_models::{Lane, ModelError, TierHandle, TierRequest};
 use turnflow_state::{
     Answer, CacheEntry, CacheLevel, EntryId, LoadLevel, Stage as StageName, Support, Tier, TierSize, TurnError,
-    TurnErrorKind, TurnEvent, Usage, Verdict,
+    TurnErrorKind, TurnEvent, Usage, Verdict, wait_text,
 };
 
 use crate::audience::Audiences;
@@ -30,6 +30,9 @@ use crate::shell::{Stage, Wake};
 
 /// Above every cosine: no new chunk outdates an answer with such a last score.
 const NEVER: f32 = 2.0;
+/// Shortest and longest time after which who met a server that is left alone is told to come back, in milliseconds. The server may ask for
+/// more.
+const RETRY_MS: (u64, u64) = (500, 3_600_000);
 
 /// An answer, or why there is none.
 pub type Generated = Result<Answer, ModelError>;
@@ -118,8 +121,8 @@ impl Gate {
 struct Started {
     ask: Box<Ask>,
     lane: Lane,
-    /// Whether a piece of its answer was told.
-    told: Cell<bool>,
+    /// What was told of its answer, in bytes.
+    told_bytes: Cell<usize>,
 }
 
 /// The core.
@@ -179,7 +182,7 @@ impl<G: Generator> Generate<G> {
             let (waited_since, booked) = (ask.entered_us, ask.latency);
             ask.left(StageName::Prioritise, now_us);
             ask.entered_us = now_us;
-            let started = Started { ask, lane, told: Cell::new(false) };
+            let started = Started { ask, lane, told_bytes: Cell::new(0) };
             let started = jobs.start(started, |started, report| {
                 generator.generate(size, lane, request(&started.ask, clients, now_us), report)
             });
@@ -196,7 +199,7 @@ impl<G: Generator> Generate<G> {
 
     /// Takes in the end of a job: the end of its turn, or the large tier's turn.
     fn came(&mut self, started: Started, result: Option<Generated>, now_us: u64, out: &mut Vec<ToCommit>) {
-        let Started { mut ask, lane, told } = started;
+        let Started { mut ask, lane, told_bytes } = started;
         let gate = &mut self.gates[ask.size as usize];
         gate.under_way[lane as usize] -= 1;
         gate.new_served += u64::from(Class::of(&ask) == Class::New && !ask.purpose.is_background());
@@ -204,7 +207,8 @@ impl<G: Generator> Generate<G> {
             gate.answered_in(now_us.saturating_sub(ask.entered_us));
         }
         ask.left(StageName::Generate, now_us);
-        ask.read_bytes += if told.get() || has_read(result.as_ref()) { given_bytes(&ask) } else { 0 };
+        ask.read_bytes += if told_bytes.get() > 0 || has_read(result.as_ref()) { given_bytes(&ask) } else { 0 };
+        ask.written_bytes += told_bytes.get();
         if self.settings.escalate
             && ask.wishes.size.is_none()
             && ask.size == TierSize::Small
@@ -218,7 +222,7 @@ impl<G: Generator> Generate<G> {
             }
             return self.wait(ask);
         }
-        ask.hopeless = ask.promised && is_failure(&ask, result.as_ref(), now_us);
+        ask.hopeless = ask.promised && is_failure(result.as_ref());
         self.audiences.close(ask.request, out);
         out.push(ToCommit::End(ended(ask, result, self.settings.chunks_wanted, now_us)));
     }
@@ -227,7 +231,9 @@ impl<G: Generator> Generate<G> {
     /// the small one has too much to do.
     fn wants_more(&self, ask: &Ask, result: Option<&Generated>, now_us: u64) -> Option<&'static str> {
         match result {
-            Some(Ok(answer)) => (!answer.grounded && !ask.degraded).then_some("the small tier found no answer"),
+            Some(Ok(_)) if ask.degraded => None,
+            Some(Ok(answer)) if !answer.grounded => Some("the small tier found no answer"),
+            Some(Ok(answer)) => answer.cut_off.then_some("the small tier's answer was cut off"),
             Some(Err(ModelError::Cancelled)) => None,
             Some(Err(ModelError::Late { .. })) if is_due(ask, now_us) => None,
             Some(Err(error)) if error.is_overload() && self.load.lock().level(now_us) > LoadLevel::Normal => None,
@@ -278,8 +284,8 @@ impl<G: Generator> Stage for Generate<G> {
         while let Some(came) = self.jobs.next_event() {
             match came {
                 Came::Piece(Started { ask, .. }, _) if ask.purpose.is_background() => {}
-                Came::Piece(Started { ask, told, .. }, piece) => {
-                    told.set(true);
+                Came::Piece(Started { ask, told_bytes, .. }, piece) => {
+                    told_bytes.update(|bytes| bytes + piece.len());
                     self.audiences.said(Writer::of(ask), &piece, out);
                     out.push(piece_of(ask, piece));
                 }
@@ -315,7 +321,7 @@ fn piece_of(ask: &Ask, piece: String) -> ToCommit {
     let beginning = Some(Beginning { level: level_of(ask), size: ask.size });
     let (request, admitted_us, writer) = (ask.request, ask.admitted_us, Some(Writer::of(ask)));
     let event = TurnEvent::Delta(piece);
-    let notice = Notice { request, admitted_us, event, writer, beginning, read_bytes: 0, repeated: false };
+    let notice = Notice { request, admitted_us, event, writer, beginning, used: Usage::default(), repeated: false };
     ToCommit::Piece(notice, ask.conversation_owner())
 }
 
@@ -325,13 +331,9 @@ const fn has_read(result: Option<&Generated>) -> bool {
     matches!(result, None | Some(Ok(_) | Err(ModelError::Cancelled | ModelError::Late { .. })))
 }
 
-/// Whether a tier failed at a turn, by no fault of the turn's own: its question, its deadline, or its client's leaving.
-fn is_failure(ask: &Ask, result: Option<&Generated>, now_us: u64) -> bool {
-    match result {
-        Some(Ok(_) | Err(ModelError::Cancelled | ModelError::PromptTooLong { .. })) => false,
-        Some(Err(ModelError::Late { .. })) => !is_due(ask, now_us),
-        Some(Err(_)) | None => true,
-    }
+/// Whether a tier failed at a turn, or took too long, and not because of its question or because nobody waited.
+const fn is_failure(result: Option<&Generated>) -> bool {
+    !matches!(result, Some(Ok(_) | Err(ModelError::Cancelled | ModelError::PromptTooLong { .. })))
 }
 
 /// What the tier is given to read for a turn, in bytes.
@@ -358,12 +360,18 @@ fn ended(ask: Box<Ask>, result: Option<Generated>, chunks_wanted: usize, now_us:
                 format!("the question has too many tokens: with what goes with it {tokens}, at most {limit} fit");
             ungenerated(ask, TurnErrorKind::Invalid, &message)
         }
-        Some(Err(error)) if error.is_overload() => {
-            ungenerated(ask, TurnErrorKind::Overloaded, "no answer can be written at present")
-        }
+        Some(Err(error)) if error.is_overload() => Outcome::failed(ask, untaken(error.retry_after())),
         // The tier has told the log why.
         Some(Err(_)) | None => ungenerated(ask, TurnErrorKind::Internal, "no answer could be written"),
     }
+}
+
+/// What is told of a model that cannot be asked now, and may be after so long.
+fn untaken(retry_after: Option<Duration>) -> TurnError {
+    let message = "the model takes no questions at present";
+    let Some(wait) = retry_after else { return TurnError::new(TurnErrorKind::Overloaded, message) };
+    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).clamp(RETRY_MS.0, RETRY_MS.1);
+    TurnError::overloaded(format!("{message}; try again in {}", wait_text(wait_ms)), wait_ms)
 }
 
 fn ungenerated(ask: Box<Ask>, kind: TurnErrorKind, message: &str) -> Outcome {

@@ -150,6 +150,8 @@ pub struct Ask {
     pub spent: Usage,
     /// From generate: what tiers have read for it, in bytes, without what is said to them every time.
     pub read_bytes: usize,
+    /// From generate: what they have written for it, in bytes.
+    pub written_bytes: usize,
     /// From generate and flights: whether a tier failed at its question for the second time, so that nobody tries again.
     pub hopeless: bool,
 }
@@ -187,6 +189,7 @@ impl Ask {
             degraded: false,
             spent: Usage::default(),
             read_bytes: 0,
+            written_bytes: 0,
             hopeless: false,
         }
     }
@@ -221,6 +224,12 @@ impl Ask {
     #[must_use]
     pub fn question_in_context(&self) -> String {
         Exchange::question_in_context(if self.leans { &self.history } else { &[] }, &self.turn.text)
+    }
+
+    /// What tiers took for it so far, estimated.
+    #[must_use]
+    pub fn used(&self) -> Usage {
+        Usage::estimated(self.read_bytes, self.written_bytes)
     }
 
     /// Closes the time spent in a stage.
@@ -325,8 +334,8 @@ pub struct Notice {
     pub writer: Option<Writer>,
     /// With a piece that a tier writes for this very turn: what is known of the answer.
     pub beginning: Option<Beginning>,
-    /// With an end: what tiers have read for the turn, in bytes.
-    pub read_bytes: usize,
+    /// With an end: what tiers took for the turn, estimated.
+    pub used: Usage,
     /// Whether it ends a turn with what the same turn id was answered before.
     pub repeated: bool,
 }
@@ -375,8 +384,8 @@ pub struct Ended {
     pub writer: Option<Writer>,
     /// Whose turn it was.
     pub conversation: ConversationKey,
-    /// What tiers have read for it, in bytes.
-    pub read_bytes: usize,
+    /// What tiers took for it, estimated.
+    pub used: Usage,
     /// Whether its conversation waits for it to end.
     pub started: bool,
     /// Whether it is what the same turn id was answered before.
@@ -393,7 +402,7 @@ impl Ended {
             event,
             writer,
             conversation: (ask.turn.tenant.clone(), ask.turn.conversation.clone()),
-            read_bytes: ask.read_bytes,
+            used: ask.used(),
             started: ask.started,
             repeated: false,
         })

@@ -136,5 +136,5 @@ fn uncached(ask: Box<Ask>) -> Outcome {
 
 fn scripted(reply: &str) -> Answer {
     let usage = Usage { input_tokens: 0, output_tokens: 0 };
-    Answer { text: reply.to_owned(), tier: Tier::Scripted, sources: Vec::new(), usage, grounded: false }
+    Answer { text: reply.to_owned(), tier: Tier::Scripted, sources: Vec::new(), usage, grounded: false, cut_off: false }
 }

@@ -144,8 +144,9 @@ impl Shard {
     ) -> Result<Vec<Forgotten>, StateError> {
         let key = QuestionKey::new(entry.scope, &entry.question);
         let weight = entry.weight_bytes();
-        // What was not found may be found in other words.
-        let shared = entry.vector.filter(|_| self.limits.similar && entry.answer.grounded);
+        // What was not found may be found in other words, and what was cut off may be said in time.
+        let is_good = entry.answer.grounded && !entry.answer.cut_off;
+        let shared = entry.vector.filter(|_| self.limits.similar && is_good);
         let prepared = self.policy.prepare(&entry.question, shared.as_deref(), entry.about);
         let bytes = weight + prepared.bytes();
         if let Some(vector) = shared {

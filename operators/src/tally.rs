@@ -53,6 +53,8 @@ pub struct Account {
     pub saved_cost_micros: u64,
     /// What it cost to answer anew and to audit, in the background.
     pub background_cost_micros: u64,
+    /// What tiers had read and written for turns that were not answered, estimated.
+    pub unanswered_cost_micros: u64,
 }
 
 /// What a turn that was answered consumed, and what it did not have to.
@@ -106,6 +108,7 @@ impl Tally {
             saved_tokens,
             saved_cost_micros,
             background_cost_micros,
+            unanswered_cost_micros,
         } = account;
         let histograms = whole.iter_mut().chain(first_piece).chain(stages);
         answered
@@ -114,7 +117,7 @@ impl Tally {
             .chain(failed)
             .chain(histograms.flat_map(Histogram::numbers))
             .chain([repeated, cancelled, input_tokens, output_tokens, cost_micros, large_cost_micros])
-            .chain([saved_tokens, saved_cost_micros, background_cost_micros])
+            .chain([saved_tokens, saved_cost_micros, background_cost_micros, unanswered_cost_micros])
     }
 }
 
@@ -167,6 +170,11 @@ impl TenantTally {
     /// Takes in what was spent in the background.
     pub(crate) fn spent_in_background(&self, cost_micros: u64) {
         self.book(|tally| tally.account.background_cost_micros += cost_micros);
+    }
+
+    /// Takes in what was spent on a turn that was not answered.
+    pub(crate) fn unanswered(&self, cost_micros: u64) {
+        self.book(|tally| tally.account.unanswered_cost_micros += cost_micros);
     }
 
     fn book(&self, book: impl FnOnce(&mut Tally)) {
@@ -234,6 +242,7 @@ mod tests {
             verdict,
             latency,
             total_us: 1_000,
+            cut_off: false,
         }
     }
 
@@ -253,6 +262,7 @@ mod tests {
         b.consumed(Consumption { usage, cost_micros: 7, large_cost_micros: 70, ..Consumption::default() });
         b.consumed(Consumption { saved: usage, saved_cost_micros: 5, ..Consumption::default() });
         b.spent_in_background(3);
+        b.unanswered(2);
 
         let read = tallies.read();
         let [(first, of_a), (second, of_b)] = &read[..] else { panic!("{read:?}") };
@@ -273,6 +283,7 @@ mod tests {
             saved_tokens: 110,
             saved_cost_micros: 5,
             background_cost_micros: 3,
+            unanswered_cost_micros: 2,
         };
         assert_eq!(since.account, account);
         let mut sum = earlier;

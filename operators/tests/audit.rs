@@ -34,7 +34,14 @@ fn citing(cited: &[(&str, u32, &str)], grounded: bool) -> (Answer, Support) {
         hash: ContentHash::of(id, text),
     });
     let usage = Usage { input_tokens: 10, output_tokens: 5 };
-    let answer = Answer { text: "text".into(), tier: Tier::Extractive, sources: sources.collect(), usage, grounded };
+    let answer = Answer {
+        text: "text".into(),
+        tier: Tier::Extractive,
+        sources: sources.collect(),
+        usage,
+        grounded,
+        cut_off: false,
+    };
     (answer, Support { chunks: chunks.collect(), kth_score: 0.0, read_epoch: 0 })
 }
 
@@ -54,6 +61,8 @@ fn agreement_is_the_same_article_and_a_cited_chunk_in_common() {
     check(&[returns], &[returns], false, None);
     check(&[returns], &[], true, None);
     check(&[], &[returns], true, None);
+    let (served, (full, support)) = (citing(&[returns], true), citing(&[returns], true));
+    assert_eq!(agrees((&served.0, &served.1), (&Answer { cut_off: true, ..full }, &support)), None);
 }
 
 /// A hit on an entry that was tried so often.

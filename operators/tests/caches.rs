@@ -151,6 +151,17 @@ fn dedupe_has_those_who_wait_hear_the_turn_that_leads() {
 }
 
 #[test]
+fn dedupe_has_the_one_with_the_most_time_try_again() {
+    let mut all = Together::new();
+    drop(all.ask(1, "is tea sold loose?"));
+    for (number, deadline_us) in [(2, Some(5)), (3, Some(7)), (4, Some(7)), (5, Some(6))] {
+        let ask = Box::new(Ask { deadline_us, ..*ask(number, &number.to_string(), "1", "is tea sold loose?") });
+        all.dedupe.push(ask, 1, &mut all.out);
+    }
+    assert_eq!(numbers(&all.settle("is tea sold loose?", None)), [3]);
+}
+
+#[test]
 fn dedupe_lets_nobody_try_again_where_that_is_hopeless() {
     let mut all = Together::new();
     (1..4).for_each(|number| drop(all.ask(number, "is tea sold loose?")));

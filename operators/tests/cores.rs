@@ -41,6 +41,7 @@ fn record(turn: Turn) -> TurnRecord {
         verdict,
         latency: StageLatencies::default(),
         total_us: 0,
+        cut_off: false,
     };
     TurnRecord { turn, completion }
 }
@@ -309,14 +310,22 @@ impl Generator for Fails {
 fn a_tier_that_fails_is_told_by_whose_fault_it_is() {
     timely::execute_directly(|worker| {
         let remote = |source| ModelError::Remote { server: "s".to_owned(), source };
-        let status = |status| RemoteFault::Status { status, message: String::new(), retry_after: None };
-        for (error, expected) in [
-            (ModelError::PromptTooLong { tokens: 9, limit: 8 }, TurnErrorKind::Invalid),
-            (ModelError::Late { limit_ms: 1 }, TurnErrorKind::Overloaded),
-            (remote(RemoteFault::Resting { failures: 5, retry_ms: 9 }), TurnErrorKind::Overloaded),
-            (remote(status(429)), TurnErrorKind::Overloaded),
-            (remote(status(500)), TurnErrorKind::Internal),
-            (ModelError::Cancelled, TurnErrorKind::Internal),
+        let status = |status, retry_s: Option<u64>| RemoteFault::Status {
+            status,
+            message: String::new(),
+            retry_after: retry_s.map(Duration::from_secs),
+        };
+        let resting = |retry_ms| remote(RemoteFault::Resting { failures: 5, retry_ms });
+        for (error, expected, retry_after_ms) in [
+            (ModelError::PromptTooLong { tokens: 9, limit: 8 }, TurnErrorKind::Invalid, None),
+            (ModelError::Late { limit_ms: 1 }, TurnErrorKind::Overloaded, None),
+            (resting(9), TurnErrorKind::Overloaded, Some(500)),
+            (resting(7_000), TurnErrorKind::Overloaded, Some(7_000)),
+            (remote(status(429, None)), TurnErrorKind::Overloaded, None),
+            (remote(status(429, Some(100))), TurnErrorKind::Overloaded, Some(100_000)),
+            (remote(status(503, Some(86_400))), TurnErrorKind::Overloaded, Some(3_600_000)),
+            (remote(status(500, Some(100))), TurnErrorKind::Internal, None),
+            (ModelError::Cancelled, TurnErrorKind::Internal, None),
         ] {
             let words = error.to_string();
             let tier = Fails(Rc::new(RefCell::new(Some(error))), Rc::default());
@@ -328,7 +337,7 @@ fn a_tier_that_fails_is_told_by_whose_fault_it_is() {
             let [ToCommit::End(Outcome { ending: Ending::Failed(told), .. })] = out.as_slice() else {
                 panic!("{words}: {out:?}")
             };
-            assert_eq!(told.kind, expected, "{words}");
+            assert_eq!((told.kind, told.retry_after_ms), (expected, retry_after_ms), "{words}");
             assert_eq!(*tier.1.borrow(), [Duration::from_micros(30)], "since it was admitted");
         }
     });

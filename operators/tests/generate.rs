@@ -201,7 +201,7 @@ fn the_large_tier_is_not_asked_for_what_it_was_spared_nor_by_who_left_nor_twice(
         rig.ends(Err(ModelError::Late { limit_ms: 1 }), 5);
         assert_eq!(rig.told(), said(&[(3, "late")]));
         rig.comes(4, TierSize::Small, 6, |_| {});
-        rig.ends(Ok(unknown()), 7);
+        rig.ends(Ok(Answer { cut_off: true, ..(*answer("At")).clone() }), 7);
         rig.ends(Ok(unknown()), 8);
         assert_eq!(rig.told(), said(&[(4, "!"), (4, "I don't know.")][1..]));
     });

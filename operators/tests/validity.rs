@@ -179,6 +179,7 @@ fn entry(id: u64, basis: &Basis) -> CacheEntry {
         sources: Vec::new(),
         usage: Usage::default(),
         grounded: true,
+        cut_off: false,
     };
     CacheEntry {
         id: EntryId(id),

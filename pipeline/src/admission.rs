@@ -58,13 +58,8 @@ pub enum Cost {
         /// What that cost, in millionths of the configured currency.
         micros: u64,
     },
-    /// It failed, and what tiers took for it is not known.
-    Failed {
-        /// What they had read, or were reading when they were stopped, in bytes.
-        read_bytes: usize,
-        /// What they had written, in bytes.
-        written_bytes: usize,
-    },
+    /// It failed, and what tiers took for it until they were stopped is estimated.
+    Failed(Usage),
 }
 
 /// Told once what a turn has cost: before its end is, and whether or not anybody waits for that. It is called by a worker, so it must be short and
@@ -186,8 +181,6 @@ struct Waiting {
     first_piece_us: Option<u64>,
     /// Who wrote the pieces that it was told, where they are not void.
     writer: Option<Writer>,
-    /// What tiers have written for it, in bytes.
-    written_bytes: usize,
     /// Told what it has cost.
     on_cost: OnCost,
     /// Where its end is booked.
@@ -210,14 +203,10 @@ impl Waiting {
     }
 
     /// Takes in what is told to it.
-    fn hears(&mut self, event: &TurnEvent, beginning: Option<Beginning>, elapsed_us: u64, repeated: bool) {
+    fn hears(&mut self, event: &TurnEvent, elapsed_us: u64, repeated: bool) {
         match event {
             TurnEvent::Accepted | TurnEvent::Restart => {}
-            TurnEvent::Delta(piece) => {
-                self.first_piece_us = self.first_piece_us.or(Some(elapsed_us));
-                // What is written for others has no beginning.
-                self.written_bytes += beginning.map_or(0, |_| piece.len());
-            }
+            TurnEvent::Delta(_) => self.first_piece_us = self.first_piece_us.or(Some(elapsed_us)),
             TurnEvent::Done(_) if repeated => self.tally.repeated(),
             TurnEvent::Done(completion) => {
                 self.tally.answered(completion, self.first_piece_us.unwrap_or(elapsed_us));
@@ -230,13 +219,13 @@ impl Waiting {
         }
     }
 
-    /// Tells its end, and what it has cost; tiers have read so many bytes for it.
-    fn ends(self, event: TurnEvent, beginning: Option<Beginning>, read_bytes: usize, repeated: bool) {
+    /// Tells its end, and what it has cost; tiers used so much for it, by estimate.
+    fn ends(self, event: TurnEvent, beginning: Option<Beginning>, used: Usage, repeated: bool) {
         span::end(&self.span, &event);
         (self.on_cost)(match &event {
             TurnEvent::Done(_) if repeated => Cost::Known { usage: Usage::default(), micros: 0 },
             TurnEvent::Done(answered) => Cost::Known { usage: answered.usage, micros: answered.cost_micros },
-            _ => Cost::Failed { read_bytes, written_bytes: self.written_bytes },
+            _ => Cost::Failed(used),
         });
         // The client may have left: that is its right.
         let _ = self.events.send((event, beginning));
@@ -276,7 +265,6 @@ impl Streams {
             cancel,
             first_piece_us: None,
             writer: None,
-            written_bytes: 0,
             on_cost,
             tally,
             span,
@@ -288,7 +276,7 @@ impl Streams {
 
     /// Delivers an event, so many microseconds after its turn was admitted; the terminal one closes the stream and frees the place.
     pub(crate) fn deliver(&self, notice: Notice, elapsed_us: u64) {
-        let Notice { request, event, writer, beginning, read_bytes, repeated, .. } = notice;
+        let Notice { request, event, writer, beginning, used, repeated, .. } = notice;
         let number = request.number;
         let mut shard = self.shard(number);
         if let Some(waiting) = shard.get_mut(&number) {
@@ -299,11 +287,11 @@ impl Streams {
             drop(shard);
             debug_assert!(waiting.is_some(), "a second terminal event for turn {number}");
             if let Some(mut waiting) = waiting {
-                waiting.hears(&event, beginning, elapsed_us, repeated);
-                waiting.ends(event, beginning, read_bytes, repeated);
+                waiting.hears(&event, elapsed_us, repeated);
+                waiting.ends(event, beginning, used, repeated);
             }
         } else if let Some(waiting) = shard.get_mut(&number) {
-            waiting.hears(&event, beginning, elapsed_us, repeated);
+            waiting.hears(&event, elapsed_us, repeated);
             let _ = waiting.events.send((event, beginning));
         }
     }

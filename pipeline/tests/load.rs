@@ -80,7 +80,7 @@ impl Answerer for Says {
         on_delta(request.question.clone());
         let text = first + &request.question;
         let usage = Usage { input_tokens: 100, output_tokens: 10 };
-        Ok(Answer { text, tier: Tier::Extractive, sources: Vec::new(), usage, grounded: self.grounded })
+        Ok(Answer { text, tier: Tier::Extractive, sources: Vec::new(), usage, grounded: self.grounded, cut_off: false })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{ArticleId, ChunkId, ChunkKey, ContentHash, EntryId, ScopeId, ScoredChunk, Source, Tier, TurnKey, Usage};
 
@@ -19,6 +19,17 @@ pub struct Answer {
     pub usage: Usage,
     /// Whether the tier found an answer; `false` when it said that it does not know.
     pub grounded: bool,
+    /// Whether the bound on tokens cut it off.
+    #[serde(default, deserialize_with = "last_flag")]
+    pub cut_off: bool,
+}
+
+/// A flag at the end of a stored type, which values that were written before it was added do not have: then it is not set.
+///
+/// # Errors
+/// Never.
+pub(crate) fn last_flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    Ok(bool::deserialize(deserializer).unwrap_or_default())
 }
 
 /// One retrieved chunk, as the answer saw it.

@@ -46,6 +46,7 @@ pub(crate) fn record(tenant: &str, conversation: &str, turn: &str) -> TurnRecord
         verdict,
         latency: StageLatencies::default(),
         total_us: 345,
+        cut_off: false,
     };
     TurnRecord { turn, completion }
 }
@@ -96,7 +97,14 @@ pub(crate) fn scored(chunk: Chunk, score: f32) -> ScoredChunk {
 
 pub(crate) fn answer() -> Arc<Answer> {
     let sources = vec![Source { article_id: id("a"), version: 1, chunk: 0 }];
-    Arc::new(Answer { text: "yes".to_owned(), tier: Tier::ALL[0], sources, usage: Usage::default(), grounded: true })
+    Arc::new(Answer {
+        text: "yes".to_owned(),
+        tier: Tier::ALL[0],
+        sources,
+        usage: Usage::default(),
+        grounded: true,
+        cut_off: false,
+    })
 }
 
 pub(crate) fn entry(entry_id: EntryId, tenant: &str, vector: &[f32]) -> CacheEntry {

@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::entry::last_flag;
 use crate::{ConversationId, EntryId, Source, TenantId, TurnId, TurnKey};
 
 /// What a customer said, addressed to one conversation.
@@ -261,6 +262,18 @@ pub struct Usage {
     pub output_tokens: u32,
 }
 
+/// Bytes of text for each estimated token.
+const TOKEN_BYTES: usize = 4;
+
+impl Usage {
+    /// What texts of so many bytes that were read and written take, estimated: nobody has counted their tokens.
+    #[must_use]
+    pub fn estimated(read_bytes: usize, written_bytes: usize) -> Self {
+        let tokens = |bytes: usize| u32::try_from(bytes.div_ceil(TOKEN_BYTES)).unwrap_or(u32::MAX);
+        Self { input_tokens: tokens(read_bytes), output_tokens: tokens(written_bytes) }
+    }
+}
+
 impl std::ops::Add for Usage {
     type Output = Self;
 
@@ -413,6 +426,9 @@ pub struct Completion {
     pub latency: StageLatencies,
     /// Time from admission to this event, in microseconds.
     pub total_us: u64,
+    /// Whether the bound on tokens cut the answer off.
+    #[serde(default, deserialize_with = "last_flag")]
+    pub cut_off: bool,
 }
 
 /// What is kept of an answered turn.

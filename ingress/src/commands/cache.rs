@@ -87,6 +87,7 @@ fn entry_json(entry: &Entry) -> Value {
         "question": entry.question,
         "answer": entry.answer,
         "grounded": entry.grounded,
+        "cut_off": entry.cut_off,
         "sources": sources.collect::<Value>(),
         "rests_on": entry.rests_on,
         "origin": { "conversation": origin.conversation_id, "turn": origin.turn_id },

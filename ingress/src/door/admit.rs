@@ -9,9 +9,6 @@ use turnflow_state::{Completion, Exchange, TurnError, TurnErrorKind, TurnEvent, 
 use super::limits::{Amounts, Charge};
 use super::{Caller, Refusal};
 
-/// Bytes of text for each estimated token.
-const TOKEN_BYTES: usize = 4;
-
 /// Lets a turn in that needs `also` of its caller's limits, besides its own place and the tokens of its texts.
 ///
 /// Cancel-safe: a turn whose future is dropped was not admitted, and stays charged what was estimated.
@@ -31,9 +28,8 @@ pub(crate) async fn admit(
     let on_cost = Box::new(move |cost| {
         let (usage, micros) = match cost {
             Cost::Known { usage, micros } => (usage, micros),
-            Cost::Failed { read_bytes, written_bytes } => {
-                let input_tokens = tokens_of(read_bytes).max(tokens);
-                let usage = Usage { input_tokens, output_tokens: tokens_of(written_bytes) };
+            Cost::Failed(used) => {
+                let usage = Usage { input_tokens: used.input_tokens.max(tokens), ..used };
                 (usage, bill.price().cost_micros(usage))
             }
         };
@@ -50,11 +46,7 @@ pub(crate) async fn admit(
 
 /// Tokens of texts, estimated.
 pub(crate) fn estimate<'a>(texts: impl IntoIterator<Item = &'a str>) -> u32 {
-    tokens_of(texts.into_iter().map(str::len).sum())
-}
-
-fn tokens_of(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(TOKEN_BYTES)).unwrap_or(u32::MAX)
+    Usage::estimated(texts.into_iter().map(str::len).sum(), 0).input_tokens
 }
 
 /// The events of a turn that was let in. It holds its caller's places until it is dropped; its cost is charged when the turn ends, which may be later.

@@ -29,6 +29,8 @@ pub(crate) enum Refusal {
     },
     /// Too much at once.
     Overloaded {
+        /// Of what, and when to try again.
+        message: String,
         /// When to try again, in milliseconds.
         retry_after_ms: u64,
     },
@@ -68,7 +70,8 @@ impl Refusal {
         match error.kind {
             TurnErrorKind::Invalid => Self::Invalid { field: None, message: error.message },
             TurnErrorKind::Overloaded => {
-                Self::Overloaded { retry_after_ms: error.retry_after_ms.unwrap_or(RETRY_AFTER_SHED_MS) }
+                let retry_after_ms = error.retry_after_ms.unwrap_or(RETRY_AFTER_SHED_MS);
+                Self::Overloaded { message: error.message, retry_after_ms }
             }
             TurnErrorKind::Late => Self::Late { message: error.message },
             TurnErrorKind::Uncached => Self::Uncached { message: error.message },
@@ -91,7 +94,9 @@ impl From<SubmitError> for Refusal {
     fn from(error: SubmitError) -> Self {
         match error {
             SubmitError::Invalid { field, message } => Self::invalid(field, message),
-            SubmitError::Overloaded { retry_after_ms } => Self::Overloaded { retry_after_ms },
+            SubmitError::Overloaded { retry_after_ms } => {
+                Self::Overloaded { message: overloaded(retry_after_ms), retry_after_ms }
+            }
             SubmitError::ShuttingDown => Self::Unavailable,
             unknown => {
                 tracing::error!("a turn was not admitted: {unknown}");

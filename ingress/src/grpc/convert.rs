@@ -123,6 +123,7 @@ fn done(completion: Completion) -> proto::Done {
         cost_micros: completion.cost_micros,
         latency: Some(latency(&completion.latency, completion.total_us)),
         verdict: Some(verdict(completion.verdict)),
+        cut_off: completion.cut_off,
     }
 }
 

@@ -49,6 +49,7 @@ pub(super) fn entry(found: &CachedAnswer, is_whole: bool) -> Entry {
         audits: found.audits,
         agreed: found.agreed,
         disagreed: found.disagreed,
+        cut_off: found.answer.cut_off,
     }
 }
 

@@ -11,16 +11,14 @@ use turnflow_state::TurnKey;
 use super::proto::{self, ErrorKind};
 use crate::door::{
     CutOff, Exceeded, INTERNAL_MESSAGE, Refusal, UNAUTHENTICATED_MESSAGE, UNAVAILABLE_MESSAGE, describe, forbidden,
-    overloaded, slow_reader,
+    slow_reader,
 };
 
 /// The refusal as an event of a stream.
 pub(super) fn event_of(refusal: Refusal) -> proto::Error {
     let (kind, message, field, retry_after_ms) = match refusal {
         Refusal::Invalid { field, message } => (ErrorKind::Invalid, describe(field.as_deref(), &message), field, None),
-        Refusal::Overloaded { retry_after_ms } => {
-            (ErrorKind::Overloaded, overloaded(retry_after_ms), None, Some(retry_after_ms))
-        }
+        Refusal::Overloaded { message, retry_after_ms } => (ErrorKind::Overloaded, message, None, Some(retry_after_ms)),
         Refusal::Limited(exceeded) => (ErrorKind::Limited, exceeded.to_string(), None, Some(exceeded.retry_after_ms)),
         Refusal::Late { message } => (ErrorKind::Late, message, None, None),
         // Nobody can ask for that over gRPC.
@@ -47,9 +45,9 @@ impl From<Refusal> for Status {
                     None => Self::invalid_argument(described),
                 }
             }
-            Refusal::Overloaded { retry_after_ms } => {
+            Refusal::Overloaded { message, retry_after_ms } => {
                 let details = ErrorDetails::with_retry_info(Some(Duration::from_millis(retry_after_ms)));
-                Self::with_error_details(Code::ResourceExhausted, overloaded(retry_after_ms), details)
+                Self::with_error_details(Code::ResourceExhausted, message, details)
             }
             Refusal::Limited(exceeded) => limited(&exceeded),
             Refusal::Late { message } => Self::deadline_exceeded(message),

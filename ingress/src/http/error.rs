@@ -134,7 +134,7 @@ impl From<Refusal> for ApiError {
                 Self::invalid(field.strip_prefix("turn.").unwrap_or(&field), message)
             }
             Refusal::Invalid { field: None, message } => Self::bad_request("invalid_value", message),
-            Refusal::Overloaded { retry_after_ms } => Self::overloaded(retry_after_ms),
+            Refusal::Overloaded { message, retry_after_ms } => Self { message, ..Self::overloaded(retry_after_ms) },
             Refusal::Limited(exceeded) => Self::limited(&exceeded),
             Refusal::Late { message } => Self::new(gateway_timeout, Kind::Timeout, "deadline_exceeded", message),
             Refusal::Uncached { message } => Self::new(gateway_timeout, Kind::Cache, "not_cached", message),
@@ -223,7 +223,7 @@ pub(super) fn without_tls() -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
-    use turnflow_state::ArticleId;
+    use turnflow_state::{ArticleId, ConversationId, TenantId, TurnError, TurnId, TurnKey};
 
     use super::*;
 
@@ -237,10 +237,18 @@ mod tests {
         let invalid = Refusal::Invalid { field: Some("turn.text".into()), message: "empty".into() };
         check(invalid.into(), 400, error("invalid_request_error", "invalid_value", json!("text"), "text: empty"));
         let message = "too many turns at once; try again in 1.5 s";
-        let overloaded = ApiError::from(Refusal::Overloaded { retry_after_ms: 1_500 });
+        let overloaded = ApiError::from(SubmitError::Overloaded { retry_after_ms: 1_500 });
         check(overloaded.clone(), 429, error("rate_limit_error", "overloaded", Value::Null, message));
         let headers = overloaded.into_response();
         assert_eq!(headers.headers()[header::RETRY_AFTER], "2");
+        let key = TurnKey {
+            tenant: TenantId::new("t").expect("valid id"),
+            conversation: ConversationId::new("c").expect("valid id"),
+            turn: TurnId::new("1").expect("valid id"),
+        };
+        let resting = ApiError::from(Refusal::of_turn(TurnError::overloaded("it rests", 100_000), &key));
+        check(resting.clone(), 429, error("rate_limit_error", "overloaded", Value::Null, "it rests"));
+        assert_eq!(resting.into_response().headers()[header::RETRY_AFTER], "100");
         let late = Refusal::Late { message: "late".into() };
         check(late.into(), 504, error("timeout_error", "deadline_exceeded", Value::Null, "late"));
         let uncached = Refusal::Uncached { message: "none".into() };

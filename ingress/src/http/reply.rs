@@ -47,7 +47,8 @@ impl Frame {
     /// The whole answer.
     pub(super) fn completion(&self, completion: &Completion) -> Value {
         let message = json!({ "role": "assistant", "content": completion.text, "refusal": null });
-        let choice = json!({ "index": 0, "message": message, "logprobs": null, "finish_reason": "stop" });
+        let choice =
+            json!({ "index": 0, "message": message, "logprobs": null, "finish_reason": finish_reason(completion) });
         json!({
             "id": self.id(),
             "object": "chat.completion",
@@ -71,7 +72,7 @@ impl Frame {
 
     /// The end of a stream: why it ends, the usage where it is wanted, and the mark that nothing follows.
     pub(super) fn end(&self, completion: &Completion) -> Bytes {
-        let mut last = self.chunk(&json!({}), &json!("stop"));
+        let mut last = self.chunk(&json!({}), &json!(finish_reason(completion)));
         last["turnflow"] = self.turnflow(completion);
         let mut bytes = event(&last).to_vec();
         if self.include_usage {
@@ -144,6 +145,11 @@ const DONE: &[u8] = b"data: [DONE]\n\n";
 pub(super) fn event(data: &impl Display) -> Bytes {
     // JSON has no line feeds outside of its texts, and escapes those inside.
     format!("data: {data}\n\n").into()
+}
+
+/// Why an answer ends, in OpenAI's words.
+const fn finish_reason(completion: &Completion) -> &'static str {
+    if completion.cut_off { "length" } else { "stop" }
 }
 
 fn usage(completion: &Completion) -> Value {

@@ -26,6 +26,11 @@ pub(super) fn write(page: &mut Page<'_>, source: &Source) -> fmt::Result {
             .map(|(outcome, count)| ([("size", size.as_str()), ("tier", tier.as_str()), ("outcome", outcome)], count))
     });
     page.counters("tier_jobs", "Questions that a tier was asked, those of the background included", jobs)?;
+    let cut_off = engines
+        .tiers
+        .iter()
+        .map(|TierState { size, tier, stats, .. }| ([("size", size.as_str()), ("tier", tier.as_str())], stats.cut_off));
+    page.counters("tier_cut_off", "Answers that the bound on tokens cut off", cut_off)?;
     let decoders = engines.tiers.iter().filter_map(|state| Some((state.size.as_str(), state.generation?)));
     decoder(page, &decoders.collect::<Vec<_>>())?;
     let servers = engines.tiers.iter().filter_map(|state| Some((state.size.as_str(), state.remote?)));
@@ -87,6 +92,5 @@ fn remote(page: &mut Page<'_>, servers: &[(&'static str, RemoteStats)]) -> fmt::
         "Answers whose usage the server did not tell",
         each(|stats| stats.usage_estimated),
     )?;
-    page.counters("remote_cut_off", "Answers that the bound on tokens cut off", each(|stats| stats.cut_off))?;
     page.counters("remote_refused", "Answers in which the model declined to answer", each(|stats| stats.refused))
 }

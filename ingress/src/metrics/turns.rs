@@ -80,7 +80,10 @@ fn money(page: &mut Page<'_>, by_tenant: &BTreeMap<&str, Tally>) -> fmt::Result 
     page.counters("cost_saved", "What the answers that caches served would have cost by the large tier", saved)?;
     let background =
         accounts().map(|(tenant, account)| ([("tenant", tenant)], currency(account.background_cost_micros)));
-    page.counters("cost_background", "What it cost to answer anew and to audit", background)
+    page.counters("cost_background", "What it cost to answer anew and to audit", background)?;
+    let unanswered =
+        accounts().map(|(tenant, account)| ([("tenant", tenant)], currency(account.unanswered_cost_micros)));
+    page.counters("cost_unanswered", "What tiers took for turns that were not answered, estimated", unanswered)
 }
 
 fn load(page: &mut Page<'_>, source: &Source, stats: &PipelineStats) -> fmt::Result {

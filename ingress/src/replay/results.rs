@@ -152,6 +152,7 @@ mod tests {
             },
             latency,
             total_us: 80,
+            cut_off: false,
         }
     }
 

@@ -212,6 +212,7 @@ fn completion(text: &str, answer: String, origin: Option<TurnKey>) -> Completion
         },
         latency: StageLatencies::default(),
         total_us: 1,
+        cut_off: false,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +20,7 @@ use crate::kernels::InstructionChoice;
 use crate::tier::TierHandle;
 use crate::weights::ModelHome;
 
-/// Tokens of the first prompt, which nobody waits for: kernels are compiled and memory is touched.
+/// Tokens of the first prompt on the CPU, which nobody waits for: memory is touched.
 const WARM_UP_TOKENS: usize = 16;
 
 /// How exact a decoder's numbers are kept. It computes in single precision on the CPU whatever they are.
@@ -111,9 +111,10 @@ impl BurnConfig {
 pub struct BurnTier;
 
 impl BurnTier {
-    /// Opens the checkpoint, loads it, lets it read a first prompt, and starts its engine. Takes seconds.
+    /// Opens the checkpoint, loads it, lets it read a first prompt, and starts its engine. Takes seconds, and more through a GPU, which
+    /// has to compile and tune its kernels.
     ///
-    /// `home` is where checkpoints are that were pulled, and where a GPU's tuning is kept; `scope` is the operator's own words
+    /// `home` is where checkpoints are that were pulled; `scope` is the operator's own words
     /// to the model, and the language of the answers; `instructions` are the processor's.
     ///
     /// # Errors
@@ -128,8 +129,8 @@ impl BurnTier {
         instructions: InstructionChoice,
     ) -> Result<TierHandle, ModelError> {
         let checkpoint = config.open(home)?;
-        let Loaded { mut model, kind, .. } = load(&checkpoint, config, home, instructions)?;
-        warm_up(model.as_mut(), &checkpoint)?;
+        let Loaded { mut model, kind, wgpu, .. } = load(&checkpoint, config, instructions)?;
+        warm_up(model.as_mut(), if wgpu { config.engine.step_tokens_max } else { WARM_UP_TOKENS }, &checkpoint)?;
         Self::with_decoder((checkpoint, model, &kind), config, prompt, sampling, scope)
     }
 
@@ -171,6 +172,8 @@ pub(super) struct Loaded {
     pub(super) bytes: (u64, u64),
     /// How exact it computes.
     kind: String,
+    /// Whether it is reached through wgpu.
+    wgpu: bool,
 }
 
 /// Loads a checkpoint's decoder for the device of a configuration.
@@ -180,10 +183,9 @@ pub(super) struct Loaded {
 pub(super) fn load(
     checkpoint: &Checkpoint,
     config: &BurnConfig,
-    home: &ModelHome,
     instructions: InstructionChoice,
 ) -> Result<Loaded, ModelError> {
-    let tried = config.device.resolve(home.root())?;
+    let tried = config.device.resolve()?;
     let (sizes, weights) = (&checkpoint.config, &checkpoint.weights);
     let (weights_kept, kv_kept) = if tried.wgpu {
         let precision = if tried.half { Precision::F16 } else { Precision::F32 };
@@ -212,7 +214,7 @@ pub(super) fn load(
     let kind = format!("weights {weights_kept}, keys and values {kv_kept}");
     tracing::info!(device = tried.name, kind, blocks, "a checkpoint is loaded");
     let bytes = (sizes.memory(weights_kept, kv_kept).weight_bytes, block_bytes * blocks as u64);
-    Ok(Loaded { model, bytes, kind })
+    Ok(Loaded { model, bytes, kind, wgpu: tried.wgpu })
 }
 
 /// Blocks of the memory for keys and values.
@@ -224,16 +226,21 @@ fn blocks(config: &BurnConfig, block_bytes: u64) -> Result<usize, ModelError> {
     }
 }
 
-fn warm_up(model: &mut dyn StepModel, checkpoint: &Checkpoint) -> Result<(), ModelError> {
+/// Reads a prompt of so many tokens in one step, or of as many as fit, and writes one behind it, while nobody waits: a GPU compiles and
+/// tunes its kernels for a step of about this size when the first one comes.
+fn warm_up(model: &mut dyn StepModel, step_tokens: usize, checkpoint: &Checkpoint) -> Result<(), ModelError> {
+    let began = Instant::now();
     let shape = model.shape();
-    let count = WARM_UP_TOKENS.min(shape.context_max).min(shape.block_tokens);
+    let count = (step_tokens + 1).min(shape.context_max).min(shape.blocks * shape.block_tokens);
     let tokens = vec![0; count];
+    let blocks: Vec<u32> = (0..).take(count.div_ceil(shape.block_tokens)).collect();
     let mut logits = Vec::new();
     for (position, tokens) in [(0, &tokens[..count - 1]), (count - 1, &tokens[count - 1..])] {
         if !tokens.is_empty() {
-            model.step(&[Slice { tokens, position, blocks: &[0], wants_logits: true }], &mut logits)?;
+            model.step(&[Slice { tokens, position, blocks: &blocks, wants_logits: true }], &mut logits)?;
         }
     }
+    tracing::info!(tokens = count, took_ms = began.elapsed().as_millis(), "a decoder has read a first prompt");
     if logits.iter().all(|logit| logit.is_finite()) {
         return Ok(());
     }

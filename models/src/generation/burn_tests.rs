@@ -106,7 +106,7 @@ fn real_checkpoints_write_the_same_alone_and_together() {
         let block_bytes = FusedDecoder::block_bytes(&checkpoint.config, Precision::F32, settings.block_tokens);
         let with_blocks = |blocks: u64| {
             let small = BurnConfig { kv_bytes_max: block_bytes * blocks, ..settings.clone() };
-            load(&checkpoint, &small, &home(), InstructionChoice::Auto).expect("loaded").model
+            load(&checkpoint, &small, InstructionChoice::Auto).expect("loaded").model
         };
         let limits = GenerationLimits { share_prefixes: false, ..settings.engine };
         let (alone, _) = written(with_blocks(64), limits, true);
@@ -180,7 +180,7 @@ fn weights_that_give_no_numbers_are_refused() {
 fn memory_that_holds_nothing_is_refused() {
     let settings = BurnConfig { kv_bytes_max: 100, ..config("qwen2") };
     let checkpoint = Checkpoint::open(&settings.model).expect("a checkpoint");
-    let error = load(&checkpoint, &settings, &home(), InstructionChoice::Auto).err().expect("too small").to_string();
+    let error = load(&checkpoint, &settings, InstructionChoice::Auto).err().expect("too small").to_string();
     assert!(error.starts_with("100 bytes for keys and values hold no block of 4 tokens, which takes "), "{error}");
 }
 
@@ -189,7 +189,7 @@ fn instructions_that_the_processor_has_not_are_refused() {
     let settings = config("qwen2");
     let checkpoint = Checkpoint::open(&settings.model).expect("a checkpoint");
     for choice in [InstructionChoice::Avx512Bf16, InstructionChoice::Avx2, InstructionChoice::Portable] {
-        let loaded = load(&checkpoint, &settings, &home(), choice);
+        let loaded = load(&checkpoint, &settings, choice);
         assert_eq!(loaded.is_ok(), choice.resolve().is_ok(), "{choice}");
     }
 }

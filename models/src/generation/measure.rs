@@ -82,7 +82,7 @@ impl GenerationBench {
     /// When it cannot be used, or the processor has not the instructions.
     pub fn open(config: &BurnConfig, home: &ModelHome, instructions: InstructionChoice) -> Result<Self, ModelError> {
         let checkpoint = config.open(home)?;
-        let loaded = load(&checkpoint, config, home, instructions)?;
+        let loaded = load(&checkpoint, config, instructions)?;
         Ok(Self { model: Lent::new(loaded.model), limits: config.engine, bytes: loaded.bytes })
     }
 

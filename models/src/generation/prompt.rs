@@ -186,7 +186,7 @@ impl Reader {
             [] => self.shown.iter().map(source).collect(),
             cited => cited.iter().filter_map(|&place| self.shown.get(place)).map(source).collect(),
         };
-        let answer = Answer { text: self.text, tier, sources, usage, grounded };
+        let answer = Answer { text: self.text, tier, sources, usage, grounded, cut_off: false };
         ((!last.is_empty()).then_some(last), answer)
     }
 }

@@ -53,6 +53,13 @@ impl<W: Work> Sequence<W> {
             None => true,
         };
         let is_long = self.tokens.len() - self.prompt >= self.tokens_max;
+        if is_long && !is_complete {
+            let told = self.ticket.work(|work| {
+                work.cut_off();
+                Ok(())
+            });
+            told.transpose()?;
+        }
         Ok(if is_complete || is_long { ControlFlow::Break(self.usage()) } else { ControlFlow::Continue(()) })
     }
 

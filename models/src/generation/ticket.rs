@@ -46,6 +46,9 @@ pub(crate) trait Work: Send + 'static {
     /// The next token; it breaks off when the text is complete.
     fn token(&mut self, token: u32) -> Result<ControlFlow<()>, ModelError>;
 
+    /// So many tokens are there that no other may follow, though the text is not complete. Nothing follows but the end.
+    fn cut_off(&mut self) {}
+
     /// Nothing follows. Called exactly once.
     fn end(self, result: Result<Usage, ModelError>);
 }

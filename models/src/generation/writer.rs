@@ -126,6 +126,8 @@ struct Page {
     reader: Reader,
     /// Whether a stop string came.
     is_complete: bool,
+    /// Whether the bound on tokens ended it.
+    is_cut_off: bool,
 }
 
 impl Work for Writing {
@@ -145,6 +147,7 @@ impl Work for Writing {
             stops: StopStrings::new(Arc::clone(&voice.stop_strings)),
             reader: Reader::new(Arc::clone(&voice.author), prompt.shown),
             is_complete: false,
+            is_cut_off: false,
         });
         let (sampling, stop_tokens) = (voice.sampling, Arc::clone(&voice.stop_tokens));
         Ok(Plan { prompt: tokens, sampling, tokens_max, stop_tokens })
@@ -155,6 +158,12 @@ impl Work for Writing {
         let piece = page.detokeniser.push(token)?;
         page.read(&piece).into_iter().for_each(&mut self.job.on_delta);
         Ok(if page.is_complete { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    }
+
+    fn cut_off(&mut self) {
+        if let Some(page) = &mut self.page {
+            page.is_cut_off = true;
+        }
     }
 
     fn end(self, result: Result<Usage, ModelError>) {
@@ -184,7 +193,7 @@ impl Page {
         }
         let (last, answer) = self.reader.finish(Tier::Burn, usage);
         last.into_iter().for_each(on_delta);
-        Ok(answer)
+        Ok(Answer { cut_off: self.is_cut_off, ..answer })
     }
 }
 

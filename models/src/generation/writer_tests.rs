@@ -93,6 +93,18 @@ fn an_answer_is_streamed_without_its_citations_and_with_its_sources() {
     assert_eq!((pieces.concat().as_str(), end.expect("answered").grounded), ("No idea.", false));
 }
 
+#[test]
+fn an_answer_that_the_bound_on_tokens_ends_is_cut_off() {
+    let text = " Keep it dry.";
+    let tier = tier(move |_| text.to_owned());
+    for (tokens_max, is_cut_off) in [(text.len() - 1, true), (text.len() + 1, false)] {
+        let (_, end) = answered(&tier, TierRequest { tokens_max: Some(tokens_max), ..request("How?") });
+        let answer = end.expect("answered");
+        assert_eq!((answer.cut_off, answer.text.ends_with('.')), (is_cut_off, !is_cut_off), "{answer:?}");
+    }
+    assert_eq!(tier.stats(), TierStats { answered: 2, cut_off: 1, ..TierStats::default() });
+}
+
 fn tier_silent() -> TierHandle {
     tier(|_| String::new())
 }
@@ -174,7 +186,7 @@ fn who_leaves_and_who_is_late_hear_why() {
     assert!(matches!(end, Err(ModelError::Late { limit_ms: 0 })));
     let (_, end) = answered(&tier, TierRequest { tokens_max: Some(7), ..request("c") });
     assert_eq!(end.expect("answered").text, "word wo", "no more tokens than it may have");
-    assert_eq!(tier.stats(), TierStats { answered: 1, failed: 1, cancelled: 1 });
+    assert_eq!(tier.stats(), TierStats { answered: 1, cut_off: 1, failed: 1, cancelled: 1 });
     let error = answered(&tier, request(&"long ".repeat(1_000))).1.expect_err("too long");
     assert!(matches!(error, ModelError::PromptTooLong { .. }), "{error}");
 }

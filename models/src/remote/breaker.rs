@@ -1,13 +1,16 @@
 //! A circuit breaker: a server that keeps failing is left alone for a while.
 //!
 //! Contract: closed, every request may go. After so many failures in a row it opens, and none may. After a rest it is half
-//! open: one request may go, the probe. At its first token the breaker closes, else it opens again; until an answer has ended
-//! well, one more failure opens it. What comes of requests that began in an earlier state does not count. It reads no clock.
+//! open: one request may go, the probe, and others wait for what comes of it. At its first token the breaker closes, else it opens
+//! again; until an answer has ended well, one more failure opens it. What comes of requests that began in an earlier state does not count. It reads no clock.
 //!
 //! Source: M. Nygard, "Release It!", the chapter on stability patterns.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use super::fault::RemoteFault;
 
@@ -34,7 +37,20 @@ pub(crate) struct BreakerLimits {
 
 /// The breaker of one server; clones share it.
 #[derive(Clone, Debug)]
-pub(crate) struct Breaker(Arc<Mutex<Inner>>);
+pub(crate) struct Breaker {
+    inner: Arc<Mutex<Inner>>,
+    /// Told when something has come of a request.
+    changed: Arc<Notify>,
+}
+
+/// Why a request may not go now.
+#[derive(Debug)]
+pub(crate) enum Held {
+    /// The server rests.
+    Resting(RemoteFault),
+    /// Another request is trying whether it is well again.
+    Probing,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -58,32 +74,36 @@ impl Breaker {
     /// A closed breaker.
     pub(crate) fn new(limits: BreakerLimits) -> Self {
         let inner = Inner { limits, state: State::Closed, failures: 0, generation: 0, opened: 0 };
-        Self(Arc::new(Mutex::new(inner)))
+        Self { inner: Arc::new(Mutex::new(inner)), changed: Arc::default() }
     }
 
     /// Asks whether a request may go at `now`.
     ///
     /// # Errors
-    /// [`RemoteFault::Resting`].
-    pub(crate) fn admit(&self, now: Instant) -> Result<Pass, RemoteFault> {
+    /// Why it may not.
+    pub(crate) fn admit(&self, now: Instant) -> Result<Pass, Held> {
         let mut inner = self.lock();
         if let State::Open { until } = inner.state
             && now >= until
         {
             inner.change(State::HalfOpen { probing: false });
         }
-        let wait = match &mut inner.state {
-            State::Closed => None,
-            State::Open { until } => Some(until.saturating_duration_since(now)),
-            State::HalfOpen { probing } => std::mem::replace(probing, true).then_some(Duration::ZERO),
-        };
-        match wait {
-            None => Ok(Pass { breaker: self.clone(), generation: inner.generation, is_told: false }),
-            Some(wait) => Err(RemoteFault::Resting {
-                failures: inner.failures,
-                retry_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
-            }),
+        match &mut inner.state {
+            State::Open { until } => {
+                let wait = until.saturating_duration_since(now);
+                let retry_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+                return Err(Held::Resting(RemoteFault::Resting { failures: inner.failures, retry_ms }));
+            }
+            State::HalfOpen { probing: true } => return Err(Held::Probing),
+            State::HalfOpen { probing } => *probing = true,
+            State::Closed => {}
         }
+        Ok(Pass { breaker: self.clone(), generation: inner.generation, is_told: false })
+    }
+
+    /// Comes when something has come of a request since this was called.
+    pub(crate) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
     }
 
     /// The state, and how often the breaker has opened.
@@ -98,7 +118,17 @@ impl Breaker {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in what comes of a request, unless it began in an earlier state, and wakes those who wait for that.
+    fn take(&self, generation: u64, what: impl FnOnce(&mut Inner)) {
+        let mut inner = self.lock();
+        if inner.generation == generation {
+            what(&mut inner);
+        }
+        drop(inner);
+        self.changed.notify_waiters();
     }
 }
 
@@ -138,11 +168,12 @@ pub(crate) struct Pass {
 impl Pass {
     /// The server has begun to answer. A probe lets the others go: an answer may take long.
     pub(crate) fn spoke(&self) {
-        let mut inner = self.breaker.lock();
-        if inner.generation == self.generation && matches!(inner.state, State::HalfOpen { .. }) {
-            // Not another generation: what the probe comes to counts still.
-            inner.state = State::Closed;
-        }
+        self.breaker.take(self.generation, |inner| {
+            if matches!(inner.state, State::HalfOpen { .. }) {
+                // Not another generation: what the probe comes to counts still.
+                inner.state = State::Closed;
+            }
+        });
     }
 
     /// The server did well.
@@ -157,10 +188,7 @@ impl Pass {
 
     fn tell(mut self, what: impl FnOnce(&mut Inner)) {
         self.is_told = true;
-        let mut inner = self.breaker.lock();
-        if inner.generation == self.generation {
-            what(&mut inner);
-        }
+        self.breaker.take(self.generation, what);
     }
 }
 
@@ -169,10 +197,11 @@ impl Drop for Pass {
         if self.is_told {
             return;
         }
-        let mut inner = self.breaker.lock();
-        if inner.generation == self.generation && matches!(inner.state, State::HalfOpen { .. }) {
-            inner.state = State::HalfOpen { probing: false };
-        }
+        self.breaker.take(self.generation, |inner| {
+            if let State::HalfOpen { probing } = &mut inner.state {
+                *probing = false;
+            }
+        });
     }
 }
 
@@ -201,8 +230,8 @@ mod tests {
         }
         assert_eq!(breaker.state(), (BreakerState::Closed, 0), "two failures between successes are not three in a row");
         open(&breaker, now);
-        let told = breaker.admit(now + Duration::from_secs(4)).expect_err("it rests").to_string();
-        assert_eq!(told, "not asked: the server failed 3 times in a row, next try in 6 s");
+        let Err(Held::Resting(told)) = breaker.admit(now + Duration::from_secs(4)) else { panic!("it rests") };
+        assert_eq!(told.to_string(), "not asked: the server failed 3 times in a row, next try in 6 s");
     }
 
     #[test]
@@ -211,7 +240,7 @@ mod tests {
         open(&breaker, now);
         let probe = breaker.admit(now + REST).expect("the probe");
         assert_eq!(breaker.state().0, BreakerState::HalfOpen);
-        breaker.admit(now + REST).expect_err("one probe at a time");
+        assert!(matches!(breaker.admit(now + REST), Err(Held::Probing)), "one probe at a time");
         drop(probe);
         let probe = breaker.admit(now + REST).expect("the first one said nothing: another may try");
         probe.failed(now + REST);

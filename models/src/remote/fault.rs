@@ -124,10 +124,11 @@ impl RemoteFault {
         }
     }
 
-    /// How long the server asks to be left alone.
+    /// How long the server asks to be left alone, or is.
     pub(crate) const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
+            Self::Resting { retry_ms, .. } => Some(Duration::from_millis(*retry_ms)),
             _ => None,
         }
     }

@@ -125,7 +125,7 @@ impl Server {
                 if transcript.is_finished() => {}
             read => read?,
         }
-        transcript.end(prompt_bytes)
+        transcript.end(prompt_bytes, on_delta)
     }
 
     async fn send(&self, body: Bytes, limit: Limit) -> Result<Response<Incoming>, RemoteFault> {

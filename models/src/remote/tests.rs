@@ -120,7 +120,14 @@ fn an_answer_streams() {
     let bed = bed(steps, |config| config.temperature = Some(0.0));
     let usage = Usage { input_tokens: 11, output_tokens: 7 };
     let text = "Within 30 days.".to_owned();
-    let whole = Answer { text, tier: Tier::Openai, sources: vec![Source::of(&returns().chunk)], usage, grounded: true };
+    let whole = Answer {
+        text,
+        tier: Tier::Openai,
+        sources: vec![Source::of(&returns().chunk)],
+        usage,
+        grounded: true,
+        cut_off: false,
+    };
     let piece = |text: &str| Heard::Piece(text.to_owned());
     assert_eq!(bed.hear("How long?"), [piece("Within"), piece(" 30"), piece(" days."), Heard::Done(whole)]);
     assert_eq!(bed.outcome("And now?").as_deref(), Ok("Again."));
@@ -193,7 +200,7 @@ fn what_servers_leave_out() {
     });
     let bed = bed(vec![without_mark, without_length], |_| {});
     assert_eq!(bed.outcome("?").as_deref(), Ok("Yes,"));
-    assert_eq!(bed.health.stats().cut_off, 1);
+    assert_eq!(bed.health.stats().ended.cut_off, 1);
     assert_eq!(bed.outcome("?").as_deref(), Ok("Yes,"));
     assert_eq!(bed.health.stats().usage_estimated, 2, "the estimate is marked");
 }

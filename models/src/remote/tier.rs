@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use turnflow_state::{Answer, Tier};
 
 use super::RemoteConfig;
-use super::breaker::{Breaker, BreakerLimits, BreakerState};
+use super::breaker::{Breaker, BreakerLimits, BreakerState, Held, Pass};
 use super::fault::{Phase, RemoteFault};
 use super::gate::{Entry, Gate};
 use super::http::{Limit, Question, Server};
@@ -57,7 +57,6 @@ struct Counters {
     in_flight: AtomicUsize,
     retries: AtomicU64,
     usage_estimated: AtomicU64,
-    cut_off: AtomicU64,
     refused: AtomicU64,
 }
 
@@ -78,8 +77,6 @@ pub struct RemoteStats {
     pub retries: u64,
     /// Answers whose usage the server did not tell: it is estimated, at four bytes a token.
     pub usage_estimated: u64,
-    /// Answers that the bound on tokens cut off.
-    pub cut_off: u64,
     /// Answers in which the model declined to answer.
     pub refused: u64,
 }
@@ -102,7 +99,6 @@ impl RemoteHealth {
             breaker_opened,
             retries: counters.retries.load(Ordering::Relaxed),
             usage_estimated: counters.usage_estimated.load(Ordering::Relaxed),
-            cut_off: counters.cut_off.load(Ordering::Relaxed),
             refused: counters.refused.load(Ordering::Relaxed),
         }
     }
@@ -319,6 +315,7 @@ impl Shared {
         self.count(&reply);
         let (last, mut answer) = reader.finish(Tier::Openai, reply.usage);
         last.into_iter().for_each(on_delta);
+        answer.cut_off = reply.finish == Finish::Length;
         if reply.finish == Finish::Refused {
             answer.grounded = false;
             answer.sources.clear();
@@ -388,7 +385,7 @@ impl Shared {
         total: Limit,
         on_delta: &mut (dyn FnMut(String) + Send),
     ) -> Result<Reply, RemoteFault> {
-        let pass = self.breaker.admit(Instant::now())?;
+        let pass = self.pass(total).await?;
         let result = self.server.ask(question, total, &|| pass.spoke(), on_delta).await;
         match &result {
             Err(fault) if fault.counts_against_server() => pass.failed(Instant::now()),
@@ -399,13 +396,26 @@ impl Shared {
         result
     }
 
+    /// Leave to ask the server. Waits while another request tries whether it is well again, as long as a first token may take.
+    async fn pass(&self, total: Limit) -> Result<Pass, RemoteFault> {
+        let first_token = Duration::from_millis(self.config.first_token_ms_max);
+        let limit = Limit::after(first_token, Phase::FirstToken).sooner(total);
+        loop {
+            let changed = self.breaker.changed();
+            match self.breaker.admit(Instant::now()) {
+                Ok(pass) => return Ok(pass),
+                Err(Held::Resting(fault)) => return Err(fault),
+                Err(Held::Probing) => limit.bound(changed).await?,
+            }
+        }
+    }
+
     fn count(&self, reply: &Reply) {
         let count = |counter: &AtomicU64, happened: bool| counter.fetch_add(u64::from(happened), Ordering::Relaxed);
         let earlier = count(&self.counters.usage_estimated, reply.usage_is_estimate);
         if reply.usage_is_estimate && earlier == 0 {
             tracing::warn!(server = self.config.base_url, "a remote server tells no usage: it is estimated");
         }
-        count(&self.counters.cut_off, reply.finish == Finish::Length);
         count(&self.counters.refused, reply.finish == Finish::Refused);
     }
 

@@ -3,7 +3,7 @@
 //! Contract: a [`Transcript`] takes the data of each event in order, hands out each piece of text, and at the end says
 //! what the answer is. It believes nothing: an error in the stream, a refusal, an answer without an end or without text are
 //! told apart, and a usage that is missing or makes no sense is replaced by an estimate. Only the first choice counts. The key is in
-//! no fault, and in no piece of text, unless it is so short that it may be there by chance.
+//! no fault, and in no text, however it is cut into pieces, unless it is so short that it may be there by chance.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -11,7 +11,7 @@ use turnflow_state::Usage;
 
 use super::fault::RemoteFault;
 use crate::checkpoint::ChatMessage;
-use crate::secret::Secret;
+use crate::secret::{Redactor, Secret};
 
 /// Longest part of a server's words that an error tells, in characters.
 pub(crate) const WORDS_MAX: usize = 300;
@@ -110,9 +110,10 @@ struct Delta {
 }
 
 /// An answer while it comes in.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Transcript<'a> {
     key: Option<&'a Secret>,
+    redactor: Redactor<'a>,
     text: String,
     is_refusal: bool,
     finish_reason: Option<String>,
@@ -122,7 +123,7 @@ pub(crate) struct Transcript<'a> {
 impl<'a> Transcript<'a> {
     /// Nothing yet, from a server that was sent this key.
     pub(crate) fn new(key: Option<&'a Secret>) -> Self {
-        Self { key, ..Self::default() }
+        Self { key, redactor: Redactor::new(key), ..Self::default() }
     }
 
     /// Takes the data of the next event.
@@ -151,16 +152,20 @@ impl<'a> Transcript<'a> {
             if [&delta.reasoning, &delta.reasoning_content].into_iter().flatten().any(says_something) {
                 seen = Seen::Token;
             }
-            for mut piece in [delta.content.filter(|text| !text.is_empty()), refusal].into_iter().flatten() {
-                if let Some(key) = self.key.filter(|key| key.is_telling()) {
-                    piece = key.redact(&piece);
-                }
-                self.text.push_str(&piece);
-                on_delta(piece);
+            for piece in [delta.content.filter(|text| !text.is_empty()), refusal].into_iter().flatten() {
+                let piece = self.redactor.push(piece);
+                self.tell(piece, on_delta);
                 seen = Seen::Token;
             }
         }
         Ok(seen)
+    }
+
+    fn tell(&mut self, piece: String, on_delta: &mut dyn FnMut(String)) {
+        if !piece.is_empty() {
+            self.text.push_str(&piece);
+            on_delta(piece);
+        }
     }
 
     /// Whether the server has said why the answer ends, so that it is whole even without an end mark.
@@ -168,18 +173,21 @@ impl<'a> Transcript<'a> {
         self.finish_reason.is_some()
     }
 
-    /// The answer to a request with a prompt of so many bytes.
+    /// The answer to a request with a prompt of so many bytes. Hands out the last piece, if one was held back.
     ///
     /// # Errors
     /// [`RemoteFault::Withheld`], or [`RemoteFault::Reported`] when the server gave up.
-    pub(crate) fn end(self, prompt_bytes: usize) -> Result<Reply, RemoteFault> {
-        let reason = self.finish_reason.as_deref().unwrap_or("stop");
+    pub(crate) fn end(mut self, prompt_bytes: usize, on_delta: &mut dyn FnMut(String)) -> Result<Reply, RemoteFault> {
+        let reason = self.finish_reason.take();
+        let reason = reason.as_deref().unwrap_or("stop");
         if matches!(reason, "abort" | "error") {
             return Err(RemoteFault::Reported { message: format!("it ended with the finish reason {reason}") });
         }
         if reason == "content_filter" {
             return Err(RemoteFault::Withheld { reason: "the server's content filter stopped it".to_owned() });
         }
+        let last = self.redactor.finish();
+        self.tell(last, on_delta);
         if self.text.trim().is_empty() {
             let reason = format!("it is empty, with the finish reason {}", self.told(reason));
             return Err(RemoteFault::Withheld { reason });
@@ -287,7 +295,9 @@ mod tests {
         for event in events {
             transcript.take(event.to_string().as_bytes(), &mut |piece| pieces.push(piece))?;
         }
-        transcript.end(40).map(|reply| (reply, pieces))
+        let reply = transcript.end(40, &mut |piece| pieces.push(piece))?;
+        assert_eq!(pieces.concat(), reply.text);
+        Ok((reply, pieces))
     }
 
     fn delta(delta: &Value) -> Value {

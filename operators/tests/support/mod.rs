@@ -47,7 +47,14 @@ pub(crate) fn ask(number: u64, conversation: &str, id: &str, text: &str) -> Box<
 /// A grounded answer.
 pub(crate) fn answer(text: &str) -> Arc<Answer> {
     let usage = Usage { input_tokens: 10, output_tokens: 5 };
-    Arc::new(Answer { text: text.into(), tier: Tier::Extractive, sources: Vec::new(), usage, grounded: true })
+    Arc::new(Answer {
+        text: text.into(),
+        tier: Tier::Extractive,
+        sources: Vec::new(),
+        usage,
+        grounded: true,
+        cut_off: false,
+    })
 }
 
 /// A cached answer, made at the millisecond of its number.

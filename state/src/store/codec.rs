@@ -1,7 +1,7 @@
 //! How ids become keys and how values become bytes.
 //!
 //! Values are encoded with postcard, which carries neither names nor types: a change of any stored type is a change of
-//! the schema. Keys are ids joined by a zero byte, which no id contains, so that everything of a tenant, a conversation
+//! the schema, but for a flag at its end. Keys are ids joined by a zero byte, which no id contains, so that everything of a tenant, a conversation
 //! or an article is one range of keys; numbers in keys are big-endian, so that byte order is their order.
 
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 //!
 //! A database carries one number, as decimal text, in its `meta` column. It is written when the database is new, and
 //! another number, or anything that is no number, is refused. There is no migration: a change of any stored type
-//! counts [`SCHEMA_VERSION`] up.
+//! counts [`SCHEMA_VERSION`] up, but for a flag at its end that is not set where a value ends before it.
 
 /// The version that this build reads and writes.
 pub(crate) const SCHEMA_VERSION: u32 = 6;

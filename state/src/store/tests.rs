@@ -2,10 +2,11 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use super::*;
 use crate::fixtures::{answer, article, chunk, entry, id, record, turn_key};
-use crate::{ArticleId, ChunkId, ConversationId, EntryHistory, EntryId, TenantId, TurnId};
+use crate::{Answer, ArticleId, ChunkId, ConversationId, EntryHistory, EntryId, TenantId, TurnId};
 
 fn on_both_backends(test: impl Fn(&Store)) {
     test(&Store::memory());
@@ -345,5 +346,35 @@ fn a_store_keeps_to_its_encoder() {
         store.bind_encoder("one").expect("the same");
         let error = store.bind_encoder("two").expect_err("another");
         assert_eq!(error.to_string(), "the database holds vectors of one, not of two");
+    });
+}
+
+#[test]
+fn what_was_written_before_answers_could_be_cut_off_is_read() {
+    on_both_backends(|store| {
+        let mut record = record("shop", "c", "t");
+        let mut entry = entry(EntryId(7), "a", &[1.0]);
+        record.completion.cut_off = true;
+        entry.answer = Arc::new(Answer { cut_off: true, ..(*entry.answer).clone() });
+        write(store, |batch| {
+            batch.put_turn(&record, &Conversation::default()).expect("encodes");
+            batch.put_entry(&entry).expect("encodes");
+        });
+        assert_eq!(store.turn(&record.turn.key()).expect("reads"), Some(record.clone()));
+        assert_eq!(store.entry(entry.id).expect("reads"), Some(entry.clone()));
+        let shortened = |column, key: Vec<u8>| {
+            let mut value =
+                store.backend().multi_get(column, std::slice::from_ref(&key)).expect("reads").remove(0).expect("there");
+            assert_eq!(value.pop(), Some(1), "the flag is the last byte");
+            let mut batch = Batch::new();
+            batch.put(column, key, value);
+            store.backend().write(batch, Durability::Synced).expect("writes");
+        };
+        shortened(Column::Turns, b"shop\0c\0t".to_vec());
+        shortened(Column::Responses, entry.id.0.to_be_bytes().to_vec());
+        record.completion.cut_off = false;
+        entry.answer = Arc::new(Answer { cut_off: false, ..(*entry.answer).clone() });
+        assert_eq!(store.turn(&record.turn.key()).expect("reads"), Some(record));
+        assert_eq!(store.entry(entry.id).expect("reads"), Some(entry));
     });
 }

@@ -185,6 +185,7 @@ fn facts(entry: &CachedAnswer) -> Markup {
             dd {
                 @if entry.shared { "the same question, in the same words or in others" }
                 @else if !answer.grounded { "the same words alone, because the knowledge base has no answer" }
+                @else if answer.cut_off { "the same words alone, because the bound on tokens cut it off" }
                 @else if *disagreed > 0 { "the same words alone, because it was found wrong once" }
                 @else { "the same words alone" }
             }

@@ -23,7 +23,7 @@ pub(super) fn badge(level: CacheLevel) -> Markup {
 
 /// Where an answer came from and why.
 pub(super) fn verdict(TurnRecord { turn, completion }: &TurnRecord) -> Markup {
-    let Completion { tier, grounded, sources, usage, cost_micros, verdict, total_us, .. } = completion;
+    let Completion { tier, grounded, sources, usage, cost_micros, verdict, total_us, cut_off, .. } = completion;
     let Verdict { level, entry, similarity, question, origin, refreshed, reason, evidence, route, .. } = verdict;
     html! {
         details class="verdict" open {
@@ -58,6 +58,7 @@ pub(super) fn verdict(TurnRecord { turn, completion }: &TurnRecord) -> Markup {
                     @if usage.input_tokens + usage.output_tokens > 0 {
                         ", " (usage.input_tokens) " tokens read and " (usage.output_tokens) " written"
                     }
+                    @if *cut_off { ", " span class="note" { "cut off by the bound on tokens" } }
                     @if *cost_micros > 0 { ", for " (format!("{:.4}", *cost_micros as f64 / 1e6)) }
                 }
                 dt { "Time" }

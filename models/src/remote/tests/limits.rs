@@ -212,6 +212,37 @@ fn others_go_as_soon_as_a_probe_is_answered() {
 }
 
 #[test]
+fn others_wait_for_what_comes_of_a_probe() {
+    let (release, released) = bounded::<()>(0);
+    let held = step(move |exchange: &mut Exchange| {
+        let _released = released.recv();
+        exchange.answer(&["Well."]);
+    });
+    let bed = bed(vec![status(500, ""), held, answer("Yes."), answer("Yes.")], |config| {
+        (config.retries_max, config.breaker_failures, config.breaker_rest_ms) = (0, 1, 1);
+    });
+    bed.outcome("?").expect_err("it fails");
+    bed.server.asked.recv().expect("the failure");
+    // Who comes too early hears that the server rests.
+    let probe = loop {
+        let probe = bed.ask("probe");
+        crossbeam_channel::select! {
+            recv(bed.server.asked) -> _ => break probe,
+            recv(probe) -> _ => {}
+        }
+    };
+    assert_eq!(bed.health.stats().breaker, BreakerState::HalfOpen);
+    let others = [bed.ask("other"), bed.ask("another")];
+    let hurried = TierRequest { time_max: Some(Duration::from_millis(40)), ..request("hurried") };
+    let hurried = submit(&bed.tier, Lane::New, hurried).expect("a place");
+    assert_eq!(bed.outcome_of(&hurried), Err("the answer was not complete within 40 ms".to_owned()));
+    assert!(others.iter().all(Receiver::is_empty) && bed.server.asked.is_empty(), "they wait");
+    drop(release);
+    assert_eq!(bed.outcome_of(&probe).as_deref(), Ok("Well."));
+    others.iter().for_each(|other| assert_eq!(bed.outcome_of(other).as_deref(), Ok("Yes.")));
+}
+
+#[test]
 fn a_panic_ends_one_job() {
     let bed = bed(vec![answer("Boo."), answer("Yes.")], |config| config.in_flight_max = 1);
     let (told, end) = bounded(1);

@@ -343,7 +343,7 @@ pub enum OnBadItem {
 /// Arguments of `kb import`.
 #[derive(Debug, Args)]
 pub struct KbImportArgs {
-    /// JSONL files with an article per line, and folders of Markdown files with an article each, where links are not followed
+    /// JSONL files with an article per line, and folders of Markdown files with an article each, where links that lead out of them are not followed
     #[arg(value_name = "PATH", required = true)]
     pub paths: Vec<PathBuf>,
 

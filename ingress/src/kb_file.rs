@@ -1,8 +1,8 @@
 //! Reads knowledge bases from files: JSONL with one article per line, and folders of Markdown files with one article each.
 //!
 //! A line of JSONL has `id`, and `title` or `body` or both, and optionally `version` and `metadata`; other fields are
-//! ignored. What a Markdown file holds is told in [`markdown`]. A link in a folder is a bad item, since it may lead to what
-//! nobody meant to be read. A bad item is named with file and line, and whoever reads decides whether to go on:
+//! ignored. What a Markdown file holds is told in [`markdown`]. A link that leads out of its folder is a bad item: nobody meant
+//! that to be read. A bad item is named with file and line, and whoever reads decides whether to go on:
 //! [`ArticleReader`] does, [`read_articles`] does not, since half a knowledge base answers worse than an error message.
 
 pub mod markdown;
@@ -85,7 +85,7 @@ impl ArticleReader {
                 let files = markdown_files(path).with_context(cannot)?;
                 sources.extend(files.into_iter().map(|file| {
                     let id = default_id(&file, path);
-                    if file.is_symlink() { Source::Link(file) } else { Source::Markdown(file, id) }
+                    if leads_out(&file, path) { Source::Link(file) } else { Source::Markdown(file, id) }
                 }));
             } else if is_markdown(path) {
                 let id = default_id(path, path.parent().unwrap_or(Path::new("")));
@@ -147,7 +147,7 @@ impl ArticleReader {
                     return Ok(Some(read.and_then(|given| self.check(given))));
                 }
                 Some(Source::Link(path)) => {
-                    let reason = "a link, which may lead out of the folder; to import what it leads to, name that";
+                    let reason = "a link that leads out of the folder; to import what it leads to, name that";
                     return Ok(Some(Err(BadLine::new(&path.display().to_string().into(), 1, reason))));
                 }
             }
@@ -234,14 +234,23 @@ fn is_markdown(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("md"))
 }
 
-/// The Markdown files of a folder and of the folders in it, and links to such files, in the order of their names. Links to
-/// folders are passed over: they may lead in a circle.
+/// Whether a file of a folder is a link to somewhere else: nobody meant that to be read.
+fn leads_out(file: &Path, folder: &Path) -> bool {
+    let inside = || Ok::<_, io::Error>(file.canonicalize()?.starts_with(folder.canonicalize()?));
+    file.is_symlink() && !inside().unwrap_or(false)
+}
+
+/// The Markdown files of a folder and of the folders in it, and links to such files, in the order of their names. What is hidden is
+/// passed over, and so are links to folders: they may lead in a circle.
 fn markdown_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
             let path = entry.path();
+            if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                continue;
+            }
             if entry.file_type()?.is_dir() {
                 folders.push(path);
             } else if is_markdown(&path) && path.is_file() {
@@ -328,10 +337,15 @@ mod tests {
         write("pages/notes.txt", b"no article");
         write("pages/again.md", b"---\nid: y\n---\nagain");
         let pages = dir.path().join("pages");
-        std::os::unix::fs::symlink(pages.join("notes.txt"), pages.join("d.md")).expect("a link");
+        let link = |to: &str, from: &str| std::os::unix::fs::symlink(to, pages.join(from)).expect("a link");
+        link(&write("outside.md", b"secret").display().to_string(), "d.md");
+        // As a cluster mounts what it keeps: the folder behind is swapped.
+        write("pages/..2026/e.md", b"third");
+        link("..2026", "..data");
+        link("..data/e.md", "e.md");
 
         let mut reader = ArticleReader::open(&[lines, pages.clone()], &limits()).expect("they are there");
-        assert_eq!(reader.estimate(), Some(3 + 5));
+        assert_eq!(reader.estimate(), Some(3 + 6));
         let (mut ids, mut bad) = (Vec::new(), Vec::new());
         while let Some(article) = reader.next_article().expect("readable") {
             match article {
@@ -339,11 +353,11 @@ mod tests {
                 Err(error) => bad.push(error.to_string().replace(&dir.path().display().to_string(), "")),
             }
         }
-        assert_eq!(ids, ["x", "y", "a/deep", "b"]);
+        assert_eq!(ids, ["x", "y", "a/deep", "b", "e"]);
         let again = format!("/pages/again.md:1: article y was already given at {}/kb.jsonl:3", dir.path().display());
         let again = again.replace(&dir.path().display().to_string(), "");
         let link = bad.pop().expect("one more");
-        assert!(link.starts_with("/pages/d.md:1: a link, "), "{link}");
+        assert!(link.starts_with("/pages/d.md:1: a link that leads out of the folder"), "{link}");
         assert_eq!(bad, ["/kb.jsonl:2: not a JSON object", &again, "/pages/c.MD:2: not UTF-8"]);
 
         let single = read_articles(&pages.join("b.md"), &limits()).expect("one article");

@@ -238,11 +238,7 @@ impl<J: Journal> Commit<J> {
         if used != Usage::default() {
             self.tallies.of(&ask.turn.tenant).unanswered(self.prices.now().of(ask.size).cost_micros(used));
         }
-        // The deadline that it missed was its own.
-        let of_others = ask.hopeless.then(|| match error.kind {
-            TurnErrorKind::Late => TurnError::new(TurnErrorKind::Overloaded, "no answer could be written in time"),
-            _ => error.clone(),
-        });
+        let of_others = ask.hopeless.then(|| error.clone());
         let ended = (!ask.purpose.is_background()).then(|| Ended::new(ask, TurnEvent::Error(error), None));
         end(ask, ended, None, of_others)
     }

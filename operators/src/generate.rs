@@ -222,7 +222,9 @@ impl<G: Generator> Generate<G> {
             }
             return self.wait(ask);
         }
-        ask.hopeless = ask.promised && is_failure(result.as_ref());
+        // An escalation is no second try: the large tier has failed once.
+        let is_second = ask.promised && ask.route.as_ref().is_none_or(|route| !route.escalated);
+        ask.hopeless = is_second && is_failure(&ask, result.as_ref(), now_us);
         self.audiences.close(ask.request, out);
         out.push(ToCommit::End(ended(ask, result, self.settings.chunks_wanted, now_us)));
     }
@@ -331,9 +333,13 @@ const fn has_read(result: Option<&Generated>) -> bool {
     matches!(result, None | Some(Ok(_) | Err(ModelError::Cancelled | ModelError::Late { .. })))
 }
 
-/// Whether a tier failed at a turn, or took too long, and not because of its question or because nobody waited.
-const fn is_failure(result: Option<&Generated>) -> bool {
-    !matches!(result, Some(Ok(_) | Err(ModelError::Cancelled | ModelError::PromptTooLong { .. })))
+/// Whether a tier failed at a turn, or took too long, by no fault of the turn's own: its question, its deadline, or its client's leaving.
+fn is_failure(ask: &Ask, result: Option<&Generated>, now_us: u64) -> bool {
+    match result {
+        Some(Ok(_) | Err(ModelError::Cancelled | ModelError::PromptTooLong { .. })) => false,
+        Some(Err(ModelError::Late { .. })) => !is_due(ask, now_us),
+        Some(Err(_)) | None => true,
+    }
 }
 
 /// What the tier is given to read for a turn, in bytes.

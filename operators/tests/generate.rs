@@ -175,6 +175,30 @@ fn a_small_tier_that_fails_before_it_said_anything_is_not_noticed() {
 }
 
 #[test]
+fn nobody_is_to_try_again_after_a_second_failure_and_no_other_end() {
+    with(settings(), |mut rig| {
+        let broken = || ModelError::Step { reason: "broken".into() };
+        let mut check = |promised: bool, deadline_us: Option<u64>, error: ModelError, expected: bool| {
+            rig.comes(1, TierSize::Large, 0, |ask| (ask.promised, ask.deadline_us) = (promised, deadline_us));
+            rig.ends(Err(error), 1);
+            let Some(ToCommit::End(Outcome { ask, .. })) = rig.out.pop() else { panic!("it has ended") };
+            assert_eq!(ask.hopeless, expected);
+        };
+        check(false, None, broken(), false);
+        check(true, None, broken(), true);
+        check(true, None, ModelError::Late { limit_ms: 1 }, true);
+        check(true, Some(1_000), ModelError::Late { limit_ms: 1 }, false);
+        check(true, None, ModelError::Cancelled, false);
+        // The large tier in place of the small one.
+        rig.comes(1, TierSize::Small, 2, |_| {});
+        rig.ends(Err(broken()), 2);
+        rig.ends(Err(broken()), 3);
+        let Some(ToCommit::End(Outcome { ask, .. })) = rig.out.pop() else { panic!("it has ended") };
+        assert!(!ask.hopeless);
+    });
+}
+
+#[test]
 fn a_tier_that_is_stopped_before_its_first_word_has_read_and_one_that_fails_has_not() {
     with(GenerateSettings { escalate: false, ..settings() }, |mut rig| {
         let broken = ModelError::Step { reason: "broken".into() };

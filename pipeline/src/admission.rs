@@ -203,7 +203,8 @@ impl Waiting {
     }
 
     /// Takes in what is told to it.
-    fn hears(&mut self, event: &TurnEvent, elapsed_us: u64, repeated: bool) {
+    fn hears(&mut self, event: &TurnEvent, writer: Option<Writer>, elapsed_us: u64, repeated: bool) {
+        self.turns_to(event, writer);
         match event {
             TurnEvent::Accepted | TurnEvent::Restart => {}
             TurnEvent::Delta(_) => self.first_piece_us = self.first_piece_us.or(Some(elapsed_us)),
@@ -279,19 +280,16 @@ impl Streams {
         let Notice { request, event, writer, beginning, used, repeated, .. } = notice;
         let number = request.number;
         let mut shard = self.shard(number);
-        if let Some(waiting) = shard.get_mut(&number) {
-            waiting.turns_to(&event, writer);
-        }
         if event.is_terminal() {
             let waiting = shard.remove(&number);
             drop(shard);
             debug_assert!(waiting.is_some(), "a second terminal event for turn {number}");
             if let Some(mut waiting) = waiting {
-                waiting.hears(&event, elapsed_us, repeated);
+                waiting.hears(&event, writer, elapsed_us, repeated);
                 waiting.ends(event, beginning, used, repeated);
             }
         } else if let Some(waiting) = shard.get_mut(&number) {
-            waiting.hears(&event, elapsed_us, repeated);
+            waiting.hears(&event, writer, elapsed_us, repeated);
             let _ = waiting.events.send((event, beginning));
         }
     }

@@ -85,7 +85,7 @@ pub struct ShardLimits {
 #[derive(Debug, Default)]
 struct Usage {
     bytes: usize,
-    /// Entries by the tick they were last served at: the first is the next to go.
+    /// Entries by the tick they were last served at: the first is the next to go. Some may have been taken.
     by_last_served: BTreeMap<u64, EntryId>,
 }
 
@@ -190,36 +190,47 @@ impl Shard {
     fn over_limit(&self, tenant: &TenantId) -> Option<EntryId> {
         let own = self.tenants.get(tenant).filter(|usage| usage.bytes > self.limits.tenant_bytes_max);
         let all = Some(&self.all).filter(|usage| usage.bytes > self.limits.bytes_max);
-        own.or(all)?.by_last_served.values().next().copied()
+        // Some may have been taken.
+        own.or(all)?.by_last_served.values().find(|id| self.entries.contains_key(id)).copied()
     }
 
     /// Forgets an entry; None when it was not there.
     pub fn remove(&mut self, id: EntryId) -> Option<Forgotten> {
-        let Remembered { origin, claim, support, .. } = self.take(id)?;
+        let entry = self.take(id)?;
+        self.clear_up(&entry);
+        let Remembered { origin, claim, support, .. } = entry;
         Some(Forgotten { entry: id, origin, claim, support })
     }
 
-    /// The same, with all that was kept of it.
-    pub fn take(&mut self, id: EntryId) -> Option<Remembered> {
+    /// Takes an entry away so that nobody is served it any more, and no more than that, to be fast: it is to be cleared up later. None
+    /// when it was not there.
+    pub(crate) fn take(&mut self, id: EntryId) -> Option<Remembered> {
         let entry = self.entries.remove(&id)?;
-        self.changed.remove(&id);
-        self.all.take(&entry);
-        if let Some(usage) = self.tenants.get_mut(&entry.origin.tenant) {
-            usage.take(&entry);
-            if usage.by_last_served.is_empty() {
-                self.tenants.remove(&entry.origin.tenant);
-            }
-        }
-        if self.by_question.get(&entry.key) == Some(&id) {
-            self.by_question.remove(&entry.key);
-        }
-        if let Some(index) = self.by_vector.get_mut(&entry.key.scope) {
-            index.remove(&id);
-            if index.is_empty() {
-                self.by_vector.remove(&entry.key.scope);
-            }
-        }
+        let tenant = self.tenants.get_mut(&entry.origin.tenant);
+        [Some(&mut self.all), tenant].into_iter().flatten().for_each(|usage| usage.bytes -= entry.bytes);
         Some(entry)
+    }
+
+    /// Removes what is left of an entry that was taken.
+    pub(crate) fn clear_up(&mut self, entry: &Remembered) {
+        let Remembered { id, key, origin: TurnKey { tenant, .. }, last_served, .. } = entry;
+        self.changed.remove(id);
+        self.all.by_last_served.remove(last_served);
+        if let Some(usage) = self.tenants.get_mut(tenant) {
+            usage.by_last_served.remove(last_served);
+            if usage.by_last_served.is_empty() {
+                self.tenants.remove(tenant);
+            }
+        }
+        if self.by_question.get(key) == Some(id) {
+            self.by_question.remove(key);
+        }
+        if let Some(index) = self.by_vector.get_mut(&key.scope) {
+            index.remove(id);
+            if index.is_empty() {
+                self.by_vector.remove(&key.scope);
+            }
+        }
     }
 
     /// The answer to exactly this question, asked at a time in milliseconds; marks it as served.
@@ -335,7 +346,7 @@ impl Shard {
     /// Whether a question has an answer.
     #[must_use]
     pub fn contains(&self, key: &QuestionKey) -> bool {
-        self.by_question.contains_key(key)
+        self.find(key).is_some()
     }
 
     /// An entry, without marking it as served.
@@ -389,12 +400,5 @@ impl Shard {
     #[must_use]
     pub const fn bytes(&self) -> usize {
         self.all.bytes
-    }
-}
-
-impl Usage {
-    fn take(&mut self, entry: &Remembered) {
-        self.bytes -= entry.bytes;
-        self.by_last_served.remove(&entry.last_served);
     }
 }

@@ -106,7 +106,7 @@ impl Together {
             (0..10).for_each(|claim| assert_eq!(self.keeper.fall(claim, 1), None, "it was never served"));
         }
         self.keeper.pass(|_| true);
-        let mut effects = self.keeper.take_effects();
+        let mut effects = self.keeper.take_effects(|_| true);
         effects.resolved.drain(..).for_each(|resolution| self.boxes.resolved.send(resolution));
         self.dedupe.poll(9, &mut self.out);
         (std::mem::take(&mut self.out), effects)
@@ -246,7 +246,7 @@ fn whoever_comes_after_an_answer_fell_does_not_join_those_who_got_it() {
         all.keeper.propose(proposal, 1);
     }
     all.keeper.pass(|_| true);
-    all.keeper.take_effects().resolved.into_iter().for_each(|resolution| all.boxes.resolved.send(resolution));
+    all.keeper.take_effects(|_| true).resolved.into_iter().for_each(|resolution| all.boxes.resolved.send(resolution));
     // Before dedupe hears that the answer holds, a change takes it away again, and is acknowledged.
     assert!(all.keeper.fall(0, 5).is_some());
     let out = all.ask(3, "q");
@@ -305,8 +305,62 @@ fn a_kept_answer_that_falls_is_gone_at_once() {
     assert_eq!((invalidated.entry, invalidated.origin), (EntryId(1), origin));
     assert!(shard.borrow().is_empty());
     assert_eq!(keeper.fall(0, 5), None, "it falls once");
-    let effects = keeper.take_effects();
+    let effects = keeper.take_effects(|_| true);
     assert_eq!((effects.forgotten, effects.withdrawn.len()), (vec![EntryId(1)], 1));
+}
+
+/// Has a keeper keep an answer to the question of a number, which is also its entry's.
+fn keeps(keeper: &mut Keeper, id: u64) {
+    let entry = entry(id, scope("shop"), &format!("question {id}"), Some(vec![1.0]));
+    let (tenant, history) = (entry.origin.tenant.clone(), EntryHistory::default());
+    let entry = Some(Box::new(entry));
+    keeper.propose(Proposal { tenant, basis: basis(&[1.0]), entry, stored: false, history, resolution: None }, 1);
+    keeper.pass(|_| true);
+}
+
+#[test]
+fn what_falls_entail_comes_bit_by_bit_when_their_epoch_has_passed() {
+    let shard = shard_of(Vec::new());
+    let mut keeper = Keeper::new(shard.clone());
+    (0..200).for_each(|id| keeps(&mut keeper, id));
+    assert_eq!(keeper.take_effects(|_| true).kept.len(), 200);
+    (0..200).for_each(|claim| drop(keeper.fall(claim, 5).expect("it was served")));
+    let key = |id: u64| QuestionKey::new(scope("shop"), &format!("question {id}"));
+    {
+        let mut shard = shard.borrow_mut();
+        assert_eq!((shard.len(), shard.bytes()), (0, 0));
+        assert!(!shard.contains(&key(7)) && shard.exact(&key(7), 0).is_none());
+        assert!(shard.nearest(scope("shop"), &[1.0], 4, 0).is_empty());
+    }
+    keeps(&mut keeper, 200);
+    let before = keeper.take_effects(|&epoch| epoch < 5);
+    assert_eq!((before.kept.len(), before.forgotten.len(), keeper.owed_since()), (1, 0, Some(5)));
+    let mut forgotten = Vec::new();
+    while keeper.owed() > 0 {
+        let effects = keeper.take_effects(|&epoch| epoch < 6);
+        assert!(effects.withdrawn.len() == effects.fallen.len() && effects.fallen.len() < 200, "some at a time");
+        forgotten.extend(effects.forgotten);
+    }
+    assert!(forgotten.into_iter().eq((0..200).map(EntryId)));
+    assert!(shard.borrow().len() == 1 && shard.borrow_mut().exact(&key(200), 0).is_some());
+}
+
+#[test]
+fn what_fell_takes_nobodys_place() {
+    let three =
+        shard_of((0..3).map(|id| entry(id, scope("shop"), &format!("question {id}"), Some(vec![1.0]))).collect());
+    let limits = ShardLimits { bytes_max: three.borrow().bytes(), ..UNLIMITED };
+    let shard = Rc::new(RefCell::new(Shard::new(limits, policy(0.9))));
+    let mut keeper = Keeper::new(shard.clone());
+    (0..3).for_each(|id| keeps(&mut keeper, id));
+    keeper.fall(0, 5).expect("it was served");
+    // Not cleared up yet, it is neither in the way nor the next to go.
+    (3..5).for_each(|id| keeps(&mut keeper, id));
+    let is_there = |id: u64| shard.borrow().get(EntryId(id)).is_some();
+    assert_eq!([0, 1, 2, 3, 4].map(is_there), [false, false, true, true, true]);
+    let mut forgotten = keeper.take_effects(|_| true).forgotten;
+    forgotten.sort();
+    assert_eq!(forgotten, [EntryId(0), EntryId(1)]);
 }
 
 #[test]
@@ -330,7 +384,7 @@ fn a_flush_takes_what_is_kept_what_is_pending_and_what_is_being_written() {
     let questions: Vec<_> =
         shard.borrow().select(&Selection::all(tenant)).map(|entry| entry.question.clone()).collect();
     assert_eq!(questions, ["something else"]);
-    let Effects { mut forgotten, withdrawn, .. } = keeper.take_effects();
+    let Effects { mut forgotten, withdrawn, .. } = keeper.take_effects(|_| true);
     forgotten.sort();
     assert_eq!((forgotten, withdrawn.len()), (vec![EntryId(1), EntryId(2)], 3));
     let admitted = |keeper: &mut Keeper, question, valid_at| keeper.admit(proposal(5, question, valid_at)).is_some();

@@ -189,22 +189,22 @@ fn a_keeper_tells_how_popular_it_was_and_a_turns_answer_comes_first() {
         let proposal = Proposal { tenant, basis, entry: Some(Box::new(entry)), stored: false, history, resolution };
         keeper.propose(proposal, id);
         keeper.pass(|_| true);
-        keeper.take_effects()
+        keeper.take_effects(|_| true)
     };
     assert_eq!(propose(&mut keeper, 1, Purpose::Turn, 0).kept.len(), 1);
     let effects = propose(&mut keeper, 2, Purpose::Refresh, 0);
     assert!(effects.kept.is_empty() && effects.resolved[0].result.is_none() && effects.withdrawn.len() == 1);
     assert_eq!(shard.borrow_mut().exact(&key("q"), 0).map(|entry| entry.id), Some(EntryId(1)));
     keeper.fall(0, 5).expect("it was served");
-    let fell = keeper.take_effects().fallen;
+    let fell = keeper.take_effects(|_| true).fallen;
     assert_eq!(fell.iter().map(|fell| fell.served).collect::<Vec<_>>(), [1]);
     assert_eq!(propose(&mut keeper, 3, Purpose::Refresh, 7).kept.len(), 1);
     shard.borrow_mut().served(EntryId(3));
     keeper.fall(2, 6).expect("it was served");
-    assert_eq!(keeper.take_effects().fallen[0].served, 8, "what it had before counts");
+    assert_eq!(keeper.take_effects(|_| true).fallen[0].served, 8, "what it had before counts");
     assert_eq!(propose(&mut keeper, 4, Purpose::Turn, 0).kept.len(), 1);
     keeper.fall(3, 7).expect("it was there");
-    assert_eq!(keeper.take_effects().fallen[0].served, 0, "nobody was served");
+    assert_eq!(keeper.take_effects(|_| true).fallen[0].served, 0, "nobody was served");
 }
 
 proptest! {

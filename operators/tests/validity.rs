@@ -280,7 +280,7 @@ impl<'w> World<'w> {
             self.worker.step();
         }
         self.setup.keeper.borrow_mut().pass(|_| true);
-        let effects = self.setup.keeper.borrow_mut().take_effects();
+        let effects = self.setup.keeper.borrow_mut().take_effects(|_| true);
         for (claim, support) in effects.withdrawn {
             self.inputs.withdraw(self.setup.worker, claim, &support);
         }

@@ -44,6 +44,9 @@ const IMPROVED_WHEN_BUSY: usize = 4;
 /// The same when there is none; some milliseconds of work, during which a turn that comes has to wait.
 const IMPROVED_WHEN_IDLE: usize = 8;
 
+/// Answers that fell and may wait to be cleared up while changes come one after the other.
+const OWED_MAX: usize = 4_096;
+
 /// Entries of which is written what has become of them, along with a write of others.
 const HISTORIES_PER_WRITE: usize = 256;
 
@@ -176,10 +179,11 @@ impl Driver {
         let exact = self.parts.exact;
         self.setup.keeper.borrow_mut().pass(|&epoch| !exact || epoch < passed);
         let round = self.hear();
-        has_new |= self.act();
+        has_new |= self.act(passed);
         has_new |= self.refresh();
         self.audit(round);
-        if self.parts.shared.handed_over[self.worker].swap(passed, Ordering::AcqRel) != passed {
+        let handed_over = self.setup.keeper.borrow().owed_since().map_or(passed, |epoch| passed.min(epoch));
+        if self.parts.shared.handed_over[self.worker].swap(handed_over, Ordering::AcqRel) != handed_over {
             self.parts.shared.progress.notify_waiters();
         }
         while let Some(proposal) = self.parts.boxes.proposals.take() {
@@ -192,7 +196,8 @@ impl Driver {
             self.parts.shard.borrow_mut().improve(IMPROVED_WHEN_BUSY);
             return true;
         }
-        has_questions || self.parts.shard.borrow_mut().improve(IMPROVED_WHEN_IDLE)
+        let owes = self.setup.keeper.borrow().owed() > 0;
+        has_questions || owes || self.parts.shard.borrow_mut().improve(IMPROVED_WHEN_IDLE)
     }
 
     /// Works until nothing waits, then lets go of the dataflow.
@@ -215,8 +220,13 @@ impl Driver {
             worker.step_or_park(None);
         }
         // What other workers' last changes made fall here.
-        let Effects { kept, forgotten, .. } = self.setup.keeper.borrow_mut().take_effects();
-        self.store(&kept, forgotten);
+        loop {
+            let Effects { kept, forgotten, .. } = self.setup.keeper.borrow_mut().take_effects(|_| true);
+            self.store(&kept, forgotten);
+            if self.setup.keeper.borrow().owed() == 0 {
+                break;
+            }
+        }
         loop {
             let mut batch = StoreBatch::new();
             self.put_histories(&mut batch);
@@ -241,9 +251,14 @@ impl Driver {
         }
     }
 
-    /// Does what the keeper wants done.
-    fn act(&mut self) -> bool {
-        let Effects { withdrawn, resolved, kept, forgotten, fallen } = self.setup.keeper.borrow_mut().take_effects();
+    /// Does what the keeper wants done, now that epochs have passed.
+    fn act(&mut self, passed: Epoch) -> bool {
+        let hurries = self.parts.shared.submitted.load(Ordering::Acquire) > self.parts.shared.acknowledged();
+        let mut keeper = self.setup.keeper.borrow_mut();
+        let can_wait = hurries && keeper.owed() <= OWED_MAX;
+        let effects = keeper.take_effects(|&epoch| epoch < passed && !can_wait);
+        drop(keeper);
+        let Effects { resolved, kept, withdrawn, forgotten, fallen } = effects;
         let has_new = self.parts.exact && !withdrawn.is_empty();
         if self.parts.exact {
             for (claim, support) in &withdrawn {

@@ -15,7 +15,7 @@ use super::{ClaimChange, Epoch, Invalidated};
 use crate::message::{Basis, Resolution};
 use crate::refresh::Fallen;
 use crate::selection::Selection;
-use crate::shard::{Forgotten, Shard};
+use crate::shard::{Forgotten, Remembered, Shard};
 
 /// An answer that asks to be served to others.
 #[derive(Debug)]
@@ -37,12 +37,12 @@ pub struct Proposal {
 /// What the keeper wants done.
 #[derive(Debug, Default)]
 pub struct Effects {
-    /// Claims to be withdrawn from the dataflow, with their support.
-    pub withdrawn: Vec<(u64, Arc<[ChunkKey]>)>,
     /// Questions that were answered, or need another answer.
     pub resolved: Vec<Resolution>,
     /// Entries to be written.
     pub kept: Vec<CacheEntry>,
+    /// Claims to be withdrawn from the dataflow, with their support.
+    pub withdrawn: Vec<(u64, Arc<[ChunkKey]>)>,
     /// Entries to be deleted.
     pub forgotten: Vec<EntryId>,
     /// Those of them that a change made invalid.
@@ -67,6 +67,9 @@ enum Claim {
 /// more flushes is kept.
 const FLUSHES_REMEMBERED_MAX: usize = 256;
 
+/// Cached answers that are cleared up at once when they have fallen: a fraction of a millisecond.
+const CLEARED_AT_ONCE: usize = 64;
+
 /// The claims of one worker.
 pub struct Keeper {
     shard: Rc<RefCell<Shard>>,
@@ -75,6 +78,8 @@ pub struct Keeper {
     pending: VecDeque<(Epoch, u64)>,
     next: u64,
     effects: Effects,
+    /// What fell and is not cleared up, with its claim and the epoch.
+    fallen: VecDeque<(Epoch, u64, Remembered)>,
     stats: KeeperStats,
     /// What was flushed of late, oldest first, with the knowledge base's epoch that the flush took.
     flushed: VecDeque<(Selection, u64)>,
@@ -96,6 +101,7 @@ impl Keeper {
             pending: VecDeque::new(),
             next: 0,
             effects: Effects::default(),
+            fallen: VecDeque::new(),
             stats: KeeperStats::default(),
             flushed: VecDeque::new(),
         }
@@ -126,11 +132,9 @@ impl Keeper {
         match self.claims.remove(&claim)? {
             Claim::Kept(entry) => {
                 let fallen = self.shard.borrow_mut().take(entry)?;
-                self.effects.withdrawn.push((claim, fallen.support.clone()));
-                self.effects.forgotten.push(entry);
                 self.stats.invalidated += 1;
                 let invalidated = Invalidated { entry, origin: fallen.origin.clone() };
-                self.effects.fallen.push(Fallen::of(fallen));
+                self.fallen.push_back((epoch, claim, fallen));
                 Some(invalidated)
             }
             Claim::Pending { since, support, proposal } => {
@@ -256,11 +260,32 @@ impl Keeper {
         self.effects.forgotten.push(entry);
     }
 
-    /// Takes what is to be done, including what the caches let go because it was too old.
-    pub fn take_effects(&mut self) -> Effects {
+    /// Takes what is to be done, including what the caches let go because it was too old. What falls entail comes when their
+    /// epoch has passed, because whoever made the change waits for that, and some at a time, because whoever makes the next one
+    /// would wait as well.
+    pub fn take_effects(&mut self, has_passed: impl Fn(&Epoch) -> bool) -> Effects {
         let expired = self.shard.borrow_mut().take_expired();
         expired.into_iter().for_each(|forgotten| self.forget(forgotten));
+        for _ in 0..CLEARED_AT_ONCE {
+            let Some((_, claim, fallen)) = self.fallen.pop_front_if(|(epoch, ..)| has_passed(epoch)) else { break };
+            self.shard.borrow_mut().clear_up(&fallen);
+            self.effects.withdrawn.push((claim, fallen.support.clone()));
+            self.effects.forgotten.push(fallen.id);
+            self.effects.fallen.push(Fallen::of(fallen));
+        }
         std::mem::take(&mut self.effects)
+    }
+
+    /// Cached answers that fell and whose effects are not taken.
+    #[must_use]
+    pub fn owed(&self) -> usize {
+        self.fallen.len()
+    }
+
+    /// The epoch at which the first of them fell.
+    #[must_use]
+    pub fn owed_since(&self) -> Option<Epoch> {
+        self.fallen.front().map(|(epoch, ..)| *epoch)
     }
 
     /// Whether claims wait for the dataflow.

@@ -23,8 +23,10 @@
 //!
 //! What it does not do: it owns no inputs and advances no time. Whoever puts it up does, see [`Inputs`].
 
+mod axes;
 pub mod keeper;
 mod operator;
+mod prefetch;
 mod rows;
 pub mod topk;
 
@@ -43,8 +45,8 @@ use timely::dataflow::operators::{Concat as _, Input as _, Probe as _};
 use timely::dataflow::{InputHandle, Scope};
 use turnflow_state::{ChunkKey, EntryId, TenantId, TurnKey};
 
+pub use self::axes::Axes;
 use self::keeper::Keeper;
-pub use self::rows::Axes;
 pub use self::topk::{Fall, Inquiry, TopK};
 
 /// The time of the dataflow: whoever has new input bumps it.

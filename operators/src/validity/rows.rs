@@ -11,118 +11,52 @@
 //! `b (k · m)` by at most half a step `b` times `|k|₁ ≤ 127 · 64`. Between the tiles that were not looked at is at most the
 //! product of the lengths that they leave over, by the Cauchy–Schwarz inequality.
 //!
-//! Rows lie in blocks, tile by tile, each tile in one cache line. A block is compared with all chunks while it is in the
-//! cache.
+//! Rows lie in blocks, tile by tile. The first tile is compared for all rows: there some rows together lie axis by axis, so
+//! that one instruction takes an axis of all of them, and products are summed up in 16 bits, each without its last 8. Of the
+//! later ones each is a cache line. Most of the time goes by waiting for memory, so what comes next is asked for ahead. A
+//! block is compared with all chunks while it is in the cache.
 //!
 //! *Contract*: vectors are at most of unit length and all of one dimension.
 
-use std::hint::black_box;
 use std::ops::Range;
 use std::sync::Arc;
 
 use pulp::{Arch, WithSimd};
-use turnflow_models::AXES;
 use turnflow_state::{ChunkKey, dot};
+
+use super::axes::{Axes, TILE, TILES, greatest, in_steps};
+use super::prefetch::prefetch;
 
 /// Rows of a block: a tile of them and what the cascade keeps of them stay in the nearest cache.
 pub(super) const BLOCK: usize = 256;
-/// Axes of a tile.
-const TILE: usize = 64;
-const TILES: usize = AXES / TILE;
-const _: () = assert!(AXES.is_multiple_of(TILE), "the tiles hold all the axes that there are");
+/// Rows that lie together in the first tile.
+const GROUP: usize = 32;
+const _: () = assert!(BLOCK.is_multiple_of(GROUP), "a block has whole groups");
 /// The greatest byte of a row, and the greatest number of a chunk.
 const ROW_MAX: f32 = 127.0;
 const CHUNK_MAX: f32 = 32_767.0;
+/// What a product in the first tile is divided by.
+const FIRST_PART: f32 = 256.0;
+/// The length of a chunk's first tile, in its steps. That of a row's is at most 127 · 8, so a 256th of their product is at most
+/// 32,544. With what rounding can add to it, that fits in 16 bits.
+const FIRST_LENGTH: f32 = 8_200.0;
+/// By so many rows the last ones are asked for ahead.
+const ROWS_AHEAD: usize = 4;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+/// Numbers of 32 bits in it.
+const NUMBERS: usize = LINE / 4;
 /// Half a step, and more than rounding can add to it.
 const HALF: f32 = 0.501;
 /// More than rounding can amount to in the sums of at most 4,096 products of unit vectors; a bound must exceed the score
 /// by less than that before a row is dropped.
 const SLACK: f32 = 1e-4;
-/// The same in the square of a length.
-const SQUARE_SLACK: f64 = 1e-6;
-
-/// Orthonormal axes that vectors are projected onto; without any, the first coordinates serve.
-#[derive(Clone, Debug, Default)]
-pub struct Axes {
-    /// `[AXES * dimension]`, one axis after the other; empty for the first coordinates.
-    rows: Arc<[f32]>,
-    dimension: usize,
-}
-
-impl Axes {
-    /// Axes for vectors of a dimension, made orthonormal.
-    ///
-    /// # Shapes
-    /// `rows`: `[AXES * dimension]`, one axis after the other.
-    ///
-    /// # Panics
-    /// When the number of values is another.
-    #[must_use]
-    pub fn new(rows: &[f32], dimension: usize) -> Self {
-        assert_eq!(rows.len(), AXES * dimension, "{AXES} axes of {dimension} numbers");
-        let mut axes: Vec<Vec<f64>> = Vec::with_capacity(AXES);
-        for row in rows.chunks_exact(dimension) {
-            let mut axis: Vec<f64> = row.iter().map(|&number| f64::from(number)).collect();
-            // Gram–Schmidt; an axis that depends on the others becomes zero, which bounds nothing and breaks nothing.
-            for other in &axes {
-                let along: f64 = axis.iter().zip(other).map(|(a, b)| a * b).sum();
-                axis.iter_mut().zip(other).for_each(|(a, b)| *a -= along * b);
-            }
-            let length = axis.iter().map(|a| a * a).sum::<f64>().sqrt();
-            let scale = if length > 1e-3 { 1.0 / length } else { 0.0 };
-            axis.iter_mut().for_each(|a| *a *= scale);
-            axes.push(axis);
-        }
-        #[expect(clippy::cast_possible_truncation, reason = "numbers between -1 and 1")]
-        let rows = axes.iter().flatten().map(|&number| number as f32).collect();
-        Self { rows, dimension }
-    }
-
-    fn project(&self, vector: &[f32]) -> Projection {
-        let mut along = [0.0; AXES];
-        if self.dimension == vector.len() && !self.rows.is_empty() {
-            for (along, axis) in along.iter_mut().zip(self.rows.chunks_exact(self.dimension)) {
-                *along = dot(axis, vector);
-            }
-        } else {
-            let shared = vector.len().min(AXES);
-            along[..shared].copy_from_slice(&vector[..shared]);
-        }
-        let square = |numbers: &[f32]| numbers.iter().map(|&number| f64::from(number).powi(2)).sum::<f64>();
-        let mut left = square(vector);
-        let rest = std::array::from_fn(|tile| {
-            left -= square(&along[tile * TILE..][..TILE]);
-            #[expect(clippy::cast_possible_truncation, reason = "a length")]
-            let rest = (left.max(0.0) + SQUARE_SLACK).sqrt() as f32;
-            rest
-        });
-        Projection { along, rest }
-    }
-}
-
-/// A vector along the axes, and the length of what each tile leaves over for those behind it.
-struct Projection {
-    along: [f32; AXES],
-    rest: [f32; TILES],
-}
-
-impl Projection {
-    /// Each tile in whole steps, at most so many each way, with the step; and what is left over behind it.
-    fn tiles<N>(&self, max: f32, to_number: impl Fn(f32) -> N) -> impl Iterator<Item = ([N; TILE], f32, f32)> {
-        let (tiles, _) = self.along.as_chunks::<TILE>();
-        tiles.iter().zip(self.rest).map(move |(numbers, rest)| {
-            let step = numbers.iter().fold(0.0_f32, |most, number| most.max(number.abs())) / max;
-            let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
-            let steps = numbers.map(|number| to_number((number * inverse).round().clamp(-max, max)));
-            (steps, step, rest)
-        })
-    }
-}
 
 /// A tile of a chunk.
 #[derive(Clone, Debug)]
 struct RivalTile {
     steps: [i16; TILE],
+    /// What a sum of products is to be multiplied by.
     step: f32,
     /// What a row's numbers may add to the product that its steps give, in steps of the row.
     beyond: f32,
@@ -142,12 +76,16 @@ pub(super) struct Rival {
 impl Rival {
     pub(super) fn new(axes: &Axes, key: ChunkKey, came: u64, vector: Arc<[f32]>) -> Self {
         let projection = axes.project(&vector);
-        let sums = projection.along.as_chunks::<TILE>().0.iter().map(|tile| tile.iter().map(|n| n.abs()).sum::<f32>());
-        #[expect(clippy::cast_possible_truncation, reason = "a whole number of 16 bits")]
-        let tiles = projection.tiles(CHUNK_MAX, |steps| steps as i16);
-        let tiles = tiles.zip(sums).map(|((steps, step, rest), sum)| {
+        let tiles = projection.tiles().enumerate().map(|(at, (numbers, rest))| {
+            let length = numbers.iter().map(|number| number * number).sum::<f32>().sqrt();
+            let step = if at == 0 { length / FIRST_LENGTH } else { greatest(numbers) / CHUNK_MAX };
+            #[expect(clippy::cast_possible_truncation, reason = "a whole number of 16 bits, with these steps")]
+            let steps = in_steps(numbers, step, |number| number as i16);
+            let sum = numbers.iter().map(|number| number.abs()).sum::<f32>();
             let beyond = HALF * (sum + step * ROW_MAX * TILE as f32);
-            RivalTile { steps, step, beyond, rest }
+            // In the first tile each product was rounded down.
+            let (step, rounded) = if at == 0 { (step * FIRST_PART, TILE as f32) } else { (step, 0.0) };
+            RivalTile { steps, step, beyond: beyond + step * rounded, rest }
         });
         Self { key, came, vector, tiles: tiles.collect() }
     }
@@ -178,12 +116,53 @@ impl Row {
     }
 }
 
-/// A tile of a row, in a cache line.
+/// The first tile of some rows, axis by axis.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Group([[i8; GROUP]; TILE]);
+
+/// The first tile of all rows.
+#[derive(Default)]
+struct FirstColumn {
+    groups: Vec<Group>,
+    /// The step of each row's tile.
+    steps: Vec<f32>,
+    /// The length of what each row's tile leaves over.
+    rests: Vec<f32>,
+}
+
+impl FirstColumn {
+    fn push(&mut self, tile: &[i8; TILE], step: f32, rest: f32) {
+        let at = self.steps.len();
+        if at.is_multiple_of(GROUP) {
+            self.groups.push(Group([[0; GROUP]; TILE]));
+        }
+        self.set(at, tile);
+        self.steps.push(step);
+        self.rests.push(rest);
+    }
+
+    fn swap_remove(&mut self, at: usize) {
+        self.steps.swap_remove(at);
+        self.rests.swap_remove(at);
+        let last = self.steps.len();
+        let tile = self.groups[last / GROUP].0.map(|rows| rows[last % GROUP]);
+        self.set(at, &tile);
+        self.groups.truncate(last.div_ceil(GROUP));
+    }
+
+    fn set(&mut self, at: usize, tile: &[i8; TILE]) {
+        let axes = &mut self.groups[at / GROUP].0;
+        axes.iter_mut().zip(tile).for_each(|(rows, &number)| rows[at % GROUP] = number);
+    }
+}
+
+/// A later tile of a row, in a cache line.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct RowTile([i8; TILE]);
 
-/// A tile of all rows.
+/// A later tile of all rows.
 #[derive(Default)]
 struct Column {
     tiles: Vec<RowTile>,
@@ -194,7 +173,8 @@ struct Column {
 /// All rows.
 #[derive(Default)]
 pub(super) struct Rows {
-    columns: [Column; TILES],
+    first: FirstColumn,
+    later: [Column; TILES - 1],
     kth_scores: Vec<f32>,
     rows: Vec<Row>,
 }
@@ -220,13 +200,18 @@ impl Rows {
 
     /// Adds a row at the end.
     pub(super) fn push(&mut self, axes: &Axes, row: Row) {
-        #[expect(clippy::cast_possible_truncation, reason = "a whole number of 8 bits")]
-        let to_byte = |steps| steps as i8;
-        for (column, (tile, step, rest)) in
-            self.columns.iter_mut().zip(axes.project(&row.vector).tiles(ROW_MAX, to_byte))
-        {
-            column.tiles.push(RowTile(tile));
-            column.measures.push([step, rest]);
+        let projection = axes.project(&row.vector);
+        for (at, (numbers, rest)) in projection.tiles().enumerate() {
+            let step = greatest(numbers) / ROW_MAX;
+            #[expect(clippy::cast_possible_truncation, reason = "a whole number of 8 bits, with this step")]
+            let tile = in_steps(numbers, step, |number| number as i8);
+            match at.checked_sub(1).map(|at| &mut self.later[at]) {
+                None => self.first.push(&tile, step, rest),
+                Some(column) => {
+                    column.tiles.push(RowTile(tile));
+                    column.measures.push([step, rest]);
+                }
+            }
         }
         self.kth_scores.push(row.kth_score);
         self.rows.push(row);
@@ -234,7 +219,8 @@ impl Rows {
 
     /// Removes the row at a place; the last one takes the place, and is returned if there is one.
     pub(super) fn swap_remove(&mut self, at: usize) -> Option<&Row> {
-        for column in &mut self.columns {
+        self.first.swap_remove(at);
+        for column in &mut self.later {
             column.tiles.swap_remove(at);
             column.measures.swap_remove(at);
         }
@@ -248,18 +234,78 @@ impl Rows {
     ///
     /// The epochs are not looked at.
     pub(super) fn beaten(&self, blocks: Range<usize>, rivals: &[Rival], show: &mut dyn FnMut(&Row, usize)) {
+        let mut left_over = Vec::new();
         for block in blocks {
             for (place, rival) in rivals.iter().enumerate() {
                 let mut left = Left::new(self.of_blocks(&(block..block + 1)));
                 Arch::new().dispatch(Cascade { rows: self, rival, left: &mut left });
-                for row in left.rows() {
-                    let row = &self.rows[row];
-                    if row.would_retrieve(rival) {
-                        show(row, place);
-                    }
-                }
+                left_over.extend(left.rows().map(|row| (&self.rows[row], place)));
             }
         }
+        for (at, &(row, place)) in left_over.iter().enumerate() {
+            if let Some((later, _)) = left_over.get(at + ROWS_AHEAD) {
+                later.vector.iter().step_by(NUMBERS).for_each(prefetch);
+            }
+            if row.would_retrieve(&rivals[place]) {
+                show(row, place);
+            }
+        }
+    }
+
+    /// Drops rows of a block, all of which are left, by their first tile, and bounds the product of the others.
+    #[inline(always)]
+    fn drop_by_first(&self, rival: &RivalTile, left: &mut Left, bounds: &mut [f32; BLOCK]) {
+        let Self { first: FirstColumn { groups, steps, rests }, later, kth_scores, .. } = self;
+        let mut kept = 0;
+        let groups_left = left.count.div_ceil(GROUP);
+        for (group, bounds) in bounds.as_chunks_mut::<GROUP>().0.iter_mut().enumerate().take(groups_left) {
+            let row = left.first + group * GROUP;
+            let sums = sums(&groups[row / GROUP], &rival.steps, groups.get((row + BLOCK) / GROUP));
+            for ahead in [steps, rests, kth_scores].iter().filter_map(|numbers| numbers.get(row + BLOCK..)) {
+                ahead.iter().take(GROUP).step_by(NUMBERS).for_each(prefetch);
+            }
+            let (steps, rests) = (lanes(&steps[row..], 0.0), lanes(&rests[row..], 0.0));
+            // A group may not be full.
+            let kth_scores = lanes(&kth_scores[row..], f32::INFINITY);
+            let mut is_left = [false; GROUP];
+            for lane in 0..GROUP {
+                bounds[lane] = steps[lane] * (rival.step * f32::from(sums[lane]) + rival.beyond);
+                is_left[lane] = bounds[lane] + rests[lane] * rival.rest + SLACK > kth_scores[lane];
+            }
+            for (lane, is_left) in is_left.into_iter().enumerate() {
+                #[expect(clippy::cast_possible_truncation, reason = "a block is small")]
+                let place = (group * GROUP + lane) as u16;
+                left.places[kept] = place;
+                kept += usize::from(is_left);
+                prefetch(&later[0].tiles[if is_left { row + lane } else { row }]);
+            }
+        }
+        left.count = kept;
+    }
+
+    /// Drops rows of a block that are left by a later tile, and adds its part to the bounds of the others.
+    #[inline(always)]
+    fn drop_by_later(&self, at: usize, rival: &RivalTile, left: &mut Left, bounds: &mut [f32; BLOCK]) {
+        let Self { later, kth_scores, rows, .. } = self;
+        let Column { tiles, measures } = &later[at];
+        // Beside those that are read: the next read would wait until it is known where this row's result goes.
+        let mut places = [0; BLOCK];
+        let mut kept = 0;
+        for &place in &left.places[..left.count] {
+            let (bound, row) = (&mut bounds[usize::from(place)], left.first + usize::from(place));
+            let [step, rest] = measures[row];
+            *bound += step * (rival.step * product(&tiles[row].0, &rival.steps) + rival.beyond);
+            let is_left = *bound + rest * rival.rest + SLACK > kth_scores[row];
+            // Without a branch, because nobody could predict it.
+            places[kept] = place;
+            kept += usize::from(is_left);
+            let next = if is_left { row } else { left.first };
+            match later.get(at + 1) {
+                Some(column) => prefetch(&column.tiles[next]),
+                None => prefetch(&rows[next]),
+            }
+        }
+        (left.places, left.count) = (places, kept);
     }
 }
 
@@ -297,29 +343,37 @@ impl WithSimd for Cascade<'_> {
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _simd: S) {
         let Self { rows, rival, left } = self;
-        let block = left.first..left.first + left.count;
-        let kth_scores = &rows.kth_scores[block.clone()];
-        let mut bounds = [0.0_f32; BLOCK];
-        for (column, rival) in rows.columns.iter().zip(rival.tiles.iter()) {
-            let (tiles, measures) = (&column.tiles[block.clone()], &column.measures[block.clone()]);
-            // Each tile is a cache line somewhere else. Asked for without anything to do between, more of them are on their way
-            // at once than the loop below can look ahead.
-            black_box(left.places[..left.count].iter().fold(0, |met, &place| met | tiles[usize::from(place)].0[0]));
-            // Beside those that are read: the next read would wait until it is known where this row's result goes.
-            let mut places = [0; BLOCK];
-            let mut kept = 0;
-            for &place in &left.places[..left.count] {
-                let row = usize::from(place);
-                let [step, rest] = measures[row];
-                bounds[row] += step * (rival.step * product(&tiles[row].0, &rival.steps) + rival.beyond);
-                let is_left = bounds[row] + rest * rival.rest + SLACK > kth_scores[row];
-                // Without a branch, because nobody could predict it.
-                places[kept] = place;
-                kept += usize::from(is_left);
-            }
-            (left.places, left.count) = (places, kept);
+        let [first, later @ ..] = &*rival.tiles else { return };
+        let bounds = &mut [0.0; BLOCK];
+        rows.drop_by_first(first, left, bounds);
+        later.iter().enumerate().for_each(|(at, rival)| rows.drop_by_later(at, rival, left, bounds));
+    }
+}
+
+/// A 256th of the products of a chunk with each row of a group, while those of `ahead` are asked for.
+#[inline(always)]
+fn sums(group: &Group, rival: &[i16; TILE], ahead: Option<&Group>) -> [i16; GROUP] {
+    let mut sums = [0_i16; GROUP];
+    for (axis, (rows, &rival)) in group.0.iter().zip(rival).enumerate() {
+        if let Some(ahead) = ahead.filter(|_| axis.is_multiple_of(LINE / GROUP)) {
+            prefetch(&ahead.0[axis]);
+        }
+        for (sum, &row) in sums.iter_mut().zip(rows) {
+            // The upper half of a product of 16 bits each, for which there is an instruction.
+            *sum = sum.wrapping_add(((i32::from(i16::from(row) << 8) * i32::from(rival)) >> 16) as i16);
         }
     }
+    sums
+}
+
+/// The first numbers, filled up where there are not as many.
+#[inline(always)]
+fn lanes(numbers: &[f32], filler: f32) -> [f32; GROUP] {
+    numbers.first_chunk().copied().unwrap_or_else(|| {
+        let mut lanes = [filler; GROUP];
+        lanes[..numbers.len()].copy_from_slice(numbers);
+        lanes
+    })
 }
 
 /// At most 127 · 32,767 · 64, which fits.
@@ -330,122 +384,5 @@ fn product(row: &[i8; TILE], rival: &[i16; TILE]) -> f32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use turnflow_state::{ArticleId, ContentHash, TenantId};
-
-    use super::*;
-
-    fn key(number: usize) -> ChunkKey {
-        let (tenant, article) = (TenantId::new("t").expect("an id"), ArticleId::new("a").expect("an id"));
-        ChunkKey::of(&tenant, &article, ContentHash::of("", &number.to_string()))
-    }
-
-    fn unit(mut numbers: Vec<f32>) -> Arc<[f32]> {
-        let length = numbers.iter().map(|number| number * number).sum::<f32>().sqrt().max(1e-6);
-        numbers.iter_mut().for_each(|number| *number /= length);
-        numbers.into()
-    }
-
-    /// Numbers that fall off, so that the first coordinates say much and the bounds have something to prune.
-    fn vectors(count: std::ops::Range<usize>, dimension: usize) -> impl Strategy<Value = Vec<Arc<[f32]>>> {
-        let numbers = prop::collection::vec(-1.0_f32..1.0, dimension);
-        let vector = numbers.prop_map(|numbers| {
-            unit(numbers.iter().enumerate().map(|(at, number)| number / (1.0 + at as f32 * 0.2)).collect())
-        });
-        prop::collection::vec(vector, count)
-    }
-
-    /// Axes that depend on a seed, some of them on each other.
-    fn axes(seed: u32, dimension: usize) -> Axes {
-        let number = |at: usize| ((at as f32 + seed as f32 * 0.37) * 12.9898).sin() * 43_758.547;
-        let numbers: Vec<f32> = (0..AXES * dimension).map(|at| number(at).fract()).collect();
-        Axes::new(&numbers, dimension)
-    }
-
-    proptest! {
-        /// The cascade finds exactly what comparing every row with every chunk finds, whatever the axes, and while rows
-        /// come and go.
-        #[test]
-        fn the_cascade_agrees_with_the_plain_test(
-            (rows, rivals, axes, scores, gone) in (1usize..200).prop_flat_map(|dimension| (
-                vectors(1..600, dimension),
-                vectors(1..10, dimension),
-                prop::option::of((0u32..1_000).prop_map(move |seed| axes(seed, dimension))),
-                prop::collection::vec(prop_oneof![Just(f32::NEG_INFINITY), -0.5_f32..1.0], 600),
-                prop::collection::vec(any::<prop::sample::Index>(), 0..20),
-            ))
-        ) {
-            let axes = axes.unwrap_or_default();
-            let rivals: Vec<Rival> =
-                rivals.into_iter().enumerate().map(|(at, vector)| Rival::new(&axes, key(at), 1, vector)).collect();
-            let mut matrix = Rows::default();
-            for (claim, (vector, kth_score)) in (0..).zip(rows.into_iter().zip(scores)) {
-                // Some scores are exactly those of a chunk, which does not beat itself, or as close below as can be.
-                let score = dot(&vector, &rivals[0].vector);
-                let kth_score = [score, score.next_down(), kth_score, kth_score][claim % 4];
-                let support: Arc<[ChunkKey]> = if claim % 5 == 0 { [key(1)].into() } else { [].into() };
-                matrix.push(&axes, Row { claim: claim as u64, vector, kth_score, valid_at: 0, support });
-            }
-            for index in gone {
-                if matrix.len() > 1 {
-                    let at = index.index(matrix.len());
-                    matrix.swap_remove(at);
-                }
-            }
-            let mut found = Vec::new();
-            matrix.beaten(0..matrix.blocks(), &rivals, &mut |row, rival| found.push((row.claim, rival)));
-            found.sort_unstable();
-            let mut expected = Vec::new();
-            for row in matrix.in_blocks(0..matrix.blocks()) {
-                expected.extend((0..rivals.len()).filter(|&at| row.is_beaten(&rivals[at])).map(|at| (row.claim, at)));
-            }
-            expected.sort_unstable();
-            prop_assert_eq!(found, expected);
-        }
-
-        /// After every tile the bound is above the product, and after the last one not by much.
-        #[test]
-        fn the_bound_holds_after_every_tile(
-            (row, chunk, axes) in (1usize..500).prop_flat_map(|dimension| (
-                vectors(1..2, dimension),
-                vectors(1..2, dimension),
-                prop::option::of((0u32..1_000).prop_map(move |seed| axes(seed, dimension))),
-            )),
-            is_own in any::<bool>(),
-        ) {
-            let axes = axes.unwrap_or_default();
-            let row = row[0].clone();
-            let chunk = if is_own { row.clone() } else { chunk[0].clone() };
-            let exact: f64 = row.iter().zip(chunk.iter()).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
-            let rival = Rival::new(&axes, key(0), 1, chunk);
-            let mut rows = Rows::default();
-            rows.push(&axes, Row { claim: 0, vector: row.clone(), kth_score: 0.0, valid_at: 0, support: [].into() });
-            let (mut bound, mut slack) = (0.0, f64::INFINITY);
-            for (column, tile) in rows.columns.iter().zip(rival.tiles.iter()) {
-                let [step, rest] = column.measures[0];
-                bound += step * (tile.step * product(&column.tiles[0].0, &tile.steps) + tile.beyond);
-                slack = f64::from(bound + rest * tile.rest + SLACK) - exact;
-                prop_assert!(slack > 0.0, "{slack} below");
-            }
-            // Without axes, what lies behind the first coordinates is never looked at.
-            prop_assert!(slack < 0.1 || row.len() > AXES, "{slack} above");
-        }
-    }
-
-    #[test]
-    fn axes_become_orthonormal() {
-        let dimension = 400;
-        let axes = axes(0, dimension);
-        let vector = unit((0..dimension).map(|at| (at as f32).cos()).collect());
-        let Projection { along, rest } = axes.project(&vector);
-        let length: f32 = along.iter().map(|number| number * number).sum();
-        assert!((length + rest[TILES - 1] * rest[TILES - 1] - 1.0).abs() < 1e-4 && rest.is_sorted_by(|a, b| a >= b));
-        for (at, axis) in axes.rows.chunks_exact(dimension).enumerate() {
-            for other in axes.rows.chunks_exact(dimension).take(at) {
-                assert!(dot(axis, other).abs() < 1e-5);
-            }
-            assert!((dot(axis, axis) - 1.0).abs() < 1e-5);
-        }
-    }
-}
+#[path = "rows_tests.rs"]
+mod tests;

@@ -17,7 +17,8 @@ use std::sync::Arc;
 
 use turnflow_state::{ChunkKey, TenantId};
 
-use super::rows::{Axes, BLOCK, Rival, Row, Rows};
+use super::axes::Axes;
+use super::rows::{BLOCK, Rival, Row, Rows};
 use super::{ClaimChange, KnowledgeUpdate};
 
 /// Pairs of a claim and a chunk, in blocks of 256 claims, that [`TopK::work`] looks at in one go: a fraction of a

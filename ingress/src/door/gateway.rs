@@ -215,8 +215,6 @@ fn key_of(headers: &HeaderMap) -> Option<&str> {
 #[derive(Clone, Debug, Default)]
 struct Ring {
     keys: HashMap<KeyId, KeyRecord>,
-    /// By the key that took its place, the key that was there before.
-    predecessors: HashMap<KeyId, KeyId>,
     /// There where there is a key.
     pepper: Option<Pepper>,
     is_needed: bool,
@@ -228,15 +226,13 @@ impl Ring {
         let records = files.load()?;
         let is_needed = !records.is_empty();
         let pepper = is_needed.then(|| files.pepper_of(&records).or_else(|error| known.ok_or(error))).transpose()?;
-        let succeeded = |record: &KeyRecord| Some((record.successor.clone()?, record.id.clone()));
-        let predecessors = records.iter().filter_map(succeeded).collect();
         let keys = records.into_iter().map(|record| (record.id.clone(), record)).collect();
-        Ok(Self { keys, predecessors, pepper, is_needed })
+        Ok(Self { keys, pepper, is_needed })
     }
 
-    /// The first of the keys that took each other's place until this one did: what one has used, the next has not again.
+    /// The first of the keys that took each other's place until this one did: what one has used, no other has again.
     fn first<'a>(&'a self, key: &'a KeyId) -> &'a KeyId {
-        let before = |key: &&'a KeyId| self.predecessors.get(*key);
+        let before = |key: &&'a KeyId| self.keys.get(*key)?.predecessor.as_ref();
         // No more steps than there are keys, whatever the file says.
         std::iter::successors(Some(key), before).take(self.keys.len()).last().unwrap_or(key)
     }
@@ -484,13 +480,29 @@ mod tests {
         let rotate =
             |id: &KeyId| files.rotate(id, jiff::SignedDuration::from_hours(1), Timestamp::now()).expect("rotated");
         let (second, record) = rotate(&id);
-        let (third, _) = rotate(&record.id);
+        let ((third, _), (sibling, _)) = (rotate(&record.id), rotate(&id));
         followed.look();
-        assert!(request(&followed, &third) && request(&followed, &second));
-        assert_eq!([&key, &second, &third].map(|key| request(&followed, key)), [false; 3], "three of them share three");
+        assert!(request(&followed, &third) && request(&followed, &sibling));
+        let spent = [&key, &second, &third, &sibling].map(|key| request(&followed, key));
+        assert_eq!(spent, [false; 4], "four of them share three");
         let (other, _) = create(&files, Scope::Chat, None);
         followed.look();
         assert!(request(&followed, &other));
+    }
+
+    #[test]
+    fn keys_that_name_each_other_as_predecessor_are_followed_to_an_end() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let files = files(dir.path());
+        let [first, second] = [0, 1].map(|_| create(&files, Scope::Chat, None).1);
+        let text = std::fs::read_to_string(files.path()).expect("a file");
+        let linked = [(&first, &second), (&second, &first)].iter().fold(text, |text, (id, before)| {
+            let link = format!("{{\"predecessor\":\"{before}\",\"id\":\"{id}\"");
+            text.replacen(&format!("{{\"id\":\"{id}\""), &link, 1)
+        });
+        std::fs::write(files.path(), linked).expect("written");
+        let ring = Ring::load(&files, None).expect("usable");
+        assert!([&first, &second].contains(&ring.first(&first)), "the search ends");
     }
 
     #[tokio::test]

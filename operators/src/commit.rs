@@ -238,7 +238,7 @@ impl<J: Journal> Commit<J> {
         if used != Usage::default() {
             self.tallies.of(&ask.turn.tenant).unanswered(self.prices.now().of(ask.size).cost_micros(used));
         }
-        let of_others = ask.hopeless.then(|| error.clone());
+        let of_others = ask.is_hopeless().then(|| error.clone());
         let ended = (!ask.purpose.is_background()).then(|| Ended::new(ask, TurnEvent::Error(error), None));
         end(ask, ended, None, of_others)
     }
@@ -326,7 +326,8 @@ fn end(ask: &Ask, ended: Option<Box<Ended>>, result: Option<Settled>, error: Opt
     match ended {
         Some(ended) if !ask.leads && !is_cached => Committed::End(ended),
         ended => {
-            let resolution = Resolution { purpose: ask.purpose, key: ask.key.clone(), result, error };
+            let resolution =
+                Resolution { purpose: ask.purpose, key: ask.key.clone(), result, failures: ask.failures, error };
             Committed::Settle(Box::new(Settlement { resolution, ended }))
         }
     }

@@ -146,8 +146,8 @@ impl Dedupe {
     fn resolve(&mut self, resolution: Resolution, now_us: u64, out: &mut Vec<Step>) {
         if let Some(Flight { leader, .. }) = self.in_flight.get(&resolution.key) {
             let (leader, scope) = (*leader, resolution.key.scope);
-            let (result, error) = (resolution.result.clone(), resolution.error.clone());
-            self.boxes.word.send(ToFlights::Landed(Box::new(Landed { leader, scope, result, error })));
+            let Resolution { result, failures, error, .. } = resolution.clone();
+            self.boxes.word.send(ToFlights::Landed(Box::new(Landed { leader, scope, result, failures, error })));
         }
         match resolution.result {
             Some(settled) => {
@@ -183,7 +183,7 @@ impl Dedupe {
                 match place.and_then(|place| flight.waiting.remove(place)) {
                     Some(mut heir) => {
                         self.waiting -= 1;
-                        (heir.leads, heir.promised) = (true, true);
+                        (heir.leads, heir.promised, heir.failures) = (true, true, resolution.failures);
                         flight.leader = heir.request;
                         for ask in &flight.waiting {
                             self.clients.join(heir.request, ask);

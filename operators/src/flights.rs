@@ -50,6 +50,8 @@ pub struct Landed {
     pub scope: ScopeId,
     /// Its answer, with an epoch of the knowledge base at which it held; None when it failed or fell.
     pub result: Option<Settled>,
+    /// How often tiers have failed at it.
+    pub failures: u8,
     /// What those who follow are told when nobody is to try again.
     pub error: Option<TurnError>,
 }
@@ -241,8 +243,8 @@ impl Flights {
         if let Some(error) = landed.error {
             out.extend(flight.followers.into_iter().map(|Follower { mut ask, .. }| {
                 ask.left(StageName::Lookup, now_us);
-                // Neither are those to try again who wait for its own answer.
-                ask.hopeless = true;
+                // Nor are those to try again who wait for its own answer.
+                ask.failures = landed.failures;
                 Err(Outcome::failed(ask, error.clone()))
             }));
             return;
@@ -263,7 +265,10 @@ impl Flights {
                     }
                     out.push(Err(answered(follower, settled, now_us)));
                 }
-                _ => others.push(Box::new(Ask { promised: true, ..*follower.ask })),
+                _ => {
+                    let failures = follower.ask.failures.max(landed.failures);
+                    others.push(Box::new(Ask { promised: true, failures, ..*follower.ask }));
+                }
             }
         }
         // Who has read the newest knowledge base leads, since an answer from an older one may have fallen already, and of those who has the

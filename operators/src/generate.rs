@@ -222,9 +222,8 @@ impl<G: Generator> Generate<G> {
             }
             return self.wait(ask);
         }
-        // An escalation is no second try: the large tier has failed once.
-        let is_second = ask.promised && ask.route.as_ref().is_none_or(|route| !route.escalated);
-        ask.hopeless = is_second && is_failure(&ask, result.as_ref(), now_us);
+        // Two tiers that fail at one turn have failed once.
+        ask.failures += u8::from(is_failure(&ask, result.as_ref(), now_us));
         self.audiences.close(ask.request, out);
         out.push(ToCommit::End(ended(ask, result, self.settings.chunks_wanted, now_us)));
     }

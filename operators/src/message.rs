@@ -92,6 +92,9 @@ pub struct Wishes {
     pub size: Option<TierSize>,
 }
 
+/// After so many failures of tiers at a question nobody tries it again for those who wait.
+const FAILURES_MAX: u8 = 2;
+
 /// A turn on its way, and what the stages have found out about it so far.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ask {
@@ -152,8 +155,8 @@ pub struct Ask {
     pub read_bytes: usize,
     /// From generate: what they have written for it, in bytes.
     pub written_bytes: usize,
-    /// From generate and flights: whether a tier failed at its question for the second time, so that nobody tries again.
-    pub hopeless: bool,
+    /// From generate, dedupe and flights: how often tiers have failed at its question, for it and for those it has waited for.
+    pub failures: u8,
 }
 
 impl Ask {
@@ -190,7 +193,7 @@ impl Ask {
             spent: Usage::default(),
             read_bytes: 0,
             written_bytes: 0,
-            hopeless: false,
+            failures: 0,
         }
     }
 
@@ -224,6 +227,12 @@ impl Ask {
     #[must_use]
     pub fn question_in_context(&self) -> String {
         Exchange::question_in_context(if self.leans { &self.history } else { &[] }, &self.turn.text)
+    }
+
+    /// Whether tiers have failed at its question so often that nobody is to try again.
+    #[must_use]
+    pub const fn is_hopeless(&self) -> bool {
+        self.failures >= FAILURES_MAX
     }
 
     /// What tiers took for it so far, estimated.
@@ -433,6 +442,8 @@ pub struct Resolution {
     pub key: QuestionKey,
     /// Its answer; None when it failed, or when those who wait may not have it.
     pub result: Option<Settled>,
+    /// How often tiers have failed at it.
+    pub failures: u8,
     /// What those who wait are told when nobody is to try again.
     pub error: Option<TurnError>,
 }

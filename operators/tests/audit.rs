@@ -102,7 +102,7 @@ fn resolution(audit: &turnflow_operators::message::Ask, full: (Answer, Support),
         basis: Some(Basis { support: Arc::new(full.1), valid_at, ..basis(&[1.0]) }),
         entry: None,
     };
-    Resolution { purpose: Purpose::Audit, key: audit.key.clone(), result: Some(settled), error: None }
+    Resolution { purpose: Purpose::Audit, key: audit.key.clone(), result: Some(settled), failures: 0, error: None }
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn audits_are_bounded_and_counted() {
     let (_, tested, sample) = audits.answered(&resolution(&audit, good(), 5)).expect("known");
     assert_eq!((tested.agreed, sample), (None, None));
     let audit = audits.start().expect("a place");
-    let failed = Resolution { purpose: Purpose::Audit, key: audit.key.clone(), result: None, error: None };
+    let failed = Resolution { purpose: Purpose::Audit, key: audit.key.clone(), result: None, failures: 0, error: None };
     assert_eq!(audits.answered(&failed).expect("known").1.agreed, None);
     let stats = audits.stats();
     assert_eq!((stats.made(), stats.agreed, stats.undecided, audits.pending()), (3, 1, 2, 0));

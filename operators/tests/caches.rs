@@ -51,6 +51,8 @@ struct Together {
     keeper: Keeper,
     boxes: Boxes,
     out: Vec<Step>,
+    /// How often tiers have failed at the questions that are settled.
+    failures: u8,
     /// Why the next question to be settled is given up for all.
     error: Option<TurnError>,
 }
@@ -64,6 +66,7 @@ impl Together {
             keeper: Keeper::new(shard),
             boxes,
             out: Vec::new(),
+            failures: 0,
             error: None,
         }
     }
@@ -87,7 +90,8 @@ impl Together {
         });
         let ended = Ended::new(&ask(1, "a", "1", question), TurnEvent::Accepted, None);
         let mut told = Vec::new();
-        let resolution = Resolution { purpose: Purpose::Turn, key, result, error: self.error.take() };
+        let (failures, error) = (self.failures, self.error.take());
+        let resolution = Resolution { purpose: Purpose::Turn, key, result, failures, error };
         self.settle.push(Box::new(Settlement { resolution, ended: Some(ended) }), 0, &mut told);
         assert_eq!(told.len(), 1, "the turn that led does not wait for the others");
         self.dedupe.poll(0, &mut self.out);
@@ -257,10 +261,12 @@ fn dedupe_has_an_heir_when_the_first_fails() {
     for number in 1..=3 {
         all.ask(number, "q");
     }
-    for expected in [vec![2], vec![3], vec![]] {
+    for (failures, expected) in [(0, vec![2]), (1, vec![3]), (1, vec![])] {
+        all.failures = failures;
         let out = all.settle("q", None);
         assert_eq!(numbers(&out), expected);
-        assert!(out.iter().all(|step| step.as_ref().is_ok_and(|ask| ask.leads)));
+        let leads = |step: &Step| step.as_ref().is_ok_and(|ask| ask.leads && ask.failures == failures);
+        assert!(out.iter().all(leads), "it knows of the failures before it: {out:?}");
     }
     assert_eq!(numbers(&all.ask(4, "q")), [4], "after all have failed the question is free again");
 }

@@ -64,14 +64,21 @@ fn settled(number: u64, answer: Arc<Answer>, valid_at: u64) -> Settled {
 }
 
 fn lands(flights: &mut Flights, number: u64, result: Option<Settled>) -> Vec<Step> {
-    ends(flights, number, result, None)
+    ends(flights, number, result, 0, None)
 }
 
 /// A turn that led has ended, perhaps for those who follow as well.
-fn ends(flights: &mut Flights, number: u64, result: Option<Settled>, error: Option<TurnError>) -> Vec<Step> {
+fn ends(
+    flights: &mut Flights,
+    number: u64,
+    result: Option<Settled>,
+    failures: u8,
+    error: Option<TurnError>,
+) -> Vec<Step> {
     let leader = RequestId { worker: 0, number };
     let mut out = Vec::new();
-    flights.push(ToFlights::Landed(Box::new(Landed { leader, scope: scope("shop"), result, error })), 9, &mut out);
+    let landed = Landed { leader, scope: scope("shop"), result, failures, error };
+    flights.push(ToFlights::Landed(Box::new(landed)), 9, &mut out);
     out
 }
 
@@ -351,11 +358,27 @@ fn when_nobody_is_to_try_again_those_who_follow_fail_as_well() {
     comes(&mut flights, asks(1, "tea", 0.0));
     assert!(comes(&mut flights, asks(2, "teas", 5.0)).is_empty());
     let error = TurnError::new(TurnErrorKind::Internal, "no answer could be written");
-    match &ends(&mut flights, 1, None, Some(error.clone()))[..] {
-        [Err(Outcome { ending: Ending::Failed(failed), ask })] => assert_eq!((failed, ask.request.number), (&error, 2)),
+    match &ends(&mut flights, 1, None, 2, Some(error.clone()))[..] {
+        [Err(Outcome { ending: Ending::Failed(failed), ask })] => {
+            assert_eq!((failed, ask.request.number), (&error, 2));
+            assert!(ask.is_hopeless(), "nor are those to try again who wait for its own answer");
+        }
         other => panic!("{other:?}"),
     }
     assert_eq!(flights.held(), 0);
+}
+
+#[test]
+fn who_leads_after_another_knows_how_often_tiers_have_failed() {
+    for failures in [0, 1] {
+        let mut flights = flights();
+        comes(&mut flights, asks(1, "tea", 0.0));
+        assert!(comes(&mut flights, asks(2, "teas", 5.0)).is_empty());
+        match &ends(&mut flights, 1, None, failures, None)[..] {
+            [Ok(ask)] => assert_eq!((ask.leads, ask.failures), (true, failures)),
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 proptest! {

@@ -178,23 +178,26 @@ fn a_small_tier_that_fails_before_it_said_anything_is_not_noticed() {
 fn nobody_is_to_try_again_after_a_second_failure_and_no_other_end() {
     with(settings(), |mut rig| {
         let broken = || ModelError::Step { reason: "broken".into() };
-        let mut check = |promised: bool, deadline_us: Option<u64>, error: ModelError, expected: bool| {
-            rig.comes(1, TierSize::Large, 0, |ask| (ask.promised, ask.deadline_us) = (promised, deadline_us));
+        let mut check = |before: u8, deadline_us: Option<u64>, error: ModelError, is_hopeless: bool| {
+            // It has waited already, for an answer that fell or that a tier failed at.
+            rig.comes(1, TierSize::Large, 0, |ask| {
+                (ask.promised, ask.failures, ask.deadline_us) = (true, before, deadline_us);
+            });
             rig.ends(Err(error), 1);
             let Some(ToCommit::End(Outcome { ask, .. })) = rig.out.pop() else { panic!("it has ended") };
-            assert_eq!(ask.hopeless, expected);
+            assert_eq!(ask.is_hopeless(), is_hopeless);
         };
-        check(false, None, broken(), false);
-        check(true, None, broken(), true);
-        check(true, None, ModelError::Late { limit_ms: 1 }, true);
-        check(true, Some(1_000), ModelError::Late { limit_ms: 1 }, false);
-        check(true, None, ModelError::Cancelled, false);
+        check(0, None, broken(), false);
+        check(1, None, broken(), true);
+        check(1, None, ModelError::Late { limit_ms: 1 }, true);
+        check(1, Some(1_000), ModelError::Late { limit_ms: 1 }, false);
+        check(1, None, ModelError::Cancelled, false);
         // The large tier in place of the small one.
         rig.comes(1, TierSize::Small, 2, |_| {});
         rig.ends(Err(broken()), 2);
         rig.ends(Err(broken()), 3);
         let Some(ToCommit::End(Outcome { ask, .. })) = rig.out.pop() else { panic!("it has ended") };
-        assert!(!ask.hopeless);
+        assert_eq!((ask.failures, ask.is_hopeless()), (1, false));
     });
 }
 

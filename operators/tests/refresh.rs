@@ -66,7 +66,7 @@ fn resolution(question: &str, answer: Arc<Answer>) -> Resolution {
         basis,
         entry,
     };
-    Resolution { purpose: Purpose::Refresh, key: key(question), result: Some(settled), error: None }
+    Resolution { purpose: Purpose::Refresh, key: key(question), result: Some(settled), failures: 0, error: None }
 }
 
 fn answered(refresh: &mut Refresh, question: &str, answer: Arc<Answer>) -> Option<Proposal> {

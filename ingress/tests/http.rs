@@ -600,21 +600,31 @@ impl TierBackend for Unsure {
     }
 }
 
+/// A server with two tiers, of which the small one gets what is about an article at least so much.
+async fn routed(relevance_min: f32, small: impl TierBackend, large: Option<Paced>) -> (TestServer, HttpClient) {
+    let adjust = |config: &mut Config| {
+        plain(config);
+        config.routing.enabled = true;
+        config.routing.router = "plain".to_owned();
+        (config.routing.plain.relevance_min, config.routing.plain.margin_min) = (relevance_min, -1.0);
+    };
+    let server = TestServer::start_with(adjust, |config, parts| {
+        parts.tiers.small = Some(TierHandle::new(small));
+        if let Some(large) = large {
+            parts.tiers.large = TierHandle::new(large);
+        }
+        parts.chooser = Some(turnflow_pipeline::chooser(config, parts.encoder.identity()).expect("a rule"));
+    })
+    .await;
+    let client = HttpClient::new(server.http);
+    (server, client)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn pieces_that_may_become_void_are_held() {
     bounded(async {
-        let routed = |config: &mut Config| {
-            config.routing.enabled = true;
-            config.routing.router = "plain".to_owned();
-            // Everything is simple.
-            (config.routing.plain.relevance_min, config.routing.plain.margin_min) = (-1.0, -1.0);
-        };
-        let server = TestServer::start_with(routed, |config, parts| {
-            parts.tiers.small = Some(TierHandle::new(Unsure));
-            parts.chooser = Some(turnflow_pipeline::chooser(config, parts.encoder.identity()).expect("a rule"));
-        })
-        .await;
-        let client = HttpClient::new(server.http);
+        // Everything is simple.
+        let (server, client) = routed(-1.0, Unsure, None).await;
         let models = client.get("/v1/models").await.json();
         assert_eq!(models["data"][1]["id"], "turnflow-small");
         let reply = client.post(CHAT, &[], &with(asks(DELIVERY), json!({ "stream": true }))).await;
@@ -626,6 +636,49 @@ async fn pieces_that_may_become_void_are_held() {
         let small = with(asks(DELIVERY), json!({ "model": "turnflow-small" }));
         let reply = client.post(CHAT, &[], &small).await;
         assert_eq!((reply.level(), text(&reply).as_str()), ("bypass", "Hm."));
+        server.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_joins_hears_what_the_large_tier_writes_as_it_does() {
+    bounded(async {
+        let ((go, may), (tells, _happened)) = (unbounded(), mpsc::unbounded_channel());
+        // Nothing is simple.
+        let (server, client) = routed(1.0, Unsure, Some(Paced { go: may, tells })).await;
+        let (leading, _) = told(&client, DELIVERY, "In two ").await;
+        let (following, first) = told(&client, SIMILAR, "In two ").await;
+        go.send(()).expect("the tier waits");
+        let rest = whole(following).await;
+        assert_eq!(streamed(&Reply { body: first + &rest.body, ..rest }.events()), "In two days.");
+        assert!(whole(leading).await.body.ends_with("data: [DONE]\n\n"));
+        server.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_joins_hears_nothing_that_may_become_void() {
+    bounded(async {
+        let ((go, may), (tells, mut happened)) = (unbounded(), mpsc::unbounded_channel());
+        // Its answer is cut off, so that the large tier is asked in its place.
+        let (server, client) = routed(-1.0, Paced { go: may, tells }, None).await;
+        let ask = |question: &str| {
+            let (client, body) = (client.clone(), with(asks(question), json!({ "stream": true })));
+            tokio::spawn(async move { client.post(CHAT, &[], &body).await })
+        };
+        let leading = ask(DELIVERY);
+        assert_eq!(happened.recv().await, Some(Happened::Came));
+        let following = ask(SIMILAR);
+        while server.pipeline.stats().turns_following == 0 {
+            tokio::task::yield_now().await;
+        }
+        go.send(()).expect("the tier waits");
+        for stream in [leading, following] {
+            let told = streamed(&stream.await.expect("no panic").events());
+            assert!(told.contains("3 to 5 business days") && !told.contains("In two "), "{told}");
+        }
         server.stop().await;
     })
     .await;

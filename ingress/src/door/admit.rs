@@ -26,12 +26,12 @@ pub(crate) async fn admit(
     let charge = account.take(Amounts { turns: 1, tokens: tokens.into(), micros, ..also })?;
     let bill = charge.bill().clone();
     let on_cost = Box::new(move |cost| {
-        let (Cost::Known { usage, micros: cost_micros } | Cost::Failed { usage, micros: cost_micros }) = cost;
-        let used = u64::from(usage.input_tokens) + u64::from(usage.output_tokens);
-        match cost {
-            Cost::Known { .. } => bill.settle(used, cost_micros),
-            Cost::Failed { .. } => bill.settle(used.max(tokens.into()), cost_micros.max(micros)),
-        }
+        let of = |usage: Usage| u64::from(usage.input_tokens) + u64::from(usage.output_tokens);
+        let (tokens, micros) = match cost {
+            Cost::Known { usage, micros } => (of(usage), micros),
+            Cost::Failed { usage, micros: spent } => (of(usage).max(tokens.into()), spent.max(micros)),
+        };
+        bill.settle(tokens, micros);
     });
     match pipeline.submit_at_cost(submission, on_cost).await {
         Ok(events) => Ok(Admitted { events, _charge: charge }),

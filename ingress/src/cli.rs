@@ -16,7 +16,9 @@ use turnflow_state::TenantId;
 pub use self::backup::{BackupArgs, RestoreArgs};
 pub use self::bench::{BenchCommand, BenchGenerateArgs, BenchLoadArgs, CacheArg, OrderArg};
 pub use self::cache::{CacheCommand, CacheFlushArgs, CacheListArgs, CacheShowArgs, CacheTarget, ExplainArgs};
-pub use self::keys::{AccessArgs, KeyText, KeysCommand, KeysCreateArgs, KeysRevokeArgs, KeysRotateArgs, When};
+pub use self::keys::{
+    AccessArgs, AccessOptions, KeyText, KeysCommand, KeysCreateArgs, KeysRevokeArgs, KeysRotateArgs, When,
+};
 pub use self::router::{JudgedTurnArgs, RouterCommand, RouterEvalArgs, RouterTrainArgs};
 use crate::grpc::TENANT_DEFAULT;
 use crate::replay::{Format, OnBadLine, Scheme, Speed, Sweep};

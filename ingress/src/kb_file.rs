@@ -8,6 +8,7 @@
 pub mod markdown;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read as _};
 use std::path::{Path, PathBuf};
@@ -83,10 +84,7 @@ impl ArticleReader {
             let cannot = || format!("cannot open the knowledge base {}", path.display());
             if path.metadata().with_context(cannot)?.is_dir() {
                 let files = markdown_files(path).with_context(cannot)?;
-                sources.extend(files.into_iter().map(|file| {
-                    let id = default_id(&file, path);
-                    if leads_out(&file, path) { Source::Link(file) } else { Source::Markdown(file, id) }
-                }));
+                sources.extend(files.into_iter().filter_map(|file| source(file, path)));
             } else if is_markdown(path) {
                 let id = default_id(path, path.parent().unwrap_or(Path::new("")));
                 sources.push_back(Source::Markdown(path.clone(), id));
@@ -234,10 +232,30 @@ fn is_markdown(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("md"))
 }
 
-/// Whether a file of a folder is a link to somewhere else: nobody meant that to be read.
-fn leads_out(file: &Path, folder: &Path) -> bool {
-    let inside = || Ok::<_, io::Error>(file.canonicalize()?.starts_with(folder.canonicalize()?));
-    file.is_symlink() && !inside().unwrap_or(false)
+/// What there is to read of a file of a folder. Nobody meant a link out of it to be read, nor one to what is hidden.
+fn source(file: PathBuf, folder: &Path) -> Option<Source> {
+    let id = default_id(&file, folder);
+    if !file.is_symlink() {
+        return Some(Source::Markdown(file, id));
+    }
+    match place_in(folder, &file) {
+        None => Some(Source::Link(file)),
+        Some(place) => (!is_hidden(&place)).then_some(Source::Markdown(file, id)),
+    }
+}
+
+/// Where in a folder a file of it is, when links are followed; None when it is elsewhere.
+fn place_in(folder: &Path, file: &Path) -> Option<PathBuf> {
+    let (file, folder) = (file.canonicalize().ok()?, folder.canonicalize().ok()?);
+    file.strip_prefix(folder).ok().map(Path::to_owned)
+}
+
+/// Whether a file is hidden there. Not by a folder with two dots: a cluster swaps those behind links to what it mounts.
+fn is_hidden(place: &Path) -> bool {
+    let begins = |part: &OsStr, with: &str| part.as_encoded_bytes().starts_with(with.as_bytes());
+    let hides = |folder: &OsStr| begins(folder, ".") && !begins(folder, "..");
+    place.file_name().is_some_and(|name| begins(name, "."))
+        || place.parent().is_some_and(|folders| folders.iter().any(hides))
 }
 
 /// The Markdown files of a folder and of the folders in it, and links to such files, in the order of their names. What is hidden is
@@ -304,11 +322,11 @@ mod tests {
         check(r#"{"id":"a","title":" "}"#, Err("kb.jsonl:1: article a has neither a title nor a body"));
         check(
             r#"{"id":"a","title":"T","version":0}"#,
-            Err("kb.jsonl:1: article a: 0 is no version, 1 to 9007199254740992 can be given"),
+            Err("kb.jsonl:1: article a: 0 is no version, 1 to 9007194959773696 can be given"),
         );
         check(
             r#"{"id":"a","title":"T","version":18446744073709551615}"#,
-            Err("kb.jsonl:1: article a: 18446744073709551615 is no version, 1 to 9007199254740992 can be given"),
+            Err("kb.jsonl:1: article a: 18446744073709551615 is no version, 1 to 9007194959773696 can be given"),
         );
         check(
             "{\"id\":\"a\",\"title\":\"T\"}\n{\"id\":\"a\",\"title\":\"U\"}",
@@ -343,6 +361,10 @@ mod tests {
         write("pages/..2026/e.md", b"third");
         link("..2026", "..data");
         link("..data/e.md", "e.md");
+        write("pages/.draft.md", b"hidden");
+        link(".draft.md", "f.md");
+        write("pages/.git/g.md", b"hidden");
+        link(".git/g.md", "g.md");
 
         let mut reader = ArticleReader::open(&[lines, pages.clone()], &limits()).expect("they are there");
         assert_eq!(reader.estimate(), Some(3 + 6));

@@ -19,7 +19,10 @@ use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Endpoint;
 use tonic::{Request, Response, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 use turnflow::grpc::proto::AskRequest;
 use turnflow::grpc::proto::conversations_client::ConversationsClient;
 
@@ -79,6 +82,13 @@ async fn traces_of_two_turns() -> Vec<ExportTraceServiceRequest> {
     let mut events = grpc.ask(AskRequest { turn: Some(turn("c", "1", &question)) }).await.expect("asked").into_inner();
     while events.message().await.expect("an event").is_some() {}
 
+    for probe in ["/health", "/ready"] {
+        assert_eq!(client.get(probe).await.status, 200);
+    }
+    let channel = Endpoint::from_shared(format!("http://{}", address("listening"))).expect("an address");
+    let mut health = HealthClient::new(channel.connect().await.expect("it listens"));
+    health.check(HealthCheckRequest::default()).await.expect("checked");
+
     let killed = Command::new("kill").args(["-TERM", &server.id().to_string()]).status().expect("kill runs");
     let ended = tokio::task::block_in_place(|| server.wait().expect("an end"));
     assert!(killed.success() && ended.success());
@@ -102,6 +112,8 @@ async fn requests_turns_and_stages_reach_a_collector_and_no_word_of_a_customer()
             assert_eq!(name, Some(Value::StringValue("turnflow".to_owned())));
             spans.extend(resource.scope_spans.iter().flat_map(|scope| &scope.spans));
         }
+        let probes = ["/health", "/ready", "/grpc.health.v1.Health/Check"];
+        assert!(!spans.iter().any(|span| probes.contains(&span.name.as_str())), "{spans:?}");
         let below = |parent: &Span| -> Vec<&Span> {
             let is_child = |span: &&&Span| span.trace_id == parent.trace_id && span.parent_span_id == parent.span_id;
             spans.iter().filter(is_child).copied().collect()

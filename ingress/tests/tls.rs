@@ -321,6 +321,15 @@ async fn the_command_line_speaks_tls_and_warns_of_keys_in_the_clear() {
             assert_eq!(stderr.contains("in the clear"), expected, "{stderr}");
             assert!(!stderr.contains("tf_some"), "{stderr}");
         }
+        // A variable stands for all servers; an option of the same value is meant for this one.
+        let endpoint = format!("http://127.0.0.1:{}", server.address.port());
+        for (given, expected) in [(&[][..], 0), (&["--ca-file", "ca.pem"], 1)] {
+            let mut command = turnflow();
+            command.env("TURNFLOW_CA_FILE", "ca.pem").args(["kb", "list", "--endpoint", &endpoint]).args(given);
+            let (code, _, stderr) = tokio::task::block_in_place(|| finish(&mut command));
+            assert_eq!(code, expected);
+            assert_eq!(stderr.contains("--ca-file would not be used"), expected == 1, "{stderr}");
+        }
         server.stop().await;
     })
     .await;

@@ -27,8 +27,8 @@ impl Stage for Acknowledge {
     type Output = Notice;
 
     fn push(&mut self, ended: Box<Ended>, _now_us: u64, out: &mut Vec<Notice>) {
-        let Ended { request, admitted_us, event, writer, conversation, used, started, repeated } = *ended;
-        out.push(Notice { request, admitted_us, event, writer, beginning: None, used, repeated });
+        let Ended { request, admitted_us, event, writer, conversation, spent, started, repeated } = *ended;
+        out.push(Notice { request, admitted_us, event, writer, beginning: None, spent, repeated });
         if started {
             self.releases.send(Release(conversation));
         }

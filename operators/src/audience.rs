@@ -16,9 +16,9 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
-use turnflow_state::{TurnEvent, Usage};
+use turnflow_state::TurnEvent;
 
-use crate::message::{Ask, Notice, RequestId, ToCommit, Writer};
+use crate::message::{Ask, Notice, RequestId, Spent, ToCommit, Writer};
 use crate::shell::Mailbox;
 
 /// A turn that listens to the answer of another one.
@@ -62,8 +62,8 @@ impl Audience {
             let (request, admitted_us) = (listener.request, listener.admitted_us);
             out.extend(pieces[*told..].iter().map(|piece| {
                 let event = TurnEvent::Delta(piece.clone());
-                let (writer, beginning, used) = (*writer, None, Usage::default());
-                let notice = Notice { request, admitted_us, event, writer, beginning, used, repeated: false };
+                let (writer, beginning, spent) = (*writer, None, Spent::default());
+                let notice = Notice { request, admitted_us, event, writer, beginning, spent, repeated: false };
                 ToCommit::Piece(notice, listener.owner)
             }));
             *told = pieces.len();

@@ -16,7 +16,7 @@ use turnflow_state::{
 };
 
 use crate::jobs::{Came, Jobs, Report};
-use crate::message::{Ask, Ended, Ending, Notice, Outcome, Resolution, Served, Settled, Settlement, ToCommit};
+use crate::message::{Ask, Ended, Ending, Notice, Outcome, Resolution, Served, Settled, Settlement, Spent, ToCommit};
 use crate::shell::{Stage, Wake};
 use crate::tally::{Consumption, Tallies};
 
@@ -98,6 +98,12 @@ impl Prices {
             TierSize::Small => self.small,
             TierSize::Large => self.large,
         }
+    }
+
+    /// The cost of what the tiers took, in the order of [`TierSize::ALL`] and in millionths of the currency.
+    #[must_use]
+    pub fn cost_micros(&self, used: [Usage; TierSize::ALL.len()]) -> u64 {
+        TierSize::ALL.iter().zip(used).map(|(&size, usage)| self.of(size).cost_micros(usage)).sum()
     }
 }
 
@@ -210,7 +216,7 @@ impl<J: Journal> Commit<J> {
                 out.push(Committed::End(Box::new(Ended { repeated: true, ..*ended })));
             }
             Ending::Served(served) if ask.purpose.is_background() => {
-                let cost_micros = cost_micros(&self.prices.now(), &ask, served.answer.usage);
+                let cost_micros = self.prices.now().cost_micros(ask.used);
                 self.tallies.of(&ask.turn.tenant).spent_in_background(cost_micros);
                 let settled = self.settled(&ask, *served, cost_micros);
                 out.push(end(&ask, None, Some(settled), None));
@@ -234,12 +240,13 @@ impl<J: Journal> Commit<J> {
     }
 
     fn failed(&self, ask: &Ask, error: TurnError) -> Committed {
-        let used = ask.used();
-        if used != Usage::default() {
-            self.tallies.of(&ask.turn.tenant).unanswered(self.prices.now().of(ask.size).cost_micros(used));
+        let spent = Spent { usage: ask.used(), micros: self.prices.now().cost_micros(ask.used) };
+        if spent != Spent::default() {
+            self.tallies.of(&ask.turn.tenant).unanswered(spent.micros);
         }
         let of_others = ask.is_hopeless().then(|| error.clone());
-        let ended = (!ask.purpose.is_background()).then(|| Ended::new(ask, TurnEvent::Error(error), None));
+        let ended = || Box::new(Ended { spent, ..*Ended::new(ask, TurnEvent::Error(error), None) });
+        let ended = (!ask.purpose.is_background()).then(ended);
         end(ask, ended, None, of_others)
     }
 
@@ -249,14 +256,14 @@ impl<J: Journal> Commit<J> {
         let usage = if asked_a_tier { answer.usage } else { Usage::default() };
         // Read once: a reload in between must not mix prices.
         let prices = self.prices.now();
-        let cost_micros = cost_micros(&prices, ask, usage);
+        let cost_micros = prices.cost_micros(ask.used);
         let settled = self.settled(ask, served, cost_micros);
         let completion = Completion {
             text: answer.text.clone(),
             tier: answer.tier,
             grounded: answer.grounded,
             sources: answer.sources.clone(),
-            usage: ask.spent + usage,
+            usage: ask.used(),
             cost_micros,
             // It alone would not have asked the small one first.
             large_cost_micros: prices.large.cost_micros(usage),
@@ -313,11 +320,6 @@ impl<J: Journal> Commit<J> {
             None => out.push(self.failed(&ask, unwritten())),
         }
     }
-}
-
-/// What an answer costs, with what the small tier was asked before in vain.
-fn cost_micros(prices: &Prices, ask: &Ask, usage: Usage) -> u64 {
-    prices.small.cost_micros(ask.spent) + prices.of(ask.size).cost_micros(usage)
 }
 
 /// The end of a turn, which its question's shard hears of where that concerns others; it has none where nobody waits.

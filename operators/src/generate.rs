@@ -24,7 +24,7 @@ use crate::clients::{Clients, Leavers, abandoned};
 use crate::deadline::late;
 use crate::jobs::{Came, Jobs, Report};
 use crate::load::{Backlog, Load};
-use crate::message::{Ask, Basis, Beginning, Ending, Exchange, Notice, Outcome, Served, ToCommit, Writer};
+use crate::message::{Ask, Basis, Beginning, Ending, Exchange, Notice, Outcome, Served, Spent, ToCommit, Writer};
 use crate::prioritise::{Class, Queue, QueueLimits, crowded};
 use crate::shell::{Stage, Wake};
 
@@ -207,14 +207,12 @@ impl<G: Generator> Generate<G> {
             gate.answered_in(now_us.saturating_sub(ask.entered_us));
         }
         ask.left(StageName::Generate, now_us);
-        ask.read_bytes += if told_bytes.get() > 0 || has_read(result.as_ref()) { given_bytes(&ask) } else { 0 };
-        ask.written_bytes += told_bytes.get();
+        ask.used[ask.size as usize] = used(&ask, result.as_ref(), told_bytes.get());
         if self.settings.escalate
             && ask.wishes.size.is_none()
             && ask.size == TierSize::Small
             && let Some(reason) = self.wants_more(&ask, result.as_ref(), now_us)
         {
-            ask.spent = result.and_then(Result::ok).map_or_else(Usage::default, |answer| answer.usage);
             (ask.size, ask.degraded, ask.promised) = (TierSize::Large, false, true);
             ask.entered_us = now_us;
             if let Some(route) = &mut ask.route {
@@ -322,14 +320,19 @@ fn piece_of(ask: &Ask, piece: String) -> ToCommit {
     let beginning = Some(Beginning { level: level_of(ask), size: ask.size });
     let (request, admitted_us, writer) = (ask.request, ask.admitted_us, Some(Writer::of(ask)));
     let event = TurnEvent::Delta(piece);
-    let notice = Notice { request, admitted_us, event, writer, beginning, used: Usage::default(), repeated: false };
+    let notice = Notice { request, admitted_us, event, writer, beginning, spent: Spent::default(), repeated: false };
     ToCommit::Piece(notice, ask.conversation_owner())
 }
 
-/// Whether a tier that came back so has read what it was given, though it may have told nothing: one that was stopped in the middle had
-/// begun, and one that failed without a word counts as not having read.
-const fn has_read(result: Option<&Generated>) -> bool {
-    matches!(result, None | Some(Ok(_) | Err(ModelError::Cancelled | ModelError::Late { .. })))
+/// What a tier took for a turn, of whose answer it told so many bytes; estimated, where there is none. One that was stopped in the middle had
+/// begun, so it has read what it was given, though it may have told nothing; one that failed without a word counts as not having read.
+fn used(ask: &Ask, result: Option<&Generated>, told_bytes: usize) -> Usage {
+    let has_read = match result {
+        Some(Ok(answer)) => return answer.usage,
+        None | Some(Err(ModelError::Cancelled | ModelError::Late { .. })) => true,
+        Some(Err(_)) => told_bytes > 0,
+    };
+    Usage::estimated(if has_read { given_bytes(ask) } else { 0 }, told_bytes)
 }
 
 /// Whether a tier failed at a turn, or took too long, by no fault of the turn's own: its question, its deadline, or its client's leaving.

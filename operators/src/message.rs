@@ -3,6 +3,7 @@
 //! Everything here can cross to another worker, in this process or another.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Add as _;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -149,12 +150,9 @@ pub struct Ask {
     pub route: Option<Box<RouteEvidence>>,
     /// From route: whether another tier would answer, were it not for the load.
     pub degraded: bool,
-    /// From generate: what the small tier took for an answer that came to nothing.
-    pub spent: Usage,
-    /// From generate: what tiers have read for it, in bytes, without what is said to them every time.
-    pub read_bytes: usize,
-    /// From generate: what they have written for it, in bytes.
-    pub written_bytes: usize,
+    /// From generate: what the tiers took for it, in the order of [`TierSize::ALL`], since each has its own price. Of one that did not come to an
+    /// answer it is estimated.
+    pub used: [Usage; TierSize::ALL.len()],
     /// From generate, dedupe and flights: how often tiers have failed at its question, for it and for those it has waited for.
     pub failures: u8,
 }
@@ -190,9 +188,7 @@ impl Ask {
             size: TierSize::Large,
             route: None,
             degraded: false,
-            spent: Usage::default(),
-            read_bytes: 0,
-            written_bytes: 0,
+            used: Default::default(),
             failures: 0,
         }
     }
@@ -235,10 +231,10 @@ impl Ask {
         self.failures >= FAILURES_MAX
     }
 
-    /// What tiers took for it so far, estimated.
+    /// What all tiers took for it.
     #[must_use]
     pub fn used(&self) -> Usage {
-        Usage::estimated(self.read_bytes, self.written_bytes)
+        self.used.into_iter().fold(Usage::default(), Usage::add)
     }
 
     /// Closes the time spent in a stage.
@@ -343,10 +339,19 @@ pub struct Notice {
     pub writer: Option<Writer>,
     /// With a piece that a tier writes for this very turn: what is known of the answer.
     pub beginning: Option<Beginning>,
-    /// With an end: what tiers took for the turn, estimated.
-    pub used: Usage,
+    /// With an error: what tiers took for the turn.
+    pub spent: Spent,
     /// Whether it ends a turn with what the same turn id was answered before.
     pub repeated: bool,
+}
+
+/// What tiers took for a turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spent {
+    /// In tokens, of all of them.
+    pub usage: Usage,
+    /// At the price of each, in millionths of the configured currency.
+    pub micros: u64,
 }
 
 /// What is known of an answer while a tier writes it.
@@ -393,8 +398,8 @@ pub struct Ended {
     pub writer: Option<Writer>,
     /// Whose turn it was.
     pub conversation: ConversationKey,
-    /// What tiers took for it, estimated.
-    pub used: Usage,
+    /// Where it failed, what tiers took for it.
+    pub spent: Spent,
     /// Whether its conversation waits for it to end.
     pub started: bool,
     /// Whether it is what the same turn id was answered before.
@@ -411,7 +416,7 @@ impl Ended {
             event,
             writer,
             conversation: (ask.turn.tenant.clone(), ask.turn.conversation.clone()),
-            used: ask.used(),
+            spent: Spent::default(),
             started: ask.started,
             repeated: false,
         })

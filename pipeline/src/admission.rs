@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tracing::Span;
 use turnflow_models::Cancel;
-use turnflow_operators::message::{Beginning, Notice, Writer};
+use turnflow_operators::message::{Beginning, Notice, Spent, Writer};
 use turnflow_operators::tally::TenantTally;
-use turnflow_state::{Completion, TenantId, TurnErrorKind, TurnEvent, Usage, wait_text};
+use turnflow_state::{Completion, TenantId, TierSize, TurnErrorKind, TurnEvent, Usage, wait_text};
 
 use crate::span;
 
@@ -58,8 +58,13 @@ pub enum Cost {
         /// What that cost, in millionths of the configured currency.
         micros: u64,
     },
-    /// It failed, and what tiers took for it until they were stopped is estimated.
-    Failed(Usage),
+    /// It failed, and what a tier took for it until it was stopped is estimated.
+    Failed {
+        /// What tiers took for it.
+        usage: Usage,
+        /// What that cost, in millionths of the configured currency.
+        micros: u64,
+    },
 }
 
 /// Told once what a turn has cost: before its end is, and whether or not anybody waits for that. It is called by a worker, so it must be short and
@@ -78,11 +83,13 @@ pub struct TurnStream {
     end: Option<Box<Completion>>,
     /// What the last piece said of its answer.
     beginning: Option<Beginning>,
+    /// The tier that wrote the last piece.
+    writer: Option<TierSize>,
     cancel: Cancel,
 }
 
-/// An event, and what is known of the answer with it.
-type Told = (TurnEvent, Option<Beginning>);
+/// An event, what is known of the answer with it, and the tier that writes that.
+type Told = (TurnEvent, Option<Beginning>, Option<TierSize>);
 
 impl TurnStream {
     /// The next event; None after the terminal one.
@@ -95,9 +102,9 @@ impl TurnStream {
         if let Some(end) = self.end.take() {
             return Some(TurnEvent::Done(end));
         }
-        let (event, beginning) = self.events.recv().await?;
+        let (event, beginning, writer) = self.events.recv().await?;
         match event {
-            TurnEvent::Delta(_) => (self.told, self.beginning) = (true, beginning),
+            TurnEvent::Delta(_) => (self.told, self.beginning, self.writer) = (true, beginning, writer),
             TurnEvent::Restart => self.told = false,
             TurnEvent::Done(completion) if !self.told && !completion.text.is_empty() => {
                 let whole = completion.text.clone();
@@ -119,6 +126,12 @@ impl TurnStream {
     #[must_use]
     pub const fn beginning(&self) -> Option<Beginning> {
         self.beginning
+    }
+
+    /// The tier that writes the answer, from its first piece on, for this turn or for another one that it hears; None for an answer that comes whole.
+    #[must_use]
+    pub const fn writer(&self) -> Option<TierSize> {
+        self.writer
     }
 }
 
@@ -198,7 +211,7 @@ impl Waiting {
         }
         if std::mem::replace(&mut self.writer, writer).is_some_and(|before| writer != Some(before)) {
             self.first_piece_us = None;
-            let _ = self.events.send((TurnEvent::Restart, None));
+            let _ = self.events.send((TurnEvent::Restart, None, None));
         }
     }
 
@@ -220,16 +233,16 @@ impl Waiting {
         }
     }
 
-    /// Tells its end, and what it has cost; tiers used so much for it, by estimate.
-    fn ends(self, event: TurnEvent, beginning: Option<Beginning>, used: Usage, repeated: bool) {
+    /// Tells its end, and what it has cost: so much, where it failed.
+    fn ends(self, event: TurnEvent, spent: Spent, repeated: bool) {
         span::end(&self.span, &event);
         (self.on_cost)(match &event {
             TurnEvent::Done(_) if repeated => Cost::Known { usage: Usage::default(), micros: 0 },
             TurnEvent::Done(answered) => Cost::Known { usage: answered.usage, micros: answered.cost_micros },
-            _ => Cost::Failed(used),
+            _ => Cost::Failed { usage: spent.usage, micros: spent.micros },
         });
         // The client may have left: that is its right.
-        let _ = self.events.send((event, beginning));
+        let _ = self.events.send((event, None, None));
     }
 }
 
@@ -257,9 +270,10 @@ impl Streams {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, events) = mpsc::unbounded_channel();
         // The receiver is right here.
-        let _ = sender.send((TurnEvent::Accepted, None));
+        let _ = sender.send((TurnEvent::Accepted, None, None));
         let cancel = Cancel::new();
-        let stream = TurnStream { events, told: false, end: None, beginning: None, cancel: cancel.clone() };
+        let stream =
+            TurnStream { events, told: false, end: None, beginning: None, writer: None, cancel: cancel.clone() };
         let waiting = Waiting {
             events: sender,
             epoch,
@@ -277,7 +291,7 @@ impl Streams {
 
     /// Delivers an event, so many microseconds after its turn was admitted; the terminal one closes the stream and frees the place.
     pub(crate) fn deliver(&self, notice: Notice, elapsed_us: u64) {
-        let Notice { request, event, writer, beginning, used, repeated, .. } = notice;
+        let Notice { request, event, writer, beginning, spent, repeated, .. } = notice;
         let number = request.number;
         let mut shard = self.shard(number);
         if event.is_terminal() {
@@ -286,11 +300,11 @@ impl Streams {
             debug_assert!(waiting.is_some(), "a second terminal event for turn {number}");
             if let Some(mut waiting) = waiting {
                 waiting.hears(&event, writer, elapsed_us, repeated);
-                waiting.ends(event, beginning, used, repeated);
+                waiting.ends(event, spent, repeated);
             }
         } else if let Some(waiting) = shard.get_mut(&number) {
             waiting.hears(&event, writer, elapsed_us, repeated);
-            let _ = waiting.events.send((event, beginning));
+            let _ = waiting.events.send((event, beginning, writer.map(|writer| writer.size)));
         }
     }
 

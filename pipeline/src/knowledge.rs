@@ -18,8 +18,9 @@ use crate::pipeline::Running;
 use crate::shared::{Change, ChangeKind, Forecast, Question};
 use crate::{Parts, PipelineError};
 
-/// The highest version that can be given: JSON carries no higher ones exactly (RFC 8259, section 6). Those that count up have all the room above it.
-pub const VERSION_MAX: u64 = 1 << 53;
+/// The highest version that can be given. JSON carries none above 2^53 exactly (RFC 8259, section 6), and the versions that count up from it have 2^32 below
+/// that.
+pub const VERSION_MAX: u64 = (1 << 53) - (1 << 32);
 
 /// An article that is to be written, or deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]

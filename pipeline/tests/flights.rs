@@ -485,12 +485,12 @@ fn what_a_turn_has_cost_is_told_though_its_client_has_left() {
             let bypass = Turn { cache_control: CacheControl::Bypass, ..turn("c", "1", DELIVERY[0]) };
             let (stream, piece, failed) = begun_at_cost(&pipeline, bypass).await;
             drop(stream);
-            let Cost::Failed(used) = failed.await.expect("told") else { panic!("it failed") };
+            let Cost::Failed { usage: used, micros } = failed.await.expect("told") else { panic!("it failed") };
             let of_texts = Usage::estimated(DELIVERY[0].len(), piece.len());
             assert!(used.input_tokens > of_texts.input_tokens, "the articles are read as well: {used:?}");
             assert_eq!(used.output_tokens, of_texts.output_tokens);
             let unanswered: u64 = pipeline.tally().iter().map(|(_, tally)| tally.account.unanswered_cost_micros).sum();
-            assert_eq!(unanswered, PRICE.cost_micros(used));
+            assert_eq!([micros, unanswered], [PRICE.cost_micros(used); 2]);
         },
     );
 }

@@ -9,10 +9,12 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use support::{ask, asked, config, ended, files, import, tenant, turn};
+use tokio::sync::oneshot;
 use turnflow_models::{Answerer, ModelError, PlainRule, TierEngine, TierRequest};
-use turnflow_pipeline::{Chooser, Config, Parts, Pipeline, SubmitError, TurnStream};
+use turnflow_pipeline::{Chooser, Config, Cost, Parts, Pipeline, SubmitError, TurnStream};
 use turnflow_state::{
-    Answer, CacheLevel, Completion, LoadLevel, RouteEvidence, Store, TenantId, Tier, TierSize, TurnErrorKind, Usage,
+    Answer, CacheLevel, Completion, LoadLevel, RouteEvidence, Store, TenantId, Tier, TierSize, TurnError,
+    TurnErrorKind, Usage,
 };
 
 /// Longest text, in words, that the rule of these tests gives the small tier.
@@ -20,7 +22,7 @@ const WORDS_MAX: usize = 4;
 const SHORT: &str = "Do gift cards expire?";
 const LONG: &str = "How long does the delivery of a large parcel take?";
 
-/// A tier that answers while its gate is open.
+/// A tier that answers while its gate is open, and breaks off where the question says so.
 #[derive(Clone)]
 struct Says {
     name: &'static str,
@@ -77,6 +79,9 @@ impl Answerer for Says {
         let mut gate = self.gate.1.wait_while(gate, |gate| gate.is_shut && gate.passes == 0).expect("no panic");
         gate.passes = gate.passes.saturating_sub(1);
         drop(gate);
+        if request.question.contains(&format!("{} breaks", self.name)) {
+            return Err(ModelError::Step { reason: "broken".into() });
+        }
         on_delta(request.question.clone());
         let text = first + &request.question;
         let usage = Usage { input_tokens: 100, output_tokens: 10 };
@@ -210,6 +215,50 @@ fn what_the_small_tier_cannot_answer_goes_to_the_large_one_once() {
         |pipeline, _| async move {
             let unknown = ask(&pipeline, "a", SHORT).await;
             assert_eq!((unknown.grounded, route(&unknown).size), (false, TierSize::Small));
+        },
+    );
+}
+
+/// Asks a question. Gives back how it ends, and what it has cost.
+async fn at_cost(pipeline: &Pipeline, question: &str) -> (Result<Completion, TurnError>, Cost) {
+    let (tell, cost) = oneshot::channel();
+    let on_cost = Box::new(move |cost| tell.send(cost).expect("the test waits"));
+    let stream = pipeline.submit_at_cost(turn("costs", "1", question).into(), on_cost).await.expect("admitted");
+    (ended(stream).await, cost.await.expect("told"))
+}
+
+#[test]
+fn each_tier_that_was_asked_for_a_turn_is_paid_at_its_own_price() {
+    let unanswered = |pipeline: &Pipeline| -> u64 {
+        pipeline.tally().iter().map(|(_, tally)| tally.account.unanswered_cost_micros).sum()
+    };
+    // "large on " is what the large tier has written before it breaks off.
+    let written = Usage::estimated(0, "large on ".len());
+    with_tiers(
+        false,
+        |config| config.tier.price.output_per_million = 10_000.0,
+        |pipeline, _| async move {
+            let (end, cost) = at_cost(&pipeline, "large breaks: gift cards?").await;
+            assert_eq!(end.expect_err("both have failed").kind, TurnErrorKind::Internal);
+            let Cost::Failed { usage, micros } = cost else { panic!("{cost:?}") };
+            let read = u64::from(usage.input_tokens) - 100;
+            assert!(read > 0 && usage.output_tokens == 10 + written.output_tokens, "{usage:?}");
+            assert_eq!(micros, 100 * 100 + read * 1_000 + u64::from(written.output_tokens) * 10_000);
+            assert_eq!(unanswered(&pipeline), micros);
+        },
+    );
+    with_tiers(
+        true,
+        |_| {},
+        |pipeline, _| async move {
+            let (end, cost) = at_cost(&pipeline, "small breaks: gift cards?").await;
+            let Completion { usage, cost_micros, large_cost_micros, .. } = end.expect("the large one answers");
+            let read = u64::from(usage.input_tokens) - 100;
+            assert!(read > 0 && usage.output_tokens == 10 + written.output_tokens, "{usage:?}");
+            assert_eq!((cost_micros, large_cost_micros), (100 * 1_000 + read * 100, 100 * 1_000));
+            assert_eq!(cost, Cost::Known { usage, micros: cost_micros });
+            let spent: u64 = pipeline.tally().iter().map(|(_, tally)| tally.account.cost_micros).sum();
+            assert_eq!((spent, unanswered(&pipeline)), (cost_micros, 0));
         },
     );
 }

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, FromArgMatches, Subcommand};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Span, Timestamp, civil};
 use turnflow_state::TenantId;
@@ -128,9 +129,44 @@ fn overlap(text: &str) -> Result<SignedDuration, String> {
     if overlap.is_negative() { Err("expected a time that is not below 0".to_owned()) } else { Ok(overlap) }
 }
 
+/// How to call a server, and which of the options for TLS are from the command line and not from their variables.
+#[derive(Clone, Debug, Default)]
+pub struct AccessArgs {
+    /// How to call it.
+    pub options: AccessOptions,
+    /// The options for TLS that were given.
+    pub given: Vec<&'static str>,
+}
+
+impl FromArgMatches for AccessArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let is_given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        let given = TLS_OPTIONS.into_iter().filter(|(id, _)| is_given(id)).map(|(_, option)| option).collect();
+        Ok(Self { options: AccessOptions::from_arg_matches(matches)?, given })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        Self::from_arg_matches(matches).map(|args| *self = args)
+    }
+}
+
+impl Args for AccessArgs {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        AccessOptions::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        AccessOptions::augment_args_for_update(command)
+    }
+}
+
+/// The options for TLS, by the names that clap has for them.
+const TLS_OPTIONS: [(&str, &str); 3] =
+    [("ca_file", "--ca-file"), ("client_cert", "--client-cert"), ("client_key", "--client-key")];
+
 /// How to call a server.
 #[derive(Clone, Debug, Default, Args)]
-pub struct AccessArgs {
+pub struct AccessOptions {
     /// The key to call the server with; other users of this machine may see arguments, so rather set the variable
     #[arg(long, value_name = "KEY", env = "TURNFLOW_KEY", hide_env_values = true)]
     pub key: Option<KeyText>,

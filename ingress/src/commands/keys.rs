@@ -163,8 +163,7 @@ fn scopes(record: &KeyRecord) -> String {
 
 /// A key as JSON, without its hash.
 fn described(record: &KeyRecord, now: Timestamp) -> Value {
-    let KeyRecord { id, tenant, scopes, name, limits, created, expires, revoked, successor, pepper: _, hash: _ } =
-        record;
+    let KeyRecord { id, tenant, scopes, name, limits, created, expires, revoked, predecessor, .. } = record;
     let scopes: Vec<&str> = scopes.iter().copied().map(Scope::as_str).collect();
     json!({
         "id": id,
@@ -176,6 +175,6 @@ fn described(record: &KeyRecord, now: Timestamp) -> Value {
         "created": created,
         "expires": expires,
         "revoked": revoked,
-        "successor": successor,
+        "predecessor": predecessor,
     })
 }

@@ -1,10 +1,10 @@
 //! Turns on their way in: charged an estimate, submitted, and charged the rest when they end, whether or not their client still waits for that.
 //!
-//! A turn that failed, as one does that nobody waits for any more, is charged an estimate: of its texts, or of what a tier had read and written
-//! for it by then.
+//! A turn that failed, as one does that nobody waits for any more, is charged what tiers had read and written for it by then, and at least the
+//! estimate.
 
 use turnflow_pipeline::{Beginning, Cost, Pipeline, Submission, TurnStream};
-use turnflow_state::{Completion, Exchange, TurnError, TurnErrorKind, TurnEvent, Usage};
+use turnflow_state::{Completion, Exchange, TierSize, TurnError, TurnErrorKind, TurnEvent, Usage};
 
 use super::limits::{Amounts, Charge};
 use super::{Caller, Refusal};
@@ -26,14 +26,12 @@ pub(crate) async fn admit(
     let charge = account.take(Amounts { turns: 1, tokens: tokens.into(), micros, ..also })?;
     let bill = charge.bill().clone();
     let on_cost = Box::new(move |cost| {
-        let (usage, micros) = match cost {
-            Cost::Known { usage, micros } => (usage, micros),
-            Cost::Failed(used) => {
-                let usage = Usage { input_tokens: used.input_tokens.max(tokens), ..used };
-                (usage, bill.price().cost_micros(usage))
-            }
+        let of = |usage: Usage| u64::from(usage.input_tokens) + u64::from(usage.output_tokens);
+        let (tokens, micros) = match cost {
+            Cost::Known { usage, micros } => (of(usage), micros),
+            Cost::Failed { usage, micros: spent } => (of(usage).max(tokens.into()), spent.max(micros)),
         };
-        bill.settle(u64::from(usage.input_tokens) + u64::from(usage.output_tokens), micros);
+        bill.settle(tokens, micros);
     });
     match pipeline.submit_at_cost(submission, on_cost).await {
         Ok(events) => Ok(Admitted { events, _charge: charge }),
@@ -71,5 +69,10 @@ impl Admitted {
     /// See [`TurnStream::beginning`].
     pub(crate) const fn beginning(&self) -> Option<Beginning> {
         self.events.beginning()
+    }
+
+    /// See [`TurnStream::writer`].
+    pub(crate) const fn writer(&self) -> Option<TierSize> {
+        self.events.writer()
     }
 }

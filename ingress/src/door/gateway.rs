@@ -1,15 +1,11 @@
 //! Who calls, by the key that comes with a call, and whether the key still counts.
 //!
-//! The keys are those of a file that [`crate::keys`] writes. A thread looks at it twice a second, so that what is revoked ends within
-//! one, open streams included; keys whose time is over end with the same look. As long as there is no key, everybody is one tenant. From
-//! the first key on every call needs one, for as long as the server runs: a file that was emptied, or cannot be read, opens no door.
+//! The keys are those that [`super::ring`] knows. What is revoked ends within a second, open streams included. As long as there is no key,
+//! everybody is one tenant. From the first key on every call needs one, for as long as the server runs.
 //!
 //! Whatever is wrong with a key, callers hear the same. The log tells what it is, and the name of the key, never its text.
 
-use std::collections::HashMap;
-use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::http::{HeaderMap, header};
 use jiff::Timestamp;
@@ -18,12 +14,11 @@ use turnflow_pipeline::{Config, TlsConfig};
 use turnflow_state::TenantId;
 
 use super::limits::{Account, Amounts, Charge, Limiter};
+use super::ring::{Ring, follow};
 use super::tls::Tls;
 use super::{Refusal, TlsError, Traffic};
-use crate::keys::{KeyFiles, KeyId, KeyRecord, KeyState, KeysError, Pepper, Scope, Stamp, key_id};
+use crate::keys::{KeyFiles, KeyId, KeysError, Scope, key_id};
 
-/// How often the file is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Where clients of other services put a key.
 const OTHER_HEADERS: [&str; 2] = ["api-key", "x-api-key"];
 
@@ -49,26 +44,6 @@ pub(crate) struct Caller {
     limiter: Arc<Limiter>,
 }
 
-/// Why somebody is not let in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Denied {
-    NoKey,
-    Unknown,
-    Expired,
-    Revoked,
-}
-
-impl fmt::Display for Denied {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NoKey => "there is no key",
-            Self::Unknown => "the key is none of ours",
-            Self::Expired => "the key has expired",
-            Self::Revoked => "the key is revoked",
-        })
-    }
-}
-
 impl Gateway {
     /// Lets everybody in, as this tenant, and limits nobody yet.
     #[must_use]
@@ -82,23 +57,7 @@ impl Gateway {
     /// # Errors
     /// When the file is there and cannot be used.
     pub fn open(files: KeyFiles, keyless: TenantId) -> Result<Self, KeysError> {
-        // Before it is read, so that a change meanwhile is seen.
-        let stamp = files.stamp();
-        let loaded = Ring::load(&files, None)?;
-        if !loaded.is_needed {
-            // A server that comes back must not let in whom it kept out before.
-            files.check_gone()?;
-        }
-        let (sender, ring) = watch::channel(loaded);
-        let mut follower = Follower { files, loaded: stamp, complained: None, looked: Timestamp::now() };
-        let follow = move || {
-            while !sender.is_closed() {
-                std::thread::sleep(LOOK_EVERY);
-                follower.look(&sender, Timestamp::now());
-            }
-        };
-        std::thread::Builder::new().name("turnflow-keys".to_owned()).spawn(follow).map_err(KeysError::Thread)?;
-        Ok(Self { ring, keyless, traffic: Traffic::default(), limiter: Limiter::new(), tls: None })
+        Ok(Self { ring: follow(files)?, ..Self::keyless(keyless) })
     }
 
     /// The same, with TLS spoken on both ports where the configuration says so.
@@ -122,7 +81,7 @@ impl Gateway {
     /// Whether calls need a key.
     #[must_use]
     pub fn needs_key(&self) -> bool {
-        self.ring.borrow().is_needed
+        self.ring.borrow().is_needed()
     }
 
     /// What came through the door.
@@ -133,7 +92,7 @@ impl Gateway {
     /// Who calls, by the headers of a call, when that one may do this.
     pub(crate) fn caller(&self, headers: &HeaderMap, scope: Scope) -> Result<Caller, Refusal> {
         let (ring, text) = (self.ring.borrow(), key_of(headers));
-        if !ring.is_needed {
+        if !ring.is_needed() {
             return Ok(self.known(self.keyless.clone(), None));
         }
         let record = ring.find(text, Timestamp::now()).map_err(|denied| {
@@ -173,7 +132,7 @@ impl Caller {
     /// Whether it may still call, for this too.
     pub(crate) fn may(&self, scope: Scope) -> bool {
         let ring = self.ring.borrow();
-        let allows = |id: &KeyId| ring.keys.get(id).is_some_and(|record| record.allows(scope));
+        let allows = |id: &KeyId| ring.get(id).is_some_and(|record| record.allows(scope));
         ring.denies(self.key.as_ref(), Timestamp::now()).is_none() && self.key.as_ref().is_none_or(allows)
     }
 
@@ -187,7 +146,7 @@ impl Caller {
     /// What limits it: what its key allows now, and its tenant.
     pub(crate) fn account(&self) -> Account {
         let ring = self.ring.borrow();
-        let record = self.key.as_ref().and_then(|id| ring.keys.get(id));
+        let record = self.key.as_ref().and_then(|id| ring.get(id));
         self.limiter.account(record.map(|record| (ring.first(&record.id), &record.limits)), &self.tenant)
     }
 
@@ -211,118 +170,14 @@ fn key_of(headers: &HeaderMap) -> Option<&str> {
     OTHER_HEADERS.into_iter().find_map(|name| headers.get(name))?.to_str().ok().map(str::trim)
 }
 
-/// The keys that are known.
-#[derive(Clone, Debug, Default)]
-struct Ring {
-    keys: HashMap<KeyId, KeyRecord>,
-    /// By the key that took its place, the key that was there before.
-    predecessors: HashMap<KeyId, KeyId>,
-    /// There where there is a key.
-    pepper: Option<Pepper>,
-    is_needed: bool,
-}
-
-impl Ring {
-    /// The keys of the file; a pepper that is `known` already serves where it cannot be read any more, or is another one, so that a revocation is not missed.
-    fn load(files: &KeyFiles, known: Option<Pepper>) -> Result<Self, KeysError> {
-        let records = files.load()?;
-        let is_needed = !records.is_empty();
-        let pepper = is_needed.then(|| files.pepper_of(&records).or_else(|error| known.ok_or(error))).transpose()?;
-        let succeeded = |record: &KeyRecord| Some((record.successor.clone()?, record.id.clone()));
-        let predecessors = records.iter().filter_map(succeeded).collect();
-        let keys = records.into_iter().map(|record| (record.id.clone(), record)).collect();
-        Ok(Self { keys, predecessors, pepper, is_needed })
-    }
-
-    /// The first of the keys that took each other's place until this one did: what one has used, the next has not again.
-    fn first<'a>(&'a self, key: &'a KeyId) -> &'a KeyId {
-        let before = |key: &&'a KeyId| self.predecessors.get(*key);
-        // No more steps than there are keys, whatever the file says.
-        std::iter::successors(Some(key), before).take(self.keys.len()).last().unwrap_or(key)
-    }
-
-    /// The key with this text, if it counts.
-    fn find(&self, text: Option<&str>, now: Timestamp) -> Result<&KeyRecord, Denied> {
-        let text = text.ok_or(Denied::NoKey)?;
-        let record = key_id(text).and_then(|id| self.keys.get(&id));
-        let pepper = self.pepper.as_ref().ok_or(Denied::Unknown)?;
-        // An unknown name costs the same hash and the same comparison, which takes as long for every two hashes.
-        let hash = pepper.hash(text);
-        let kept = record.map_or(blake3::Hash::from_bytes([0; blake3::OUT_LEN]), |record| record.hash);
-        let record = record.filter(|_| hash == kept).ok_or(Denied::Unknown)?;
-        self.denies(Some(&record.id), now).map_or(Ok(record), Err)
-    }
-
-    /// Why a key that was let in may not call now, or a caller without one.
-    fn denies(&self, key: Option<&KeyId>, now: Timestamp) -> Option<Denied> {
-        let Some(key) = key else { return self.is_needed.then_some(Denied::NoKey) };
-        match self.keys.get(key).map(|record| record.state(now)) {
-            Some(KeyState::Valid) => None,
-            Some(KeyState::Expired) => Some(Denied::Expired),
-            Some(KeyState::Revoked) => Some(Denied::Revoked),
-            None => Some(Denied::Unknown),
-        }
-    }
-}
-
-/// Looks at the file of the keys.
-struct Follower {
-    files: KeyFiles,
-    /// The file that the keys are from.
-    loaded: Option<Stamp>,
-    /// The file that the log was told of: once is enough.
-    complained: Option<Option<Stamp>>,
-    /// When keys were last looked at for their end.
-    looked: Timestamp,
-}
-
-impl Follower {
-    fn look(&mut self, ring: &watch::Sender<Ring>, now: Timestamp) {
-        let stamp = self.files.stamp();
-        if stamp != self.loaded {
-            self.load(stamp, ring);
-        }
-        let since = std::mem::replace(&mut self.looked, now);
-        let ended = |record: &KeyRecord| record.expires.is_some_and(|expires| since < expires && expires <= now);
-        if ring.borrow().keys.values().any(ended) {
-            // Wakes those who wait for their key's end.
-            ring.send_modify(|_| {});
-        }
-    }
-
-    /// Takes the keys from the file as it is now. One that cannot be used leaves those that were, and from then on one is needed.
-    fn load(&mut self, stamp: Option<Stamp>, ring: &watch::Sender<Ring>) {
-        let was_needed = ring.borrow().is_needed;
-        let pepper = ring.borrow().pepper.clone();
-        match Ring::load(&self.files, pepper) {
-            // A file that is gone, as one that cannot be read.
-            Ok(_) if stamp.is_none() && was_needed => self.complain(stamp, "it is not there"),
-            Ok(next) => {
-                (self.loaded, self.complained) = (stamp, None);
-                tracing::info!(keys = next.keys.len(), "the keys have changed");
-                ring.send_replace(Ring { is_needed: was_needed || next.is_needed, ..next });
-            }
-            Err(error) => {
-                self.complain(stamp, &format!("{:#}", anyhow::Error::from(error)));
-                ring.send_if_modified(|ring| !std::mem::replace(&mut ring.is_needed, true));
-            }
-        }
-    }
-
-    fn complain(&mut self, stamp: Option<Stamp>, why: &str) {
-        if self.complained.replace(stamp) != Some(stamp) {
-            let path = self.files.path().display();
-            tracing::error!("the file of the keys, {path}, cannot be used, so those stand that were known: {why}");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
     use std::path::Path;
+    use std::time::Duration;
 
     use super::*;
+    use crate::door::ring::Follower;
     use crate::keys::{Key, KeyLimits, NewKey};
 
     fn tenant(name: &str) -> TenantId {
@@ -348,20 +203,17 @@ mod tests {
     /// A ring that is followed by hand.
     struct Followed {
         gateway: Gateway,
-        sender: watch::Sender<Ring>,
         follower: Follower,
     }
 
     impl Followed {
         fn start(files: &KeyFiles) -> Self {
-            let loaded = files.stamp();
-            let (sender, ring) = watch::channel(Ring::load(files, None).expect("usable"));
-            let follower = Follower { files: files.clone(), loaded, complained: None, looked: Timestamp::now() };
-            Self { gateway: Gateway { ring, ..Gateway::keyless(tenant("anybody")) }, sender, follower }
+            let (follower, ring) = Follower::new(files.clone()).expect("usable");
+            Self { gateway: Gateway { ring, ..Gateway::keyless(tenant("anybody")) }, follower }
         }
 
         fn look(&mut self) {
-            self.follower.look(&self.sender, Timestamp::now());
+            self.follower.look(Timestamp::now());
         }
 
         fn call(&self, key: Option<&str>, scope: Scope) -> Result<Caller, Refusal> {
@@ -484,10 +336,11 @@ mod tests {
         let rotate =
             |id: &KeyId| files.rotate(id, jiff::SignedDuration::from_hours(1), Timestamp::now()).expect("rotated");
         let (second, record) = rotate(&id);
-        let (third, _) = rotate(&record.id);
+        let ((third, _), (sibling, _)) = (rotate(&record.id), rotate(&id));
         followed.look();
-        assert!(request(&followed, &third) && request(&followed, &second));
-        assert_eq!([&key, &second, &third].map(|key| request(&followed, key)), [false; 3], "three of them share three");
+        assert!(request(&followed, &third) && request(&followed, &sibling));
+        let spent = [&key, &second, &third, &sibling].map(|key| request(&followed, key));
+        assert_eq!(spent, [false; 4], "four of them share three");
         let (other, _) = create(&files, Scope::Chat, None);
         followed.look();
         assert!(request(&followed, &other));

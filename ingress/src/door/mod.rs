@@ -13,6 +13,7 @@ mod limits;
 mod outlet;
 mod refusal;
 mod reload;
+mod ring;
 mod tls;
 mod trace;
 mod traffic;

@@ -15,8 +15,14 @@ const REQUEST_ID: &str = "x-request-id";
 /// In which trace it stands, as W3C's Trace Context has it.
 const TRACEPARENT: &str = "traceparent";
 
-/// The span of a request to a route or method, with what its headers name it.
+/// What asks every few seconds whether a server is well; nobody looks for it in a trace.
+const PROBES: [&str; 3] = ["/health", "/ready", "/grpc.health.v1.Health/Check"];
+
+/// The span of a request to a route or method, with what its headers name it; none for [`PROBES`].
 pub(crate) fn request(protocol: &'static str, method: &str, headers: &HeaderMap) -> Span {
+    if PROBES.contains(&method) {
+        return Span::none();
+    }
     let method = Some(method).filter(|method| is_plain(method));
     let span = tracing::info_span!(
         "request",

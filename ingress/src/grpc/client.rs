@@ -1,10 +1,9 @@
 //! Connections to a server, for the clients that the command line is made of.
 
-use std::env;
 use std::error::Error;
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -23,7 +22,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tower::service_fn;
 
 use super::line::{LastWord, Line};
-use crate::cli::{AccessArgs, KeyText};
+use crate::cli::{AccessArgs, AccessOptions, KeyText};
 use crate::door::{certificates, private_key, read};
 
 /// How long a server may take to accept a connection, and then to its first answer.
@@ -75,12 +74,14 @@ pub struct Access {
     ca_file: Option<PathBuf>,
     /// The client's certificate and its private key.
     identity: Option<(PathBuf, PathBuf)>,
+    /// The options for TLS that the command line gives. What a variable says stands for all servers, and is left alone where one speaks no TLS.
+    given: Vec<&'static str>,
 }
 
 impl From<AccessArgs> for Access {
     fn from(args: AccessArgs) -> Self {
-        let AccessArgs { key, ca_file, client_cert, client_key } = args;
-        Self { key: key.into(), ca_file, identity: client_cert.zip(client_key) }
+        let AccessArgs { options: AccessOptions { key, ca_file, client_cert, client_key }, given } = args;
+        Self { key: key.into(), ca_file, identity: client_cert.zip(client_key), given }
     }
 }
 
@@ -108,7 +109,8 @@ impl Access {
             }
         };
         let unusable = |reason: String| ConnectError::Unusable { url: url.clone(), reason };
-        if !is_secure && let Some(options) = self.of_tls() {
+        if !is_secure && !self.given.is_empty() {
+            let options = self.given.join(" and ");
             let reason =
                 format!("{options} would not be used, since this is not https://; call it so, or leave that out");
             return Err(unusable(reason));
@@ -147,19 +149,6 @@ impl Access {
             "; is gRPC spoken there? HTTP has a port of its own, and where the server speaks TLS, call it with https://"
         };
         Err(unusable(format!("{cause}{hint}")))
-    }
-
-    /// The options that were given for TLS, if any was. What a variable says stands for all servers, and is left alone where one speaks no TLS.
-    fn of_tls(&self) -> Option<&'static str> {
-        let is_given = |path: &Path, variable| env::var_os(variable).is_none_or(|value| value != path.as_os_str());
-        let authority = self.ca_file.as_ref().is_some_and(|path| is_given(path, "TURNFLOW_CA_FILE"));
-        let identity = self.identity.as_ref().is_some_and(|(path, _)| is_given(path, "TURNFLOW_CLIENT_CERT"));
-        match (authority, identity) {
-            (false, false) => None,
-            (true, false) => Some("--ca-file"),
-            (false, true) => Some("--client-cert"),
-            (true, true) => Some("--ca-file and --client-cert"),
-        }
     }
 
     fn tls(&self) -> anyhow::Result<Arc<ClientConfig>> {
@@ -307,7 +296,7 @@ mod tests {
 
     #[tokio::test]
     async fn options_of_tls_want_an_address_with_it() {
-        let access = Access { ca_file: Some("ca.pem".into()), ..Access::default() };
+        let access = Access { given: vec!["--ca-file"], ..Access::default() };
         for address in ["127.0.0.1:1", "http://bot.example:7411"] {
             let error = access.connect(address).await.expect_err("refused before anything is called").to_string();
             assert!(error.contains(": --ca-file would not be used, since this is not https://"), "{error}");

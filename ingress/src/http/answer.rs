@@ -216,7 +216,7 @@ impl Answer {
 
     /// Whether the large tier may yet be asked in place of the one that writes.
     fn may_become_void(&self) -> bool {
-        let is_large = self.events.beginning().is_some_and(|beginning| beginning.size == TierSize::Large);
+        let is_large = self.events.writer() == Some(TierSize::Large);
         self.escalates && !is_large && self.events.completion().is_none()
     }
 }

@@ -18,6 +18,7 @@ use tempfile::NamedTempFile;
 use turnflow_pipeline::GatewayConfig;
 use turnflow_state::TenantId;
 
+use super::record::link_old;
 use super::secret::{draw_id, secret};
 use super::{Key, KeyId, KeyLimits, KeyRecord, KeyState, KeysError, PEPPER_ENV, Pepper, Scope};
 
@@ -122,7 +123,11 @@ impl KeyFiles {
             record.limits.check().map_err(|message| wrong(format!("limits.{message}")))?;
             records.push(record);
         }
-        if records.len() > KEYS_MAX { Err(KeysError::TooMany(records.len())) } else { Ok(records) }
+        if records.len() > KEYS_MAX {
+            return Err(KeysError::TooMany(records.len()));
+        }
+        link_old(&mut records);
+        Ok(records)
     }
 
     /// The secret that keys are hashed with.
@@ -215,7 +220,7 @@ impl KeyFiles {
                 limits: old.limits,
             };
             let (key, record) = self.draw(records, wanted, now)?;
-            find(records, id)?.successor = Some(record.id.clone());
+            let record = KeyRecord { predecessor: Some(id.clone()), ..record };
             records.push(record.clone());
             Ok(((key, record.clone()), "rotate", old, Some(record.id)))
         })
@@ -247,6 +252,7 @@ impl KeyFiles {
                 created: now,
                 expires,
                 revoked: None,
+                predecessor: None,
                 successor: None,
                 pepper,
                 hash,
@@ -314,16 +320,12 @@ fn find<'a>(records: &'a mut [KeyRecord], id: &KeyId) -> Result<&'a mut KeyRecor
     records.iter_mut().find(|record| record.id == *id).ok_or_else(|| KeysError::Unknown(id.clone()))
 }
 
-/// How long a key was made to count; None for as long as it is not revoked. One that was rotated expires sooner than it was made to, so that the
-/// last of its successors tells.
+/// How long a key was made to count; None for as long as it is not revoked. One that was rotated expires sooner than it was made to, so that a
+/// successor that was not tells. The file has keys in the order in which they were made.
 fn lifetime(records: &[KeyRecord], id: &KeyId) -> Option<SignedDuration> {
-    let find = |id: &KeyId| records.iter().find(|record| record.id == *id);
-    let mut last = find(id)?;
-    // No more steps than there are keys, whatever the file says.
-    for _ in records {
-        let Some(next) = last.successor.as_ref().and_then(find) else { break };
-        last = next;
-    }
+    let key = records.iter().find(|record| record.id == *id)?;
+    let last =
+        records.iter().fold(key, |last, next| if next.predecessor.as_ref() == Some(&last.id) { next } else { last });
     last.expires.map(|expires| expires.duration_since(last.created))
 }
 
@@ -444,6 +446,22 @@ mod tests {
         };
         check(None, [None; 3]);
         check(Some(1_000), [Some(1_020), Some(1_030), Some(1_040)]);
+    }
+
+    #[test]
+    fn files_of_before_name_the_key_that_took_a_place() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let files = files(dir.path());
+        let [first, second] = [0, 1].map(|now| files.create(wanted(Some(at(1_000))), at(now)).expect("made").1.id);
+        let text = fs::read_to_string(files.path()).expect("a file");
+        let link = format!("{{\"successor\":\"{second}\",\"id\":\"{first}\"");
+        fs::write(files.path(), text.replacen(&format!("{{\"id\":\"{first}\""), &link, 1)).expect("written");
+        let links = || files.load().expect("keys").into_iter().map(|key| key.predecessor).collect::<Vec<_>>();
+        assert_eq!(links(), [None, Some(first.clone())]);
+        let (_, third) = files.rotate(&first, SignedDuration::ZERO, at(10)).expect("rotated");
+        assert_eq!(links(), [None, Some(first.clone()), Some(first)]);
+        assert_eq!(third.expires, Some(at(1_009)), "as long as its sibling, from now on");
+        assert!(!fs::read_to_string(files.path()).expect("a file").contains("successor"));
     }
 
     #[cfg(unix)]

@@ -1,6 +1,6 @@
 //! What is kept of a key.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::str::FromStr;
 
@@ -126,9 +126,12 @@ pub struct KeyRecord {
     /// When it was revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<Timestamp>,
-    /// The key that took its place.
+    /// The key in whose place it was made. Several may have been made in the place of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub successor: Option<KeyId>,
+    pub predecessor: Option<KeyId>,
+    /// The last key that was made in its place: how files of before tell it. Read only, see [`link_old`].
+    #[serde(default, skip_serializing)]
+    pub(super) successor: Option<KeyId>,
     /// Which of the server's secrets its text is hashed under.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pepper: Option<PepperId>,
@@ -153,6 +156,15 @@ impl KeyRecord {
     pub fn allows(&self, scope: Scope) -> bool {
         // What is the whole server's is no tenant's.
         self.scopes.contains(&scope) || (scope != Scope::Operator && self.scopes.contains(&Scope::Admin))
+    }
+}
+
+/// Turns the links of files of before, which named a key's successor, into those to its predecessor.
+pub(super) fn link_old(records: &mut [KeyRecord]) {
+    let take = |record: &mut KeyRecord| Some((record.successor.take()?, record.id.clone()));
+    let predecessors: HashMap<KeyId, KeyId> = records.iter_mut().filter_map(take).collect();
+    for record in records {
+        record.predecessor = record.predecessor.take().or_else(|| predecessors.get(&record.id).cloned());
     }
 }
 

@@ -8,7 +8,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
-use turnflow::cli::AccessArgs;
+use turnflow::cli::{AccessArgs, AccessOptions};
 
 /// An authority, whose certificate is in a file.
 pub(crate) struct Authority {
@@ -52,7 +52,8 @@ impl Authority {
     /// How a client calls that trusts this authority, and has this certificate.
     pub(crate) fn access(&self, own: Option<&Pair>) -> AccessArgs {
         let (client_cert, client_key) = own.map(|own| (own.certificate.clone(), own.key.clone())).unzip();
-        AccessArgs { key: None, ca_file: Some(self.file.clone()), client_cert, client_key }
+        let options = AccessOptions { key: None, ca_file: Some(self.file.clone()), client_cert, client_key };
+        AccessArgs { options, given: Vec::new() }
     }
 
     /// The same, for other libraries.

@@ -146,6 +146,16 @@ pub fn with(mut body: Value, fields: Value) -> Value {
     body
 }
 
+/// What was answered.
+pub fn text(reply: &Reply) -> String {
+    reply.json()["choices"][0]["message"]["content"].as_str().expect("an answer").to_owned()
+}
+
+/// The pieces of a stream, put together.
+pub fn streamed(events: &[Value]) -> String {
+    events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str()).collect()
+}
+
 /// Reads a response to its end.
 pub async fn whole(response: Response<Incoming>) -> Reply {
     let (head, body) = response.into_parts();

@@ -312,11 +312,6 @@ impl Charge {
 }
 
 impl Bill {
-    /// What tokens cost, as far as that is known beforehand.
-    pub(crate) const fn price(&self) -> Price {
-        self.account.price
-    }
-
     /// Tells, once, what the call has cost in the end, in tokens and in millionths of the currency.
     pub(crate) fn settle(&self, tokens: u64, micros: u64) {
         let now = self.account.limiter.now();

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use turnflow_state::{
     Answer, ArticleId, CacheControl, CacheEntry, CacheLevel, ConversationId, EntryId, HitEvidence, RouteEvidence,
     ScopeId, ScoredChunk, Stage, StageLatencies, Support, TenantId, TierSize, Turn, TurnError, TurnEvent, TurnKey,
-    TurnRecord, Usage, Verdict, normalise,
+    TurnRecord, Usage, Verdict, normalise_question,
 };
 
 use crate::audit::Record;
@@ -50,7 +50,7 @@ impl QuestionKey {
     /// The key of a question.
     #[must_use]
     pub fn new(scope: ScopeId, question: &str) -> Self {
-        Self { scope, text: normalise(question).into() }
+        Self { scope, text: normalise_question(question).into() }
     }
 
     /// Decides which worker's shard remembers the question.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use turnflow_state::{ArticleId, EntryId, Support, TenantId, normalise};
+use turnflow_state::{ArticleId, EntryId, Support, TenantId, normalise_question};
 
 use crate::shard::Remembered;
 use crate::validity::keeper::Proposal;
@@ -39,10 +39,10 @@ impl Selection {
         Self { article: Some(article), ..self }
     }
 
-    /// Those whose question has these words in it; letter case and white space do not count.
+    /// Those whose question has these words in it; letter case, white space and the punctuation behind words do not count.
     #[must_use]
     pub fn text(self, words: &str) -> Self {
-        Self { text: Some(normalise(words).into()), ..self }
+        Self { text: Some(normalise_question(words).into()), ..self }
     }
 
     /// Whether a cached answer is meant.
@@ -59,7 +59,7 @@ impl Selection {
         match (resolution, entry) {
             (Some(resolution), _) => self.means(tenant, id, &resolution.key.text, &basis.support),
             // One of an earlier run, for which nobody waits.
-            (None, Some(entry)) => self.means(tenant, id, &normalise(&entry.question), &basis.support),
+            (None, Some(entry)) => self.means(tenant, id, &normalise_question(&entry.question), &basis.support),
             (None, None) => false,
         }
     }

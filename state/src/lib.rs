@@ -37,7 +37,7 @@ pub use store::{
     BLOCK_CACHE_BYTES, Batch, Column, ColumnSize, Committer, Conversation, Done, Durability, KeyValue, MemoryStore,
     RECENT_TURNS_MAX, RocksStore, Store, StoreBatch, StoreOptions, Visit,
 };
-pub use text::normalise;
+pub use text::{normalise, normalise_question};
 pub use turn::{
     CacheControl, CacheLevel, Channel, Completion, Exchange, HitEvidence, HitReason, LoadLevel, RouteEvidence, Stage,
     StageLatencies, Tier, TierSize, Turn, TurnError, TurnErrorKind, TurnEvent, TurnRecord, Usage, Verdict,

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `conversation_id`, `turn` | as in the log |
 //! | `verdict` | `exact`, `semantic`, `joined`, `miss` or `bypass`; `miss` for a turn that failed |
+//! | `reason` | why, in words: on a miss, what the nearest cached question lacked |
 //! | `tier` | the tier that wrote the answer, now or when it was cached; null for a turn that failed |
 //! | `origin` | on a hit: `conversation_id` and `turn` whose answer was served, and `refreshed`: whether it was made anew since, after an edit; else null |
 //! | `entry` | the cache entry that was served, or null |
@@ -41,6 +42,7 @@ struct Line<'a> {
     conversation_id: &'a ConversationId,
     turn: u64,
     verdict: CacheLevel,
+    reason: &'a str,
     tier: Option<Tier>,
     origin: Option<Origin<'a>>,
     entry: Option<String>,
@@ -84,6 +86,7 @@ pub fn write_result(out: &mut impl Write, result: &TurnResult) -> io::Result<()>
                 conversation_id,
                 turn,
                 verdict: verdict.level,
+                reason: &verdict.reason,
                 tier: Some(completion.tier),
                 origin: (verdict.origin.as_ref().filter(|_| verdict.level.is_hit()))
                     .map(|key| Origin::of(key, verdict.refreshed)),
@@ -100,6 +103,7 @@ pub fn write_result(out: &mut impl Write, result: &TurnResult) -> io::Result<()>
             conversation_id,
             turn,
             verdict: CacheLevel::Miss,
+            reason: "",
             tier: None,
             origin: None,
             entry: None,
@@ -186,6 +190,7 @@ mod tests {
         );
         assert_eq!((&line["latency_us"]["total"], &line["latency_us"]["lookup"]), (&json!(99), &json!(12)));
         assert_eq!((&line["tier"], &line["error"]), (&json!("extractive"), &Value::Null));
+        assert_eq!(line["reason"], "similar");
         assert_eq!(written(Ok(Box::new(hit("first"))))["origin"]["turn"], json!("first"));
     }
 

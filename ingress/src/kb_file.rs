@@ -145,7 +145,11 @@ impl ArticleReader {
                     return Ok(Some(read.and_then(|given| self.check(given))));
                 }
                 Some(Source::Link(path)) => {
-                    let reason = "a link that leads out of the folder; to import what it leads to, name that";
+                    let reason = if path.exists() {
+                        "a link that leads out of the folder; to import what it leads to, name that"
+                    } else {
+                        "a link that leads nowhere"
+                    };
                     return Ok(Some(Err(BadLine::new(&path.display().to_string().into(), 1, reason))));
                 }
             }
@@ -271,7 +275,7 @@ fn markdown_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
             }
             if entry.file_type()?.is_dir() {
                 folders.push(path);
-            } else if is_markdown(&path) && path.is_file() {
+            } else if is_markdown(&path) && (path.is_file() || !path.exists()) {
                 files.push(path);
             }
         }
@@ -322,11 +326,13 @@ mod tests {
         check(r#"{"id":"a","title":" "}"#, Err("kb.jsonl:1: article a has neither a title nor a body"));
         check(
             r#"{"id":"a","title":"T","version":0}"#,
-            Err("kb.jsonl:1: article a: 0 is no version, 1 to 9007194959773696 can be given"),
+            Err("kb.jsonl:1: article a: 0 is no version, 1 to 9007194959773696 can be given, or none"),
         );
         check(
             r#"{"id":"a","title":"T","version":18446744073709551615}"#,
-            Err("kb.jsonl:1: article a: 18446744073709551615 is no version, 1 to 9007194959773696 can be given"),
+            Err(
+                "kb.jsonl:1: article a: 18446744073709551615 is no version, 1 to 9007194959773696 can be given, or none",
+            ),
         );
         check(
             "{\"id\":\"a\",\"title\":\"T\"}\n{\"id\":\"a\",\"title\":\"U\"}",
@@ -357,6 +363,7 @@ mod tests {
         let pages = dir.path().join("pages");
         let link = |to: &str, from: &str| std::os::unix::fs::symlink(to, pages.join(from)).expect("a link");
         link(&write("outside.md", b"secret").display().to_string(), "d.md");
+        link("nowhere.md", "h.md");
         // As a cluster mounts what it keeps: the folder behind is swapped.
         write("pages/..2026/e.md", b"third");
         link("..2026", "..data");
@@ -378,6 +385,8 @@ mod tests {
         assert_eq!(ids, ["x", "y", "a/deep", "b", "e"]);
         let again = format!("/pages/again.md:1: article y was already given at {}/kb.jsonl:3", dir.path().display());
         let again = again.replace(&dir.path().display().to_string(), "");
+        let link = bad.pop().expect("one more");
+        assert!(link.starts_with("/pages/h.md:1: a link that leads nowhere"), "{link}");
         let link = bad.pop().expect("one more");
         assert!(link.starts_with("/pages/d.md:1: a link that leads out of the folder"), "{link}");
         assert_eq!(bad, ["/kb.jsonl:2: not a JSON object", &again, "/pages/c.MD:2: not UTF-8"]);

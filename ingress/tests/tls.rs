@@ -310,8 +310,14 @@ async fn the_command_line_speaks_tls_and_warns_of_keys_in_the_clear() {
         let (code, _, stderr) = list(address.clone(), Vec::new()).await.expect("no panic");
         assert!(code == 1 && stderr.contains("UnknownIssuer") && stderr.contains("--ca-file"), "{stderr}");
         let wrong = vec!["--ca-file".to_owned(), sample("articles.jsonl").display().to_string()];
-        let (code, _, stderr) = list(address, wrong).await.expect("no panic");
+        let (code, _, stderr) = list(address.clone(), wrong).await.expect("no panic");
         assert!(code == 1 && stderr.contains("articles.jsonl holds no certificate in PEM"), "{stderr}");
+        let half = vec!["--client-cert".to_owned(), parties.authority.file.display().to_string()];
+        let (code, _, stderr) = list(address, half).await.expect("no panic");
+        assert!(
+            code == 1 && stderr.contains("needs its private key: --client-key, or TURNFLOW_CLIENT_KEY"),
+            "{stderr}"
+        );
         server.stop().await;
 
         let server = TestServer::start(|_| {}).await;
@@ -325,6 +331,8 @@ async fn the_command_line_speaks_tls_and_warns_of_keys_in_the_clear() {
         let endpoint = format!("http://127.0.0.1:{}", server.address.port());
         for (given, expected) in [(&[][..], 0), (&["--ca-file", "ca.pem"], 1)] {
             let mut command = turnflow();
+            // Half of a pair, and one that stands for nothing.
+            command.env("TURNFLOW_CLIENT_KEY", "key.pem").env("TURNFLOW_CLIENT_CERT", "");
             command.env("TURNFLOW_CA_FILE", "ca.pem").args(["kb", "list", "--endpoint", &endpoint]).args(given);
             let (code, _, stderr) = tokio::task::block_in_place(|| finish(&mut command));
             assert_eq!(code, expected);

@@ -341,8 +341,27 @@ fn what_falls_entail_comes_bit_by_bit_when_their_epoch_has_passed() {
         assert!(effects.withdrawn.len() == effects.fallen.len() && effects.fallen.len() < 200, "some at a time");
         forgotten.extend(effects.forgotten);
     }
+    forgotten.sort();
     assert!(forgotten.into_iter().eq((0..200).map(EntryId)));
     assert!(shard.borrow().len() == 1 && shard.borrow_mut().exact(&key(200), 0).is_some());
+}
+
+#[test]
+fn what_fell_first_is_cleared_up_first_whatever_came_first() {
+    let mut keeper = Keeper::new(shard_of(Vec::new()));
+    (0..3).for_each(|id| keeps(&mut keeper, id));
+    // Of the falls of an epoch some come behind those of the next.
+    for (claim, epoch) in [(0, 5), (1, 6), (2, 5)] {
+        keeper.fall(claim, epoch).expect("it was served");
+    }
+    let cleared = |keeper: &mut Keeper, passed: u64| {
+        let mut forgotten = keeper.take_effects(|&epoch| epoch < passed).forgotten;
+        forgotten.sort();
+        (forgotten, keeper.owed(), keeper.owed_since())
+    };
+    assert_eq!((keeper.owed(), keeper.owed_since()), (3, Some(5)));
+    assert_eq!(cleared(&mut keeper, 6), (vec![EntryId(0), EntryId(2)], 1, Some(6)));
+    assert_eq!(cleared(&mut keeper, 7), (vec![EntryId(1)], 0, None));
 }
 
 #[test]

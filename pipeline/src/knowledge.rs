@@ -75,7 +75,7 @@ pub enum DraftError {
     #[error("neither title nor body")]
     Empty,
     /// No article can be given its version.
-    #[error("{given} is no version, 1 to {VERSION_MAX} can be given")]
+    #[error("{given} is no version, 1 to {VERSION_MAX} can be given, or none")]
     Version {
         /// The version that was given.
         given: u64,

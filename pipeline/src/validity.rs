@@ -8,7 +8,8 @@
 //!    passed its epoch: by then every worker has taken out what it made invalid.
 //! 2. An answer is put in with what it follows from, and is not served to anybody else before the probe has passed its
 //!    epoch: by then it has met every change that came before it, and every later one will find it.
-//! 3. An entry is written to the store when it is kept, and deleted when it falls. Behind the deletions that a change
+//! 3. An entry is written to the store when it is kept. When it falls it is out of sight at once, and deleted after the change that it fell
+//!    by was acknowledged, some at a time. Behind the deletions that a change
 //!    entails, when all workers have handed them over, the change's epoch is written as *validated*. On a restart
 //!    everything that came later is looked at again.
 //!
@@ -44,7 +45,7 @@ const IMPROVED_WHEN_BUSY: usize = 4;
 /// The same when there is none; some milliseconds of work, during which a turn that comes has to wait.
 const IMPROVED_WHEN_IDLE: usize = 8;
 
-/// Answers that fell and may wait to be cleared up while changes come one after the other.
+/// Answers that fell and may wait to be cleared up while a change is on its way.
 const OWED_MAX: usize = 4_096;
 
 /// Entries of which is written what has become of them, along with a write of others.
@@ -98,6 +99,10 @@ pub(crate) struct Driver {
     /// Changes that are acknowledged, and whose deletions may not all be handed over: the epoch they were put in at, and
     /// theirs. At worker 0.
     unvalidated: VecDeque<(Epoch, u64)>,
+    /// The knowledge base's epoch that was acknowledged when it was last cleared up.
+    cleared_after: u64,
+    /// What the keeper had seen when that was last shown.
+    shown: KeeperStats,
     /// Questions that are being answered.
     inquiries: VecDeque<(Inquiry, Sender<Vec<Forecast>>)>,
     /// What fell and is to be answered anew.
@@ -134,6 +139,8 @@ impl Driver {
             brought: acknowledged,
             seen_by_all: 0,
             unvalidated: VecDeque::new(),
+            cleared_after: 0,
+            shown: KeeperStats::default(),
             inquiries: VecDeque::new(),
             refresh,
             auditor,
@@ -167,6 +174,10 @@ impl Driver {
         let passed = self.setup.probe.with_frontier(|frontier| frontier.first().copied().unwrap_or(Epoch::MAX));
         let has_questions = self.answer_questions();
         self.show();
+        // Before anybody hears of the change that they fell by.
+        if self.setup.keeper.borrow().stats() != self.shown {
+            self.publish_stats();
+        }
         let mut has_new = false;
         if self.worker == 0 {
             self.acknowledge(passed);
@@ -253,9 +264,14 @@ impl Driver {
 
     /// Does what the keeper wants done, now that epochs have passed.
     fn act(&mut self, passed: Epoch) -> bool {
-        let hurries = self.parts.shared.submitted.load(Ordering::Acquire) > self.parts.shared.acknowledged();
+        // Clearing up waits for a change that is on its way, and no change waits for more than a little of it.
+        let acknowledged = self.parts.shared.acknowledged();
+        let is_awaited = self.parts.shared.submitted.load(Ordering::Acquire) > acknowledged;
         let mut keeper = self.setup.keeper.borrow_mut();
-        let can_wait = hurries && keeper.owed() <= OWED_MAX;
+        let can_wait = is_awaited && self.cleared_after == acknowledged && keeper.owed() <= OWED_MAX;
+        if !can_wait {
+            self.cleared_after = acknowledged;
+        }
         let effects = keeper.take_effects(|&epoch| epoch < passed && !can_wait);
         drop(keeper);
         let Effects { resolved, kept, withdrawn, forgotten, fallen } = effects;
@@ -356,9 +372,10 @@ impl Driver {
         std::thread::current().unpark();
     }
 
-    fn publish_stats(&self) {
+    fn publish_stats(&mut self) {
         let shard = self.parts.shard.borrow();
-        let KeeperStats { late, invalidated } = self.setup.keeper.borrow().stats();
+        self.shown = self.setup.keeper.borrow().stats();
+        let KeeperStats { late, invalidated } = self.shown;
         let stats = ValidityStats {
             entries: shard.len(),
             bytes: shard.bytes(),

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, FromArgMatches, Subcommand};
 use jiff::tz::TimeZone;
@@ -172,16 +173,21 @@ pub struct AccessOptions {
     pub key: Option<KeyText>,
 
     /// Certificates in PEM of authorities that vouch for an https:// server, besides the public ones
-    #[arg(long, value_name = "FILE", env = "TURNFLOW_CA_FILE")]
+    #[arg(long, value_name = "FILE", env = "TURNFLOW_CA_FILE", value_parser = file())]
     pub ca_file: Option<PathBuf>,
 
     /// This client's certificate in PEM, where the server wants one
-    #[arg(long, value_name = "FILE", env = "TURNFLOW_CLIENT_CERT", requires = "client_key")]
+    #[arg(long, value_name = "FILE", env = "TURNFLOW_CLIENT_CERT", value_parser = file())]
     pub client_cert: Option<PathBuf>,
 
     /// The private key of that certificate, in PEM
-    #[arg(long, value_name = "FILE", env = "TURNFLOW_CLIENT_KEY", requires = "client_cert")]
+    #[arg(long, value_name = "FILE", env = "TURNFLOW_CLIENT_KEY", value_parser = file())]
     pub client_key: Option<PathBuf>,
+}
+
+/// A file's name, which may be empty: so are variables that stand for nothing.
+fn file() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 /// A key that is not printed. Anything is taken, so that nothing is repeated as wrong.

@@ -124,7 +124,7 @@ mod tests {
         );
         check(&|article| article.version = Some(VERSION_MAX), None);
         for version in [0, VERSION_MAX + 1, u64::MAX] {
-            let told = format!("{version} is no version, 1 to 9007194959773696 can be given");
+            let told = format!("{version} is no version, 1 to 9007194959773696 can be given, or none");
             check(&|article| article.version = Some(version), Some(("article.version", &told)));
         }
         assert_eq!(draft(None, None), Err(Conflict::invalid("article", "missing")));

@@ -72,8 +72,10 @@ pub struct Access {
     key: CallerKey,
     /// Certificates of authorities that are trusted besides the public ones.
     ca_file: Option<PathBuf>,
-    /// The client's certificate and its private key.
-    identity: Option<(PathBuf, PathBuf)>,
+    /// The client's certificate.
+    client_cert: Option<PathBuf>,
+    /// Its private key.
+    client_key: Option<PathBuf>,
     /// The options for TLS that the command line gives. What a variable says stands for all servers, and is left alone where one speaks no TLS.
     given: Vec<&'static str>,
 }
@@ -81,7 +83,9 @@ pub struct Access {
 impl From<AccessArgs> for Access {
     fn from(args: AccessArgs) -> Self {
         let AccessArgs { options: AccessOptions { key, ca_file, client_cert, client_key }, given } = args;
-        Self { key: key.into(), ca_file, identity: client_cert.zip(client_key), given }
+        let named = |file: Option<PathBuf>| file.filter(|path| !path.as_os_str().is_empty());
+        let [ca_file, client_cert, client_key] = [ca_file, client_cert, client_key].map(named);
+        Self { key: key.into(), ca_file, client_cert, client_key, given }
     }
 }
 
@@ -160,9 +164,15 @@ impl Access {
         }
         let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
         let builder = builder.with_safe_default_protocol_versions()?.with_root_certificates(roots);
-        let mut config = match &self.identity {
-            None => builder.with_no_client_auth(),
-            Some((certificate, key)) => {
+        let mut config = match (&self.client_cert, &self.client_key) {
+            (None, None) => builder.with_no_client_auth(),
+            (Some(_), None) => {
+                anyhow::bail!("the client's certificate needs its private key: --client-key, or TURNFLOW_CLIENT_KEY")
+            }
+            (None, Some(_)) => {
+                anyhow::bail!("the client's private key needs its certificate: --client-cert, or TURNFLOW_CLIENT_CERT")
+            }
+            (Some(certificate), Some(key)) => {
                 let chain = certificates(certificate, &read(certificate)?)?;
                 let client = builder.with_client_auth_cert(chain, private_key(key, &read(key)?)?);
                 client.with_context(|| format!("cannot call with the certificate in {}", certificate.display()))?

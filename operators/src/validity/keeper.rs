@@ -5,7 +5,7 @@
 //! with somebody waiting gives exactly one [`Resolution`]: with the answer when it holds, without when it fell.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -78,8 +78,9 @@ pub struct Keeper {
     pending: VecDeque<(Epoch, u64)>,
     next: u64,
     effects: Effects,
-    /// What fell and is not cleared up, with its claim and the epoch.
-    fallen: VecDeque<(Epoch, u64, Remembered)>,
+    /// What fell and is not cleared up, with its claim, by the epoch at which it fell: falls of one epoch may come behind some of the next.
+    fallen: BTreeMap<Epoch, Vec<(u64, Remembered)>>,
+    owed: usize,
     stats: KeeperStats,
     /// What was flushed of late, oldest first, with the knowledge base's epoch that the flush took.
     flushed: VecDeque<(Selection, u64)>,
@@ -101,7 +102,8 @@ impl Keeper {
             pending: VecDeque::new(),
             next: 0,
             effects: Effects::default(),
-            fallen: VecDeque::new(),
+            fallen: BTreeMap::new(),
+            owed: 0,
             stats: KeeperStats::default(),
             flushed: VecDeque::new(),
         }
@@ -134,7 +136,8 @@ impl Keeper {
                 let fallen = self.shard.borrow_mut().take(entry)?;
                 self.stats.invalidated += 1;
                 let invalidated = Invalidated { entry, origin: fallen.origin.clone() };
-                self.fallen.push_back((epoch, claim, fallen));
+                self.fallen.entry(epoch).or_default().push((claim, fallen));
+                self.owed += 1;
                 Some(invalidated)
             }
             Claim::Pending { since, support, proposal } => {
@@ -267,7 +270,12 @@ impl Keeper {
         let expired = self.shard.borrow_mut().take_expired();
         expired.into_iter().for_each(|forgotten| self.forget(forgotten));
         for _ in 0..CLEARED_AT_ONCE {
-            let Some((_, claim, fallen)) = self.fallen.pop_front_if(|(epoch, ..)| has_passed(epoch)) else { break };
+            let Some(mut first) = self.fallen.first_entry().filter(|first| has_passed(first.key())) else { break };
+            let Some((claim, fallen)) = first.get_mut().pop() else { break };
+            if first.get().is_empty() {
+                first.remove();
+            }
+            self.owed -= 1;
             self.shard.borrow_mut().clear_up(&fallen);
             self.effects.withdrawn.push((claim, fallen.support.clone()));
             self.effects.forgotten.push(fallen.id);
@@ -279,13 +287,13 @@ impl Keeper {
     /// Cached answers that fell and whose effects are not taken.
     #[must_use]
     pub fn owed(&self) -> usize {
-        self.fallen.len()
+        self.owed
     }
 
-    /// The epoch at which the first of them fell.
+    /// The first epoch at which one of them fell.
     #[must_use]
     pub fn owed_since(&self) -> Option<Epoch> {
-        self.fallen.front().map(|(epoch, ..)| *epoch)
+        self.fallen.keys().next().copied()
     }
 
     /// Whether claims wait for the dataflow.

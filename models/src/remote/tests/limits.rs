@@ -15,7 +15,7 @@ fn a_server_that_asks_to_wait_is_left_alone() {
 
 #[test]
 fn every_wait_ends() {
-    const SHORT_MS: u64 = 60;
+    const SHORT_MS: u64 = 200;
     let silent = || step(Exchange::wait_for_close);
     let chatty = || {
         step(|exchange: &mut Exchange| {
@@ -51,9 +51,9 @@ fn every_wait_ends() {
     let total = |config: &mut RemoteConfig| (config.first_token_ms_max, config.total_ms_max) = (499, 500);
     type Settings = fn(&mut RemoteConfig);
     let cases: [(Step, Settings, &str); 6] = [
-        (silent(), first, "no first token within 60 ms"),
-        (chatty(), first, "no first token within 60 ms"),
-        (stuck(), between, "no further token within 60 ms"),
+        (silent(), first, "no first token within 200 ms"),
+        (chatty(), first, "no first token within 200 ms"),
+        (stuck(), between, "no further token within 200 ms"),
         (stuck(), total, "the answer was not complete within 500 ms"),
         (endless(), total, "the answer was not complete within 500 ms"),
         (slow_error(), first, "HTTP status 400: half"),

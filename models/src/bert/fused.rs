@@ -14,7 +14,7 @@ use super::{Bert, BertConfig, NORM_MIN, Pooling};
 use crate::checkpoint::Precision;
 use crate::error::ModelError;
 use crate::kernels::{
-    Finish, InstructionChoice, Instructions, Matrix, Narrow, Pool, Sequences, Start, add, layer_norm,
+    Finish, Format, InstructionChoice, Instructions, Matrix, Narrow, Pool, Sequences, Start, add, layer_norm,
 };
 
 /// Most threads of the encoder; where more are asked for, there are these.
@@ -210,7 +210,7 @@ impl Machine {
     /// Makes as many numbers as the product has.
     fn product(&mut self, dense: &Dense, rows: &[f32], start: Start<'_>, finish: Finish, to: &mut [f32]) {
         let Self { pool, set, narrow } = self;
-        dense.weights.product_with(pool, *set, narrow, rows, (start, finish), to);
+        dense.weights.product(pool, *set, narrow, rows, (start, finish), to);
     }
 
     fn normalise(&mut self, norm: &Norm, rows: &mut [f32]) {
@@ -310,7 +310,7 @@ impl Packing<'_> {
         let row = |output: usize| &weights[output * inputs..][..inputs];
         let weights = match self.precision {
             EncoderPrecision::F32 => Matrix::pack(Precision::F32, inputs, bias.len(), row),
-            EncoderPrecision::Bf16 => Matrix::pack_pairs(inputs, bias.len(), row),
+            EncoderPrecision::Bf16 => Matrix::pack(Format::Pairs, inputs, bias.len(), row),
         };
         Ok(Dense { weights, bias })
     }

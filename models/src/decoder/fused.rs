@@ -1,7 +1,8 @@
 //! The Llama family on the CPU, at the speed of its memory: the same decoder as `plain.rs`, on kernels of our own.
 //!
 //! Contract: with `f32` weights, logits agree with those of [`PlainDecoder`](super::PlainDecoder) to 1e-4 of the largest,
-//! and greedy tokens exactly; with all in `f16` to 5e-3, with all in `bf16` to 5e-2. All weights are read once in a step, however
+//! and greedy tokens exactly; with all in `f16` to 5e-3, with all in `bf16` to 5e-2. Where the processor multiplies bf16 with bf16, the rows that
+//! meet a layer's `bf16` weights are rounded to it as well. All weights are read once in a step, however
 //! many tokens are in it. Memory is allocated when the decoder is loaded, and when a step has more tokens than any before.
 //!
 //! The slices' tokens are the rows of all products, one after the other, prefill and decode alike. The last layer's
@@ -12,7 +13,9 @@ use super::pass::check;
 use super::{Slice, StepModel, StepShape};
 use crate::checkpoint::{DecoderConfig, EMBEDDING, FINAL_NORM, HEAD, Numbers, Precision, Weights, layer_tensor};
 use crate::error::ModelError;
-use crate::kernels::{Asking, HeadShape, Instructions, Matrix, Memory, Pool, Start, normalise, rotate};
+use crate::kernels::{
+    Asking, Finish, Format, HeadShape, Instructions, Matrix, Memory, Narrow, Pool, Start, normalise, rotate,
+};
 
 /// A decoder of the Llama family on the CPU, with its memory for keys and values.
 #[derive(Debug)]
@@ -83,6 +86,7 @@ struct Rows {
     qkv: Vec<f32>,
     context: Vec<f32>,
     wide: Vec<f32>,
+    narrow: Narrow,
     cosines: Vec<f32>,
     sines: Vec<f32>,
 }
@@ -252,7 +256,7 @@ impl Model {
         self.normalise(pool, rows, &layer.input_norm);
         rows.qkv.resize(rows.hidden.len() / self.hidden * self.heads.all(), 0.0);
         let start = layer.bias.as_deref().map_or(Start::Zero, Start::Bias);
-        layer.qkv.product(pool, self.set, &rows.normed, start, &mut rows.qkv);
+        layer.qkv.product(pool, self.set, &mut rows.narrow, &rows.normed, (start, Finish::Plain), &mut rows.qkv);
         self.place(pool, layer, rows);
         memory.store(pool, number, slices, &rows.qkv);
         if asking == Asking::Wanted {
@@ -264,11 +268,13 @@ impl Model {
         }
         rows.context.resize(count * self.heads.queries(), 0.0);
         memory.attend(pool, self.set, number, slices, asking, &rows.qkv, &mut rows.context);
-        layer.output.product(pool, self.set, &rows.context, Start::There, &mut rows.hidden);
+        let there = (Start::There, Finish::Plain);
+        layer.output.product(pool, self.set, &mut rows.narrow, &rows.context, there, &mut rows.hidden);
         self.normalise(pool, rows, &layer.post_norm);
         rows.wide.resize(count * self.intermediate, 0.0);
-        layer.gate_up.product_gated(pool, self.set, &rows.normed, &mut rows.wide);
-        layer.down.product(pool, self.set, &rows.wide, Start::There, &mut rows.hidden);
+        let gated = (Start::Zero, Finish::Gated);
+        layer.gate_up.product(pool, self.set, &mut rows.narrow, &rows.normed, gated, &mut rows.wide);
+        layer.down.product(pool, self.set, &mut rows.narrow, &rows.wide, there, &mut rows.hidden);
     }
 
     /// Normalises queries and keys, where the model does, and turns them to their places.
@@ -297,7 +303,8 @@ impl Model {
         self.normalise(pool, rows, &self.norm);
         let (before, count) = (logits.len(), rows.hidden.len() / self.hidden);
         logits.resize(before + count * self.head().outputs(), 0.0);
-        self.head().product(pool, self.set, &rows.normed, Start::Zero, &mut logits[before..]);
+        let plain = (Start::Zero, Finish::Plain);
+        self.head().product(pool, self.set, &mut rows.narrow, &rows.normed, plain, &mut logits[before..]);
     }
 }
 
@@ -318,10 +325,14 @@ impl<F: FnMut(&str) -> Result<Vec<f32>, ModelError>> Loader<'_, F> {
             hidden: config.hidden,
             intermediate: config.intermediate,
             epsilon: config.norm_epsilon as f32,
-            embedding: self.matrix(EMBEDDING, config.hidden)?,
+            embedding: self.matrix(EMBEDDING, config.hidden, self.options.weights.into())?,
             layers: (0..config.layers).map(|number| self.layer(number)).collect::<Result<_, _>>()?,
             norm: (self.tensor)(FINAL_NORM)?,
-            head: if config.tied { None } else { Some(self.matrix(HEAD, config.hidden)?) },
+            head: if config.tied {
+                None
+            } else {
+                Some(self.matrix(HEAD, config.hidden, self.options.weights.into())?)
+            },
         })
     }
 
@@ -343,24 +354,32 @@ impl<F: FnMut(&str) -> Result<Vec<f32>, ModelError>> Loader<'_, F> {
         let (input_norm, post_norm) = (part("input_layernorm.weight")?, part("post_attention_layernorm.weight")?);
         Ok(Layer {
             input_norm,
-            qkv: self.packed(&qkv, config.hidden),
+            qkv: packed(self.format(), &qkv, config.hidden),
             bias,
             head_norms,
             rotary: config.rotary[number],
-            output: self.matrix(&layer_tensor(number, "self_attn.o_proj.weight"), self.heads.queries())?,
+            output: self.matrix(
+                &layer_tensor(number, "self_attn.o_proj.weight"),
+                self.heads.queries(),
+                self.format(),
+            )?,
             post_norm,
-            gate_up: Matrix::pack_gated(self.options.weights, config.hidden, &gate, &up),
-            down: self.matrix(&layer_tensor(number, "mlp.down_proj.weight"), config.intermediate)?,
+            gate_up: Matrix::pack_gated(self.format(), config.hidden, &gate, &up),
+            down: self.matrix(&layer_tensor(number, "mlp.down_proj.weight"), config.intermediate, self.format())?,
         })
     }
 
-    fn matrix(&mut self, name: &str, inputs: usize) -> Result<Matrix, ModelError> {
-        let numbers = (self.tensor)(name)?;
-        Ok(self.packed(&numbers, inputs))
+    /// How the matrices of the layers are kept. Embedding and head are read row by row, or for few rows.
+    fn format(&self) -> Format {
+        let FusedOptions { weights, instructions, .. } = self.options;
+        if weights == Precision::Bf16 && instructions.has_bf16() { Format::Pairs } else { weights.into() }
     }
 
-    fn packed(&self, numbers: &[f32], inputs: usize) -> Matrix {
-        let row = |output: usize| &numbers[output * inputs..][..inputs];
-        Matrix::pack(self.options.weights, inputs, numbers.len() / inputs, row)
+    fn matrix(&mut self, name: &str, inputs: usize, format: Format) -> Result<Matrix, ModelError> {
+        Ok(packed(format, &(self.tensor)(name)?, inputs))
     }
+}
+
+fn packed(format: Format, numbers: &[f32], inputs: usize) -> Matrix {
+    Matrix::pack(format, inputs, numbers.len() / inputs, |output| &numbers[output * inputs..][..inputs])
 }

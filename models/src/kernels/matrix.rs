@@ -62,6 +62,20 @@ enum Weights {
     Pairs(Aligned<Pair>),
 }
 
+/// How weights are kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Format {
+    Floats(Precision),
+    /// In bf16, to be multiplied two at a time with rows that are rounded to bf16.
+    Pairs,
+}
+
+impl From<Precision> for Format {
+    fn from(precision: Precision) -> Self {
+        Self::Floats(precision)
+    }
+}
+
 /// A matrix `[outputs, inputs]`, packed.
 #[derive(Debug)]
 pub(crate) struct Matrix {
@@ -76,27 +90,19 @@ impl Matrix {
     /// # Panics
     /// When a row has not `inputs` numbers.
     pub(crate) fn pack<'a>(
-        precision: Precision,
+        format: impl Into<Format>,
         inputs: usize,
         outputs: usize,
         row: impl Fn(usize) -> &'a [f32],
     ) -> Self {
-        let weights = match precision {
-            Precision::F32 => Weights::F32(floats(inputs, outputs, row)),
-            Precision::F16 => Weights::F16(floats(inputs, outputs, row)),
-            Precision::Bf16 => Weights::Bf16(floats(inputs, outputs, row)),
+        let pair = |numbers: &[f32]| Pair::new(numbers[0], numbers.get(1).copied().unwrap_or(0.0));
+        let weights = match format.into() {
+            Format::Floats(Precision::F32) => Weights::F32(floats(inputs, outputs, row)),
+            Format::Floats(Precision::F16) => Weights::F16(floats(inputs, outputs, row)),
+            Format::Floats(Precision::Bf16) => Weights::Bf16(floats(inputs, outputs, row)),
+            Format::Pairs => Weights::Pairs(packed(inputs, 2, outputs, row, pair)),
         };
         Self { inputs, outputs, weights }
-    }
-
-    /// The same for products of bf16 with bf16.
-    ///
-    /// # Panics
-    /// As [`Matrix::pack`].
-    pub(crate) fn pack_pairs<'a>(inputs: usize, outputs: usize, row: impl Fn(usize) -> &'a [f32]) -> Self {
-        let pair = |numbers: &[f32]| Pair::new(numbers[0], numbers.get(1).copied().unwrap_or(0.0));
-        let weights = packed(inputs, 2, outputs, row, pair);
-        Self { inputs, outputs, weights: Weights::Pairs(weights) }
     }
 
     pub(crate) const fn outputs(&self) -> usize {
@@ -133,41 +139,24 @@ impl Matrix {
     ///
     /// # Shapes
     /// - `gate`, `up`: `[width, inputs]`
-    pub(crate) fn pack_gated(precision: Precision, inputs: usize, gate: &[f32], up: &[f32]) -> Self {
+    pub(crate) fn pack_gated(format: Format, inputs: usize, gate: &[f32], up: &[f32]) -> Self {
         let width = gate.len() / inputs;
         let zeros = vec![0.0; inputs];
-        Self::pack(precision, inputs, 2 * width.next_multiple_of(WIDTH), |output| {
+        Self::pack(format, inputs, 2 * width.next_multiple_of(WIDTH), |output| {
             let (panel, column) = (output / WIDTH, output % WIDTH);
             let from = if panel % 2 == 0 { gate } else { up };
             from.chunks_exact(inputs).nth(panel / 2 * WIDTH + column).unwrap_or(&zeros)
         })
     }
 
-    /// `to = start + rows · weightsᵀ`.
-    ///
-    /// # Shapes
-    /// - `rows`: `[rows, inputs]`
-    /// - `to`: `[rows, outputs]`
-    pub(crate) fn product(&self, pool: &mut Pool, set: Instructions, rows: &[f32], start: Start<'_>, to: &mut [f32]) {
-        self.product_with(pool, set, &mut Narrow::default(), rows, (start, Finish::Plain), to);
-    }
-
-    /// With a matrix of [`Matrix::pack_gated`]: `to = silu(rows · gateᵀ) · (rows · upᵀ)`, the SwiGLU of Shazeer 2020,
+    /// `to = finish(start + rows · weightsᵀ)`, with a place for the rows as they are narrowed. With a matrix of
+    /// [`Matrix::pack_gated`] and [`Finish::Gated`] it is `silu(rows · gateᵀ) · (rows · upᵀ)`, the SwiGLU of Shazeer 2020,
     /// <https://arxiv.org/abs/2002.05202>.
     ///
     /// # Shapes
     /// - `rows`: `[rows, inputs]`
-    /// - `to`: `[rows, width]`
-    pub(crate) fn product_gated(&self, pool: &mut Pool, set: Instructions, rows: &[f32], to: &mut [f32]) {
-        self.product_with(pool, set, &mut Narrow::default(), rows, (Start::Zero, Finish::Gated), to);
-    }
-
-    /// `to = finish(start + rows · weightsᵀ)`, with a place for the rows as they are narrowed.
-    ///
-    /// # Shapes
-    /// - `rows`: `[rows, inputs]`
     /// - `to`: `[rows, outputs]`, of a gated product half of them
-    pub(crate) fn product_with(
+    pub(crate) fn product(
         &self,
         pool: &mut Pool,
         set: Instructions,

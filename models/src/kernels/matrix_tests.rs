@@ -55,13 +55,13 @@ proptest! {
             let matrix = Matrix::pack(precision, inputs, outputs, |output| &weights[output * inputs..][..inputs]);
             let weights = rounded(&weights, precision);
             let mut found = vec![f32::NAN; rows * outputs];
-            matrix.product(&mut pool, set, &x, Start::Zero, &mut found);
+            matrix.product(&mut pool, set, &mut Narrow::default(), &x, (Start::Zero, Finish::Plain), &mut found);
             same(&found, &plain(&x, inputs, &weights, |_, _| 0.0), inputs);
             found.fill(f32::NAN);
-            matrix.product(&mut pool, set, &x, Start::Bias(&bias), &mut found);
+            matrix.product(&mut pool, set, &mut Narrow::default(), &x, (Start::Bias(&bias), Finish::Plain), &mut found);
             same(&found, &plain(&x, inputs, &weights, |_, output| bias[output]), inputs);
             found.copy_from_slice(&there);
-            matrix.product(&mut pool, set, &x, Start::There, &mut found);
+            matrix.product(&mut pool, set, &mut Narrow::default(), &x, (Start::There, Finish::Plain), &mut found);
             same(&found, &plain(&x, inputs, &weights, |row, output| there[row * outputs + output]), inputs);
             let mut row = vec![f32::NAN; inputs];
             matrix.row(outputs - 1, &mut row);
@@ -82,10 +82,10 @@ proptest! {
         for set in sets() {
             let mut found = there.clone();
             let start = (Start::ThereAndBias(&bias), Finish::Plain);
-            matrix.product_with(&mut pool, set, &mut Narrow::default(), &x, start, &mut found);
+            matrix.product(&mut pool, set, &mut Narrow::default(), &x, start, &mut found);
             same(&found, &both, inputs);
             let start = (Start::Bias(&bias), Finish::Gelu);
-            matrix.product_with(&mut pool, set, &mut Narrow::default(), &x, start, &mut found);
+            matrix.product(&mut pool, set, &mut Narrow::default(), &x, start, &mut found);
             same(&found, &gelus, inputs);
         }
     }
@@ -97,13 +97,13 @@ proptest! {
         let mut pool = Pool::start(threads).expect("threads");
         let (x, weights) = (numbers(rows * inputs, seed), numbers(outputs * inputs, seed ^ 1));
         let bias = numbers(outputs, seed ^ 2);
-        let matrix = Matrix::pack_pairs(inputs, outputs, |output| &weights[output * inputs..][..inputs]);
+        let matrix = Matrix::pack(Format::Pairs, inputs, outputs, |output| &weights[output * inputs..][..inputs]);
         let (x_rounded, weights) = (rounded(&x, Precision::Bf16), rounded(&weights, Precision::Bf16));
         let expected = plain(&x_rounded, inputs, &weights, |_, output| bias[output]);
         let mut narrow = Narrow::default();
         for set in sets() {
             let mut found = vec![f32::NAN; rows * outputs];
-            matrix.product_with(&mut pool, set, &mut narrow, &x, (Start::Bias(&bias), Finish::Plain), &mut found);
+            matrix.product(&mut pool, set, &mut narrow, &x, (Start::Bias(&bias), Finish::Plain), &mut found);
             same(&found, &expected, inputs);
         }
     }
@@ -116,9 +116,9 @@ proptest! {
         let x = numbers(rows * inputs, seed);
         let (gate, up) = (numbers(width * inputs, seed ^ 1), numbers(width * inputs, seed ^ 2));
         for (set, precision) in sets().into_iter().flat_map(|set| PRECISIONS.map(|precision| (set, precision))) {
-            let matrix = Matrix::pack_gated(precision, inputs, &gate, &up);
+            let matrix = Matrix::pack_gated(precision.into(), inputs, &gate, &up);
             let mut found = vec![f32::NAN; rows * width];
-            matrix.product_gated(&mut pool, set, &x, &mut found);
+            matrix.product(&mut pool, set, &mut Narrow::default(), &x, (Start::Zero, Finish::Gated), &mut found);
             let [gate, up] = [&gate, &up].map(|part| plain(&x, inputs, &rounded(part, precision), |_, _| 0.0));
             let expected: Vec<f32> = gate.iter().zip(&up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect();
             same(&found, &expected, inputs);
@@ -134,12 +134,12 @@ fn a_row_is_the_same_beside_others() {
     for set in sets() {
         let matrix = Matrix::pack(Precision::F32, inputs, outputs, |output| &weights[output * inputs..][..inputs]);
         let (mut all, mut one) = (vec![0.0; 17 * outputs], vec![0.0; outputs]);
-        matrix.product(&mut pool, set, &x, Start::Zero, &mut all);
+        matrix.product(&mut pool, set, &mut Narrow::default(), &x, (Start::Zero, Finish::Plain), &mut all);
         for (x, expected) in x.chunks(inputs).zip(all.chunks(outputs)) {
-            matrix.product(&mut pool, set, x, Start::Zero, &mut one);
+            matrix.product(&mut pool, set, &mut Narrow::default(), x, (Start::Zero, Finish::Plain), &mut one);
             same(&one, expected, 1);
         }
-        matrix.product(&mut pool, set, &[], Start::Zero, &mut []);
+        matrix.product(&mut pool, set, &mut Narrow::default(), &[], (Start::Zero, Finish::Plain), &mut []);
     }
 }
 
@@ -149,7 +149,14 @@ fn weights_that_are_no_numbers_stay_so() {
     let mut row = vec![0.0; weights.len()];
     for set in sets() {
         let matrix = Matrix::pack(Precision::F16, 1, weights.len(), |output| &weights[output..=output]);
-        matrix.product(&mut Pool::start(1).expect("threads"), set, &[1.0], Start::Zero, &mut row);
+        matrix.product(
+            &mut Pool::start(1).expect("threads"),
+            set,
+            &mut Narrow::default(),
+            &[1.0],
+            (Start::Zero, Finish::Plain),
+            &mut row,
+        );
         assert_eq!((row[0], row[4], row[5]), (f32::INFINITY, -65504.0, f32::INFINITY), "{}", set.name());
         assert!(row[1].is_nan() && (row[3] - 6e-8).abs() < 3e-8, "{}: {row:?}", set.name());
     }

@@ -23,7 +23,7 @@ mod simd;
 mod tile;
 
 pub(crate) use attention::{Asking, HeadShape, Memory};
-pub(crate) use matrix::Matrix;
+pub(crate) use matrix::{Format, Matrix};
 pub(crate) use narrow::Narrow;
 pub(crate) use pool::Pool;
 pub(crate) use product::{Finish, Start};

@@ -374,7 +374,7 @@ mod tests {
         link(".git/g.md", "g.md");
 
         let mut reader = ArticleReader::open(&[lines, pages.clone()], &limits()).expect("they are there");
-        assert_eq!(reader.estimate(), Some(3 + 6));
+        assert_eq!(reader.estimate(), Some(3 + 7));
         let (mut ids, mut bad) = (Vec::new(), Vec::new());
         while let Some(article) = reader.next_article().expect("readable") {
             match article {

@@ -8,10 +8,10 @@
 //!    passed its epoch: by then every worker has taken out what it made invalid.
 //! 2. An answer is put in with what it follows from, and is not served to anybody else before the probe has passed its
 //!    epoch: by then it has met every change that came before it, and every later one will find it.
-//! 3. An entry is written to the store when it is kept. When it falls it is out of sight at once, and deleted after the change that it fell
-//!    by was acknowledged, some at a time. Behind the deletions that a change
-//!    entails, when all workers have handed them over, the change's epoch is written as *validated*. On a restart
-//!    everything that came later is looked at again.
+//! 3. An entry is written to the store when it is kept. When it falls it is out of sight at once, and deleted after the
+//!    change that it fell by was acknowledged, some at a time. Behind the deletions that a change entails, when all
+//!    workers have handed them over, the change's epoch is written as *validated*. On a restart everything that came
+//!    later is looked at again.
 //!
 //! What fell and was popular is asked again from here, see [`Refresh`].
 
@@ -207,7 +207,7 @@ impl Driver {
             self.parts.shard.borrow_mut().improve(IMPROVED_WHEN_BUSY);
             return true;
         }
-        let owes = self.setup.keeper.borrow().owed() > 0;
+        let owes = self.setup.keeper.borrow().owed_since().is_some();
         has_questions || owes || self.parts.shard.borrow_mut().improve(IMPROVED_WHEN_IDLE)
     }
 
@@ -234,7 +234,7 @@ impl Driver {
         loop {
             let Effects { kept, forgotten, .. } = self.setup.keeper.borrow_mut().take_effects(|_| true);
             self.store(&kept, forgotten);
-            if self.setup.keeper.borrow().owed() == 0 {
+            if self.setup.keeper.borrow().owed_since().is_none() {
                 break;
             }
         }

@@ -80,7 +80,6 @@ pub struct Keeper {
     effects: Effects,
     /// What fell and is not cleared up, with its claim, by the epoch at which it fell: falls of one epoch may come behind some of the next.
     fallen: BTreeMap<Epoch, Vec<(u64, Remembered)>>,
-    owed: usize,
     stats: KeeperStats,
     /// What was flushed of late, oldest first, with the knowledge base's epoch that the flush took.
     flushed: VecDeque<(Selection, u64)>,
@@ -103,7 +102,6 @@ impl Keeper {
             next: 0,
             effects: Effects::default(),
             fallen: BTreeMap::new(),
-            owed: 0,
             stats: KeeperStats::default(),
             flushed: VecDeque::new(),
         }
@@ -137,7 +135,6 @@ impl Keeper {
                 self.stats.invalidated += 1;
                 let invalidated = Invalidated { entry, origin: fallen.origin.clone() };
                 self.fallen.entry(epoch).or_default().push((claim, fallen));
-                self.owed += 1;
                 Some(invalidated)
             }
             Claim::Pending { since, support, proposal } => {
@@ -275,7 +272,6 @@ impl Keeper {
             if first.get().is_empty() {
                 first.remove();
             }
-            self.owed -= 1;
             self.shard.borrow_mut().clear_up(&fallen);
             self.effects.withdrawn.push((claim, fallen.support.clone()));
             self.effects.forgotten.push(fallen.id);
@@ -287,7 +283,7 @@ impl Keeper {
     /// Cached answers that fell and whose effects are not taken.
     #[must_use]
     pub fn owed(&self) -> usize {
-        self.owed
+        self.fallen.values().map(Vec::len).sum()
     }
 
     /// The first epoch at which one of them fell.

@@ -124,7 +124,7 @@ fn row(name: &str, times: &mut [Duration]) {
 }
 
 fn insert(shard: &Rc<RefCell<Shard>>, at: usize, vector: &Arc<[f32]>, text: &str) {
-    let support = Arc::new(Support { chunks: Vec::new(), kth_score: 2.0, read_epoch: 0 });
+    let support = Arc::new(Support { chunks: Vec::new(), floor: 2.0, read_epoch: 0 });
     let answer = Answer {
         text: "An answer.".into(),
         tier: Tier::Extractive,

@@ -114,7 +114,7 @@ struct World {
     store: Store,
     questions: Vec<Arc<[f32]>>,
     supports: Vec<[ChunkKey; K]>,
-    kth_scores: Vec<f32>,
+    floors: Vec<f32>,
     chunks: Vec<(ChunkKey, Arc<[f32]>)>,
 }
 
@@ -187,7 +187,7 @@ impl World {
             store,
             questions: Vec::with_capacity(entries),
             supports: Vec::with_capacity(entries),
-            kth_scores: Vec::with_capacity(entries),
+            floors: Vec::with_capacity(entries),
             chunks: vectors.iter().enumerate().map(|(number, vector)| (key(number), vector.clone())).collect(),
         };
         let mut batch = StoreBatch::new();
@@ -195,15 +195,15 @@ impl World {
         for id in 0..entries {
             let vector = questions.next();
             let found = index.search(&vector, K).expect("fits");
-            let kth_score = found[K - 1].1;
+            let floor = found[K - 1].1;
             let chunks = found.iter().map(|&(number, _)| SupportChunk {
                 id: ChunkId { tenant: tenant.clone(), article: article(number), ordinal: 0 },
                 hash: hash(number),
             });
-            let support = Support { chunks: chunks.collect(), kth_score, read_epoch: epoch };
+            let support = Support { chunks: chunks.collect(), floor, read_epoch: epoch };
             batch.put_entry(&entry(id, scope, &vector, support, found[0].0)).expect("encodes");
             world.supports.push(std::array::from_fn(|at| key(found[at].0)));
-            world.kth_scores.push(kth_score);
+            world.floors.push(floor);
             world.questions.push(vector);
             if batch.len() > 2_000 {
                 world.store.write(std::mem::take(&mut batch), Durability::Buffered).expect("writes");
@@ -223,7 +223,7 @@ impl World {
             let (elapsed, fallen) = timed(|| {
                 let falls = |at: &usize| {
                     !self.supports[*at].iter().all(|key| present.contains_key(key))
-                        || dot(&self.questions[*at], new) > self.kth_scores[*at]
+                        || dot(&self.questions[*at], new) > self.floors[*at]
                 };
                 (0..self.questions.len()).filter(falls).count()
             });

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use turnflow_models::{Lane, ModelError, TierHandle, TierRequest};
 use turnflow_state::{
-    Answer, CacheEntry, CacheLevel, EntryId, LoadLevel, Stage as StageName, Support, Tier, TierSize, TurnError,
+    Answer, CacheEntry, CacheLevel, EntryId, LoadLevel, Reach, Stage as StageName, Support, TierSize, TurnError,
     TurnErrorKind, TurnEvent, Usage, Verdict, wait_text,
 };
 
@@ -71,8 +71,8 @@ impl Generator for Tiers {
 /// What the stage keeps to.
 #[derive(Clone, Debug)]
 pub struct GenerateSettings {
-    /// Chunks that retrieval wanted.
-    pub chunks_wanted: usize,
+    /// What a tier reads of what was retrieved.
+    pub reach: Reach,
     /// Order and bounds of each tier's queue.
     pub queue: QueueLimits,
     /// Whether there are two tiers.
@@ -223,7 +223,7 @@ impl<G: Generator> Generate<G> {
         // Two tiers that fail at one turn have failed once.
         ask.failures += u8::from(is_failure(&ask, result.as_ref(), now_us));
         self.audiences.close(ask.request, out);
-        out.push(ToCommit::End(ended(ask, result, self.settings.chunks_wanted, now_us)));
+        out.push(ToCommit::End(ended(ask, result, self.settings.reach, now_us)));
     }
 
     /// Why the large tier is to be asked after the small one, if it is. Under load it is not for what it was spared, nor because
@@ -276,6 +276,7 @@ impl<G: Generator> Stage for Generate<G> {
 
     fn push(&mut self, mut ask: Box<Ask>, now_us: u64, _out: &mut Vec<ToCommit>) {
         ask.entered_us = now_us;
+        self.settings.reach.cut(&mut ask.retrieved);
         self.wait(ask);
     }
 
@@ -352,11 +353,11 @@ fn given_bytes(ask: &Ask) -> usize {
     said.chain(found).chain([ask.turn.text.len()]).sum()
 }
 
-fn ended(ask: Box<Ask>, result: Option<Generated>, chunks_wanted: usize, now_us: u64) -> Outcome {
+fn ended(ask: Box<Ask>, result: Option<Generated>, reach: Reach, now_us: u64) -> Outcome {
     match result {
         Some(Ok(answer)) => {
             let writer = Some(Writer::of(&ask));
-            served(ask, answer, chunks_wanted, writer)
+            served(ask, answer, Some(reach), writer)
         }
         Some(Err(ModelError::Cancelled)) => abandoned(ask),
         Some(Err(ModelError::Late { .. })) if is_due(&ask, now_us) => late(ask),
@@ -391,17 +392,17 @@ fn level_of(ask: &Ask) -> CacheLevel {
     if ask.may_read_cache() { CacheLevel::Miss } else { CacheLevel::Bypass }
 }
 
-/// The end of a turn that was answered afresh, with what its answer rests on: the chunks that were retrieved, of
-/// `chunks_wanted`. A scripted answer rests on none, and no chunk can make it invalid.
-pub(crate) fn served(mut ask: Box<Ask>, answer: Answer, chunks_wanted: usize, writer: Option<Writer>) -> Outcome {
+/// The end of a turn that was answered afresh, with what its answer rests on: the chunks that were read, within `reach`. A scripted
+/// answer has none: it rests on no chunk, and no chunk can make it invalid.
+pub(crate) fn served(mut ask: Box<Ask>, answer: Answer, reach: Option<Reach>, writer: Option<Writer>) -> Outcome {
     let answer = Arc::new(answer);
     // Commit needs none of it, and it may cross to another worker.
-    let (retrieved, vector) = (std::mem::take(&mut ask.retrieved), ask.vector.take());
+    let (read, vector) = (std::mem::take(&mut ask.retrieved), ask.vector.take());
     let basis = vector.filter(|_| !ask.leans).map(|vector| Basis {
         vector,
-        support: Arc::new(match answer.tier {
-            Tier::Scripted => Support { chunks: Vec::new(), kth_score: NEVER, read_epoch: ask.read_epoch },
-            _ => Support::of(&retrieved, chunks_wanted, ask.read_epoch),
+        support: Arc::new(match reach {
+            Some(reach) => Support::of(&read, reach, ask.read_epoch),
+            None => Support { chunks: Vec::new(), floor: NEVER, read_epoch: ask.read_epoch },
         }),
         valid_at: ask.read_epoch,
     });

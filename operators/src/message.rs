@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use turnflow_state::{
     Answer, ArticleId, CacheControl, CacheEntry, CacheLevel, ConversationId, EntryId, HitEvidence, RouteEvidence,
     ScopeId, ScoredChunk, Stage, StageLatencies, Support, TenantId, TierSize, Turn, TurnError, TurnEvent, TurnKey,
-    TurnRecord, Usage, Verdict, normalise_question,
+    TurnRecord, Usage, Verdict, normalise_question, question_of,
 };
 
 use crate::audit::Record;
@@ -222,7 +222,7 @@ impl Ask {
     /// The question as encoder and tier are to understand it: with what it leans on, if it leans on anything.
     #[must_use]
     pub fn question_in_context(&self) -> String {
-        Exchange::question_in_context(if self.leans { &self.history } else { &[] }, &self.turn.text)
+        Exchange::question_in_context(if self.leans { &self.history } else { &[] }, question_of(&self.turn.text))
     }
 
     /// Whether tiers have failed at its question so often that nobody is to try again.

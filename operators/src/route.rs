@@ -118,7 +118,7 @@ impl Stage for Route {
 
     fn push(&mut self, mut ask: Box<Ask>, now_us: u64, out: &mut Vec<Step>) {
         out.push(match self.small_talk.reply(&ask.turn.text) {
-            Some(reply) => Err(served(ask, scripted(reply), 0, None)),
+            Some(reply) => Err(served(ask, scripted(reply), None, None)),
             None if ask.wishes.only_cached => Err(uncached(ask)),
             None => {
                 self.decide(&mut ask, now_us);

@@ -42,7 +42,7 @@ fn citing(cited: &[(&str, u32, &str)], grounded: bool) -> (Answer, Support) {
         grounded,
         cut_off: false,
     };
-    (answer, Support { chunks: chunks.collect(), kth_score: 0.0, read_epoch: 0 })
+    (answer, Support { chunks: chunks.collect(), floor: 0.0, read_epoch: 0 })
 }
 
 #[test]

@@ -125,12 +125,12 @@ impl Knowledge {
             self.present.values().map(|present| (dot(vector, &present.vector()), present)).collect();
         found.sort_by(|a, b| b.0.total_cmp(&a.0));
         found.truncate(K);
-        let kth_score = if found.len() < K { f32::NEG_INFINITY } else { found[K - 1].0 };
+        let floor = if found.len() < K { f32::NEG_INFINITY } else { found[K - 1].0 };
         let chunks = found.iter().map(|(_, present)| SupportChunk {
             id: ChunkId { tenant: tenant(), article: article(present.article), ordinal: 0 },
             hash: hash(present.content),
         });
-        Support { chunks: chunks.collect(), kth_score, read_epoch: self.epoch }
+        Support { chunks: chunks.collect(), floor, read_epoch: self.epoch }
     }
 
     /// The relation, word for word.
@@ -140,7 +140,7 @@ impl Knowledge {
             && !self.present.iter().any(|(key, present)| {
                 present.since > basis.valid_at
                     && !support.contains(key)
-                    && dot(&basis.vector, &present.vector()) > basis.support.kth_score
+                    && dot(&basis.vector, &present.vector()) > basis.support.floor
             })
     }
 }

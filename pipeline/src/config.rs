@@ -19,7 +19,7 @@ use turnflow_operators::commit::Price;
 use turnflow_operators::load::LoadLimits;
 use turnflow_operators::prioritise::QueueLimits;
 use turnflow_operators::smalltalk::SmallTalk;
-use turnflow_state::{Limits, ScopeId, TenantId};
+use turnflow_state::{Limits, Reach, ScopeId, TenantId};
 
 /// Largest budget of a day: whole numbers count its millionths exactly.
 const BUDGET_MAX: f64 = 100_000_000.0;
@@ -364,6 +364,8 @@ section!(
     KnowledgeConfig {
         /// Chunks retrieved for a question.
         chunks_retrieved: usize,
+        /// A chunk that scores this much below the best one is not read.
+        score_margin: f32,
         /// Longest chunk, in word pieces.
         chunk_tokens_max: usize,
         /// Chunks kept in memory, in bytes.
@@ -376,6 +378,14 @@ section!(
         events_kept_max: usize,
     }
 );
+impl KnowledgeConfig {
+    /// What is read of what is retrieved.
+    #[must_use]
+    pub const fn reach(&self) -> Reach {
+        Reach { chunks: self.chunks_retrieved, margin: self.score_margin }
+    }
+}
+
 section!(
     /// The memory of a conversation.
     ConversationConfig {
@@ -454,7 +464,8 @@ impl Config {
     /// tiers say of [themselves](crate::Parts::tiers_identity): a model is more than its settings.
     #[must_use]
     pub fn scope_of(&self, tenant: &TenantId, tier: &str) -> ScopeId {
-        let retrieval = format!("{} of {} tokens", self.knowledge.chunks_retrieved, self.knowledge.chunk_tokens_max);
+        let KnowledgeConfig { chunks_retrieved, score_margin, chunk_tokens_max, .. } = self.knowledge;
+        let retrieval = format!("{chunks_retrieved} of {chunk_tokens_max} tokens within {score_margin}");
         let answers = match self.tier.kind {
             TierKind::Extractive if !self.routing.enabled => ("extractive", format!("{:?}", self.extractive)),
             TierKind::Burn | TierKind::Openai if !self.routing.enabled => ("tier", tier.to_owned()),

@@ -253,7 +253,7 @@ impl Blueprint {
             .ok_err(|step| step);
             let generated = stage(alone, Local, "generate", clock, |wake| {
                 let settings = GenerateSettings {
-                    chunks_wanted: config.knowledge.chunks_retrieved,
+                    reach: config.knowledge.reach(),
                     queue: config.queue.clone(),
                     routed: parts.tiers.small.is_some(),
                     escalate: parts.tiers.small.is_some() && config.routing.escalate,

@@ -182,7 +182,7 @@ fn too_many_wrong_hits_switch_similar_ones_off() {
                 assert!(round < 20, "{:?}", pipeline.stats());
                 // Each answer is served once for what it does not answer; then the question gets an answer of its own.
                 for (at, question) in [QUESTION, OTHER].into_iter().enumerate() {
-                    let question = format!("{question} {}", "please ".repeat(round));
+                    let question = format!("{question} {}", "now ".repeat(round));
                     ask_and_keep(&pipeline, &format!("{round}-{at}"), &question).await;
                     pipeline.audited().await;
                 }
@@ -209,7 +209,7 @@ fn audits_that_wait_do_not_hold_up_the_end() {
         |pipeline, _, _| async move {
             ask_and_keep(&pipeline, "a", QUESTION).await;
             for number in 0..20 {
-                let question = format!("{SIMILAR} {}", "please ".repeat(number));
+                let question = format!("{SIMILAR} {}", "now ".repeat(number));
                 ask_and_keep(&pipeline, &format!("b{number}"), &question).await;
             }
             pipeline.shutdown().await;

@@ -156,6 +156,7 @@ fn every_setting_that_changes_answers_changes_the_scope() {
         "[encoder]\nmodel = \"org/name\"\nadapter = \"none\"",
         "[encoder]\nquery-prefix = \"query: \"",
         "[knowledge]\nchunks-retrieved = 8",
+        "[knowledge]\nscore-margin = 0.2",
         "[knowledge]\nchunk-tokens-max = 100",
     ] {
         assert_ne!(scope(text), defaults, "{text}");

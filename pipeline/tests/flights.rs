@@ -21,7 +21,7 @@ const DELIVERY: [&str; 6] = [
     "How long will delivery take?",
     "How long does a delivery take?",
     "how long do deliveries take?",
-    "Hello, how long does delivery take?",
+    "Tell me, how long does delivery take?",
 ];
 /// All of them agree, whichever leads.
 const SIMILARITY_MIN: f32 = 0.7;

@@ -160,6 +160,29 @@ fn a_dry_run_foretells_what_a_write_does_and_does_nothing() {
 }
 
 #[test]
+fn what_is_too_far_from_a_question_to_be_read_makes_no_answer_invalid() {
+    for (margin, falls) in [(0.15, false), (2.0, true)] {
+        at_each(
+            |config| {
+                config.knowledge.chunks_retrieved = 8;
+                config.knowledge.score_margin = margin;
+            },
+            |pipeline| async move {
+                cached(&pipeline, "a", QUESTION).await;
+                let far = vec![
+                    article("kettle-care", "Kettle care", "Lime scale comes off with vinegar."),
+                    article("opening", "Opening hours", "We are open from nine to five."),
+                ];
+                let receipt = pipeline.knowledge().write(&tenant(), far).await.expect("written");
+                assert_eq!(!receipt.invalidated.is_empty(), falls, "{margin}");
+                let expected = if falls { CacheLevel::Miss } else { CacheLevel::Exact };
+                assert_eq!(asked(&pipeline, turn("b", "1", QUESTION)).await.verdict.level, expected, "{margin}");
+            },
+        );
+    }
+}
+
+#[test]
 fn another_tenants_articles_touch_nothing() {
     at_each(
         |config| config.knowledge.chunks_retrieved = 1,

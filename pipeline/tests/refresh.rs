@@ -149,7 +149,7 @@ fn edits_in_a_row_leave_the_last() {
 #[test]
 fn an_answer_that_an_edit_does_not_change_lives_again_as_it_was() {
     at_each(
-        |config| config.knowledge.chunks_retrieved = 5,
+        |config| (config.knowledge.chunks_retrieved, config.knowledge.score_margin) = (5, 2.0),
         |pipeline, _, _| async move {
             cached(&pipeline, "a", QUESTION).await;
             // Among the chunks that were read, but not what was answered from.

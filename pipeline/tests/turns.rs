@@ -115,7 +115,7 @@ fn turns_of_a_conversation_are_answered_in_order() {
             let mut number = 0;
             for at in 0..10 {
                 for (length, streams) in conversations.iter_mut().enumerate().skip(at) {
-                    let text = format!("{} I ask {}", questions[number % 3], "please ".repeat(number % 5));
+                    let text = format!("{} I ask {}", questions[number % 3], "now ".repeat(number % 5));
                     let turn = turn(&format!("c{length}"), &number.to_string(), &text);
                     streams.push(pipeline.submit(turn).await.expect("admitted"));
                     number += 1;

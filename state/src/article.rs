@@ -122,6 +122,33 @@ pub struct ScoredChunk {
     pub score: f32,
 }
 
+/// How far reading reaches into what a search found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reach {
+    /// Most chunks.
+    pub chunks: usize,
+    /// A chunk that scores this much below the best one is not read.
+    pub margin: f32,
+}
+
+impl Reach {
+    /// Leaves what is read of what was found, best first.
+    pub fn cut(self, found: &mut Vec<ScoredChunk>) {
+        found.truncate(self.chunks);
+        if let Some(best) = found.first().map(|best| best.score) {
+            found.truncate(found.partition_point(|next| next.score > best - self.margin).max(1));
+        }
+    }
+
+    /// The score that a chunk has to exceed to be read as well, where these are read: below every cosine when there is room for any.
+    #[must_use]
+    pub fn floor(self, read: &[ScoredChunk]) -> f32 {
+        let Some((best, last)) = read.first().zip(read.last()) else { return f32::NEG_INFINITY };
+        let lowest = best.score - self.margin;
+        if read.len() < self.chunks { lowest } else { last.score.max(lowest) }
+    }
+}
+
 /// What an answer rests on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Source {

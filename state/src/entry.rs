@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{ArticleId, ChunkId, ChunkKey, ContentHash, EntryId, ScopeId, ScoredChunk, Source, Tier, TurnKey, Usage};
+use crate::{
+    ArticleId, ChunkId, ChunkKey, ContentHash, EntryId, Reach, ScopeId, ScoredChunk, Source, Tier, TurnKey, Usage,
+};
 
 /// An answer as a tier wrote it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,29 +51,24 @@ impl SupportChunk {
     }
 }
 
-/// What makes an entry valid: all retrieved chunks, not only the cited ones, and the score that a newer chunk
-/// would have to beat.
+/// What makes an entry valid: all chunks that the tier read, not only the cited ones, and the score that a newer chunk
+/// would have to exceed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Support {
-    /// Every retrieved chunk, best first.
+    /// Every chunk that was read, best first.
     pub chunks: Vec<SupportChunk>,
-    /// Score of the last of them; below every cosine when fewer than `k` chunks exist.
-    pub kth_score: f32,
+    /// What a newer chunk would have to exceed, see [`Reach::floor`].
+    pub floor: f32,
     /// The knowledge base's epoch when it was read.
     pub read_epoch: u64,
 }
 
 impl Support {
-    /// The support of an answer made from these chunks when `k` were asked for.
+    /// The support of an answer that was made from these chunks.
     #[must_use]
-    pub fn of(retrieved: &[ScoredChunk], k: usize, read_epoch: u64) -> Self {
-        let chunks = retrieved.iter().map(|found| SupportChunk { id: found.chunk.id.clone(), hash: found.chunk.hash });
-        let kth_score = if retrieved.len() < k {
-            f32::NEG_INFINITY
-        } else {
-            retrieved.last().map_or(f32::NEG_INFINITY, |last| last.score)
-        };
-        Self { chunks: chunks.collect(), kth_score, read_epoch }
+    pub fn of(read: &[ScoredChunk], reach: Reach, read_epoch: u64) -> Self {
+        let chunks = read.iter().map(|read| SupportChunk { id: read.chunk.id.clone(), hash: read.chunk.hash });
+        Self { chunks: chunks.collect(), floor: reach.floor(read), read_epoch }
     }
 }
 
@@ -146,14 +143,25 @@ mod tests {
     use crate::fixtures::{chunk, entry, scored};
 
     #[test]
-    fn a_support_holds_all_that_was_retrieved() {
-        let found =
-            [scored(chunk("a", "x", 0, 1, "one", &[1.0]), 0.9), scored(chunk("a", "y", 2, 1, "two", &[1.0]), 0.4)];
-        let full = Support::of(&found, 2, 7);
-        assert_eq!((full.kth_score, full.read_epoch), (0.4, 7));
-        let keys: Vec<_> = full.chunks.iter().map(SupportChunk::key).collect();
-        assert_eq!(keys, found.map(|found| found.chunk.key()));
-        assert_eq!(Support::of(&[], 2, 7).kth_score, f32::NEG_INFINITY, "any newer chunk would have been among them");
+    fn a_support_holds_what_was_read() {
+        let found = [("x", "one", 0.9), ("y", "two", 0.75), ("z", "three", 0.4)]
+            .map(|(article, text, score)| scored(chunk("a", article, 0, 1, text, &[1.0]), score));
+        let check = |what: &str, found: &[ScoredChunk], (chunks, margin): (usize, f32), expected: usize, floor: f32| {
+            let (reach, mut read) = (Reach { chunks, margin }, found.to_vec());
+            reach.cut(&mut read);
+            let support = Support::of(&read, reach, 7);
+            assert_eq!((support.floor, support.read_epoch), (floor, 7), "{what}");
+            let keys: Vec<_> = support.chunks.iter().map(SupportChunk::key).collect();
+            let expected: Vec<_> = found[..expected].iter().map(|found| found.chunk.key()).collect();
+            assert_eq!(keys, expected, "{what}");
+        };
+        check("as many as are wanted", &found, (2, 2.0), 2, 0.75);
+        check("all that there are, and room for more", &found, (4, 2.0), 3, 0.9 - 2.0);
+        check("what is far below the best is out of reach", &found, (3, 0.25), 2, 0.9 - 0.25);
+        check("so is what is as far below as the margin", &found, (3, 0.9 - 0.75), 1, 0.9 - (0.9 - 0.75));
+        check("the count is nearer than the margin", &found, (1, 0.25), 1, 0.9);
+        check("the best is read in any case", &found, (3, 0.0), 1, 0.9);
+        check("any chunk would have been found", &[], (2, 0.25), 0, f32::NEG_INFINITY);
     }
 
     #[test]

@@ -113,7 +113,7 @@ pub(crate) fn entry(entry_id: EntryId, tenant: &str, vector: &[f32]) -> CacheEnt
             id: ChunkId { tenant: id(tenant), article: id("a"), ordinal: 0 },
             hash: ContentHash::of("title", "text"),
         }],
-        kth_score: 0.5,
+        floor: 0.5,
         read_epoch: 3,
     };
     CacheEntry {

@@ -22,7 +22,7 @@ mod text;
 mod turn;
 mod wait;
 
-pub use article::{Article, Chunk, ChunkId, ChunkKey, ContentHash, ScoredChunk, Source};
+pub use article::{Article, Chunk, ChunkId, ChunkKey, ContentHash, Reach, ScoredChunk, Source};
 pub use entry::{Answer, CacheEntry, EntryHistory, Support, SupportChunk};
 pub use error::StateError;
 pub use ids::{ArticleId, ConversationId, EntryId, ID_BYTES_MAX, IdError, ScopeId, TenantId, TurnId, TurnKey};
@@ -37,7 +37,7 @@ pub use store::{
     BLOCK_CACHE_BYTES, Batch, Column, ColumnSize, Committer, Conversation, Done, Durability, KeyValue, MemoryStore,
     RECENT_TURNS_MAX, RocksStore, Store, StoreBatch, StoreOptions, Visit,
 };
-pub use text::{normalise, normalise_question};
+pub use text::{normalise, normalise_question, question_of};
 pub use turn::{
     CacheControl, CacheLevel, Channel, Completion, Exchange, HitEvidence, HitReason, LoadLevel, RouteEvidence, Stage,
     StageLatencies, Tier, TierSize, Turn, TurnError, TurnErrorKind, TurnEvent, TurnRecord, Usage, Verdict,

@@ -5,6 +5,38 @@ use unicode_normalization::UnicodeNormalization;
 /// What ends a sentence or a part of one.
 const STOPS: [char; 7] = ['.', '!', '?', ',', ';', ':', '…'];
 
+/// What people say before they ask, longer phrases before those that they begin with.
+const OPENINGS: [&str; 12] = [
+    "hi there",
+    "hi",
+    "hello there",
+    "hello",
+    "hey there",
+    "hey",
+    "greetings",
+    "good day",
+    "good morning",
+    "good afternoon",
+    "good evening",
+    "please",
+];
+/// What people say when they have asked, longer phrases before those that they end in.
+const CLOSINGS: [&str; 11] = [
+    "please",
+    "pls",
+    "plz",
+    "many thanks",
+    "thanks",
+    "thx",
+    "thank you",
+    "thanks in advance",
+    "thank you in advance",
+    "thank you so much",
+    "thank you very much",
+];
+/// Words that a question has at least, without what is polite. Fewer are an exchange of their own: "no" is not "no thanks".
+const QUESTION_WORDS_MIN: usize = 4;
+
 /// Normal form of a text: NFC, lower case, white space collapsed, and no punctuation at the end.
 ///
 /// Other punctuation stays, because it can carry the meaning: `1.5` is not `15`, `.5` is not `5`, and `a@b.example` is
@@ -20,10 +52,54 @@ pub fn normalise(text: &str) -> String {
     kept.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Normal form of a question: that of its text without the punctuation behind its words, which people set or leave out as they like.
+/// What a text asks: the text without greetings in front and courtesies behind, where enough is left. It knows English ones.
+#[must_use]
+pub fn question_of(text: &str) -> &str {
+    let mut asked = text.trim();
+    let before = |asked| OPENINGS.iter().find_map(|opening| after_opening(asked, opening));
+    let behind = |asked| CLOSINGS.iter().find_map(|closing| before_closing(asked, closing));
+    while let Some(less) = before(asked).or_else(|| behind(asked)) {
+        asked = less;
+    }
+    if asked.split_whitespace().nth(QUESTION_WORDS_MIN - 1).is_some() { asked } else { text }
+}
+
+/// What comes after some words, where a text begins with them.
+fn after_opening<'a>(text: &'a str, words: &str) -> Option<&'a str> {
+    let mut rest = text;
+    for word in words.split(' ') {
+        let begins = rest.trim_start();
+        let (first, others) = begins.split_at(begins.find(|c: char| !c.is_alphanumeric()).unwrap_or(begins.len()));
+        if !first.eq_ignore_ascii_case(word) {
+            return None;
+        }
+        rest = others;
+    }
+    let asked = rest.trim_start_matches(STOPS).trim_start();
+    (asked.len() < rest.len() && !asked.is_empty()).then_some(asked)
+}
+
+/// What comes before some words, where a text ends in them.
+fn before_closing<'a>(text: &'a str, words: &str) -> Option<&'a str> {
+    let mut rest = text.trim_end_matches(STOPS);
+    for word in words.rsplit(' ') {
+        let ends = rest.trim_end();
+        let before = ends.trim_end_matches(char::is_alphanumeric);
+        if !ends[before.len()..].eq_ignore_ascii_case(word) {
+            return None;
+        }
+        rest = before;
+    }
+    let asked = rest.trim_end();
+    let is_apart = asked.len() < rest.len() || asked.ends_with(STOPS);
+    (is_apart && !asked.is_empty()).then(|| asked.trim_end_matches([',', ';', ':']))
+}
+
+/// Normal form of a question: that of [what it asks](question_of) without the punctuation behind its words, which people set or leave out as
+/// they like.
 #[must_use]
 pub fn normalise_question(text: &str) -> String {
-    let text = normalise(text);
+    let text = normalise(question_of(text));
     let words: Vec<&str> =
         text.split(' ').map(|word| word.trim_end_matches(STOPS)).filter(|word| !word.is_empty()).collect();
     if words.is_empty() { text } else { words.join(" ") }
@@ -31,17 +107,43 @@ pub fn normalise_question(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{normalise, normalise_question};
+    use super::{normalise, normalise_question, question_of};
+
+    fn is_normal_form(normal: fn(&str) -> String, text: &str, expected: &str) {
+        assert_eq!(normal(text), expected, "{text:?}");
+        assert_eq!(normal(expected), expected, "not idempotent: {text:?}");
+    }
+
+    #[test]
+    fn what_a_text_asks() {
+        let check = |text: &str, expected: &str| assert_eq!(question_of(text), expected, "{text:?}");
+        check("Hello, where is my order?", "where is my order?");
+        check("Hi there! Good morning... please where is my order, please. Thank you very much!", "where is my order");
+        check("Where is my order? thanks", "Where is my order?");
+        check("hey .5 litres cost $1.50 pls", ".5 litres cost $1.50");
+        check("HELLO WHERE IS IT NOW PLZ", "WHERE IS IT NOW");
+        for whole in [
+            "Hello!",
+            "no, thanks",
+            "hi cancel my order",
+            "please help me",
+            "history of all my orders",
+            "please-note pens come in which colours",
+            "is it the same as in many-thanks",
+            "where do I find the card that says thankyou",
+            "",
+            "  ",
+        ] {
+            check(whole, whole);
+        }
+    }
 
     #[test]
     fn normal_form_of_a_question() {
-        let check = |text: &str, expected: &str| {
-            assert_eq!(normalise_question(text), expected, "{text:?}");
-            assert_eq!(normalise_question(expected), expected, "not idempotent: {text:?}");
-        };
+        let check = |text: &str, expected: &str| is_normal_form(normalise_question, text, expected);
         check("Thanks!  Bye.", "thanks bye");
         check("thanks, bye", "thanks bye");
-        check("Hello... where is order #42, please?", "hello where is order #42 please");
+        check("Hello... where is order #42, please?", "where is order #42");
         check("1.5 or .5 litres, for $3.20; a@b.example?", "1.5 or .5 litres for $3.20 a@b.example");
         check("10:30?", "10:30");
         check("well ... - no", "well - no");
@@ -51,10 +153,7 @@ mod tests {
 
     #[test]
     fn normal_form() {
-        let check = |text: &str, expected: &str| {
-            assert_eq!(normalise(text), expected, "{text:?}");
-            assert_eq!(normalise(expected), expected, "not idempotent: {text:?}");
-        };
+        let check = |text: &str, expected: &str| is_normal_form(normalise, text, expected);
         check("  Where is\tmy  ORDER?!  ", "where is my order");
         check("It costs $1.50.", "it costs $1.50");
         check("mail a@b.example, please", "mail a@b.example, please");

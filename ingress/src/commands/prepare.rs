@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use turnflow_models::{InputType, Retrieval};
 use turnflow_pipeline::{Mentions, Pipeline};
-use turnflow_state::{ArticleId, TenantId};
+use turnflow_state::{ArticleId, TenantId, question_of};
 
 use super::{Context, open, replay};
 use crate::failure::Failure;
@@ -51,7 +51,7 @@ pub(super) fn prepare(context: &Context, texts: &[String], kb: Option<&PathBuf>)
     let mut meter = Meter::new("encoding", Unit::Things("texts"), Some(order.len() as u64));
     let mut prepared: Vec<Option<Text>> = vec![None; order.len()];
     for (done, batch) in order.chunks(BATCH).enumerate() {
-        let batch_texts = batch.iter().map(|&at| texts[at].clone()).collect();
+        let batch_texts = batch.iter().map(|&at| question_of(&texts[at]).to_owned()).collect();
         let vectors = parts.encoder.encode_blocking(InputType::Query, batch_texts).map_err(anyhow::Error::from)?;
         for (&at, vector) in batch.iter().zip(vectors) {
             let found = parts.knowledge.search(&tenant, &vector, context.config.knowledge.chunks_retrieved)?;

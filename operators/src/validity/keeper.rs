@@ -117,7 +117,7 @@ impl Keeper {
             claim,
             tenant: proposal.tenant.clone(),
             vector,
-            kth_score: support.kth_score,
+            floor: support.floor,
             valid_at,
             support: keys.clone(),
         };

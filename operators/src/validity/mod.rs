@@ -1,10 +1,10 @@
 //! Which cached answers still follow from the knowledge base: a relation of two collections, maintained by a dataflow.
 //!
-//! An answer is put forward as a *claim* with its support: the chunks that were retrieved for it, the score of the last
-//! of them, and the epoch of the knowledge base that was read. A claim is valid when
+//! An answer is put forward as a *claim* with its support: the chunks that the tier was given to read, the *floor* that
+//! another would have had to exceed, and the epoch of the knowledge base that was read. A claim is valid when
 //!
 //! 1. every chunk of its support is still there with the same content, and
-//! 2. no chunk that came after the epoch that was read scores above the last one of the support.
+//! 2. no chunk that came after the epoch that was read scores above the floor.
 //!
 //! ```text
 //! claims × support ─▶ antijoin ─▶ consolidate ─┐
@@ -72,8 +72,8 @@ pub enum ClaimChange {
         tenant: TenantId,
         /// The question.
         vector: Arc<[f32]>,
-        /// Score of the last chunk of the support.
-        kth_score: f32,
+        /// What a newer chunk would have to exceed.
+        floor: f32,
         /// Epoch of the knowledge base up to which it is known to hold.
         valid_at: u64,
         /// The chunks it rests on.

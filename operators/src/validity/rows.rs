@@ -97,7 +97,7 @@ pub(super) struct Row {
     /// Its name at this worker.
     pub(super) claim: u64,
     pub(super) vector: Arc<[f32]>,
-    pub(super) kth_score: f32,
+    pub(super) floor: f32,
     /// Chunks that came later than this were not seen.
     pub(super) valid_at: u64,
     /// The chunks it rests on.
@@ -112,7 +112,7 @@ impl Row {
 
     fn would_retrieve(&self, rival: &Rival) -> bool {
         // A search may have found the chunk before its epoch was announced.
-        dot(&self.vector, &rival.vector) > self.kth_score && !self.support.contains(&rival.key)
+        dot(&self.vector, &rival.vector) > self.floor && !self.support.contains(&rival.key)
     }
 }
 
@@ -175,7 +175,7 @@ struct Column {
 pub(super) struct Rows {
     first: FirstColumn,
     later: [Column; TILES - 1],
-    kth_scores: Vec<f32>,
+    floors: Vec<f32>,
     rows: Vec<Row>,
 }
 
@@ -213,7 +213,7 @@ impl Rows {
                 }
             }
         }
-        self.kth_scores.push(row.kth_score);
+        self.floors.push(row.floor);
         self.rows.push(row);
     }
 
@@ -224,7 +224,7 @@ impl Rows {
             column.tiles.swap_remove(at);
             column.measures.swap_remove(at);
         }
-        self.kth_scores.swap_remove(at);
+        self.floors.swap_remove(at);
         self.rows.swap_remove(at);
         self.rows.get(at)
     }
@@ -255,22 +255,22 @@ impl Rows {
     /// Drops rows of a block, all of which are left, by their first tile, and bounds the product of the others.
     #[inline(always)]
     fn drop_by_first(&self, rival: &RivalTile, left: &mut Left, bounds: &mut [f32; BLOCK]) {
-        let Self { first: FirstColumn { groups, steps, rests }, later, kth_scores, .. } = self;
+        let Self { first: FirstColumn { groups, steps, rests }, later, floors, .. } = self;
         let mut kept = 0;
         let groups_left = left.count.div_ceil(GROUP);
         for (group, bounds) in bounds.as_chunks_mut::<GROUP>().0.iter_mut().enumerate().take(groups_left) {
             let row = left.first + group * GROUP;
             let sums = sums(&groups[row / GROUP], &rival.steps, groups.get((row + BLOCK) / GROUP));
-            for ahead in [steps, rests, kth_scores].iter().filter_map(|numbers| numbers.get(row + BLOCK..)) {
+            for ahead in [steps, rests, floors].iter().filter_map(|numbers| numbers.get(row + BLOCK..)) {
                 ahead.iter().take(GROUP).step_by(NUMBERS).for_each(prefetch);
             }
             let (steps, rests) = (lanes(&steps[row..], 0.0), lanes(&rests[row..], 0.0));
             // A group may not be full.
-            let kth_scores = lanes(&kth_scores[row..], f32::INFINITY);
+            let floors = lanes(&floors[row..], f32::INFINITY);
             let mut is_left = [false; GROUP];
             for lane in 0..GROUP {
                 bounds[lane] = steps[lane] * (rival.step * f32::from(sums[lane]) + rival.beyond);
-                is_left[lane] = bounds[lane] + rests[lane] * rival.rest + SLACK > kth_scores[lane];
+                is_left[lane] = bounds[lane] + rests[lane] * rival.rest + SLACK > floors[lane];
             }
             for (lane, is_left) in is_left.into_iter().enumerate() {
                 #[expect(clippy::cast_possible_truncation, reason = "a block is small")]
@@ -286,7 +286,7 @@ impl Rows {
     /// Drops rows of a block that are left by a later tile, and adds its part to the bounds of the others.
     #[inline(always)]
     fn drop_by_later(&self, at: usize, rival: &RivalTile, left: &mut Left, bounds: &mut [f32; BLOCK]) {
-        let Self { later, kth_scores, rows, .. } = self;
+        let Self { later, floors, rows, .. } = self;
         let Column { tiles, measures } = &later[at];
         // Beside those that are read: the next read would wait until it is known where this row's result goes.
         let mut places = [0; BLOCK];
@@ -295,7 +295,7 @@ impl Rows {
             let (bound, row) = (&mut bounds[usize::from(place)], left.first + usize::from(place));
             let [step, rest] = measures[row];
             *bound += step * (rival.step * product(&tiles[row].0, &rival.steps) + rival.beyond);
-            let is_left = *bound + rest * rival.rest + SLACK > kth_scores[row];
+            let is_left = *bound + rest * rival.rest + SLACK > floors[row];
             // Without a branch, because nobody could predict it.
             places[kept] = place;
             kept += usize::from(is_left);

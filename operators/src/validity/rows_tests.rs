@@ -51,12 +51,12 @@ proptest! {
         let rivals: Vec<Rival> =
             rivals.into_iter().enumerate().map(|(at, vector)| Rival::new(&axes, key(at), 1, vector)).collect();
         let mut matrix = Rows::default();
-        for (claim, (vector, kth_score)) in (0..).zip(rows.into_iter().zip(scores)) {
+        for (claim, (vector, floor)) in (0..).zip(rows.into_iter().zip(scores)) {
             // Some scores are exactly those of a chunk, which does not beat itself, or as close below as can be.
             let score = dot(&vector, &rivals[0].vector);
-            let kth_score = [score, score.next_down(), kth_score, kth_score][claim % 4];
+            let floor = [score, score.next_down(), floor, floor][claim % 4];
             let support: Arc<[ChunkKey]> = if claim % 5 == 0 { [key(1)].into() } else { [].into() };
-            matrix.push(&axes, Row { claim: claim as u64, vector, kth_score, valid_at: 0, support });
+            matrix.push(&axes, Row { claim: claim as u64, vector, floor, valid_at: 0, support });
         }
         for index in gone {
             if matrix.len() > 1 {
@@ -91,7 +91,7 @@ proptest! {
         let exact: f64 = row.iter().zip(chunk.iter()).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
         let rival = Rival::new(&axes, key(0), 1, chunk);
         let mut rows = Rows::default();
-        rows.push(&axes, Row { claim: 0, vector: row.clone(), kth_score: 0.0, valid_at: 0, support: [].into() });
+        rows.push(&axes, Row { claim: 0, vector: row.clone(), floor: 0.0, valid_at: 0, support: [].into() });
         let (mut bound, mut slack) = (0.0, f64::INFINITY);
         for (at, tile) in rival.tiles.iter().enumerate() {
             let (step, rest, product) = match at.checked_sub(1).map(|at| &rows.later[at]) {

@@ -1,7 +1,7 @@
 //! Which cached answers does a new chunk overtake? The part of validity that no key joins.
 //!
-//! An answer was made from the `k` chunks that were nearest to its question when it was made. A chunk that came later and
-//! scores above the last of them would have been among them, so the answer no longer follows from the knowledge base.
+//! An answer was made from the chunks that were nearest to its question when it was made. A chunk that came later and
+//! scores above their floor would have been among them, so the answer no longer follows from the knowledge base.
 //! [`TopK`] holds the questions of all claims of one worker and a *window* of recent chunks, and pairs each with each
 //! exactly once: a chunk that comes meets the claims that are there, a claim that comes meets the chunks of the window.
 //! The window is what makes late answers safe: an answer that was still being written when a chunk came meets it there.
@@ -89,8 +89,8 @@ impl TopK {
         debug_assert!(self.is_done(), "one epoch after the other");
         for change in happened.claims {
             match change {
-                ClaimChange::Made { claim, tenant, vector, kth_score, valid_at, support } => {
-                    self.arrivals.push_back((tenant, Row { claim, vector, kth_score, valid_at, support }));
+                ClaimChange::Made { claim, tenant, vector, floor, valid_at, support } => {
+                    self.arrivals.push_back((tenant, Row { claim, vector, floor, valid_at, support }));
                 }
                 ClaimChange::Withdrawn { claim } => self.withdraw(claim),
             }

@@ -12,8 +12,8 @@ use turnflow_operators::policy::{Clarity, Policy};
 use turnflow_operators::prioritise::{ChannelWeights, Order, QueueLimits};
 use turnflow_operators::shell::Wake;
 use turnflow_state::{
-    Answer, CacheControl, CacheEntry, Channel, ConversationId, EntryId, ScopeId, Support, TenantId, Tier, Turn, TurnId,
-    Usage,
+    Answer, CacheControl, CacheEntry, Channel, ConversationId, EntryId, Reach, ScopeId, Support, TenantId, Tier, Turn,
+    TurnId, Usage,
 };
 
 /// A turn of the tenant `shop`.
@@ -65,7 +65,7 @@ pub(crate) fn entry(id: u64, scope: ScopeId, question: &str, vector: Option<Vec<
         question: question.into(),
         vector: vector.map(Into::into),
         answer: answer(&format!("answer {id}")),
-        support: Arc::new(Support { chunks: Vec::new(), kth_score: 0.0, read_epoch: 0 }),
+        support: Arc::new(Support { chunks: Vec::new(), floor: 0.0, read_epoch: 0 }),
         created_ms: id,
         origin: turn("c0", &format!("t{id}"), question).key(),
         about: None,
@@ -83,7 +83,7 @@ pub(crate) fn numbers(steps: &[Step]) -> Vec<u64> {
 
 /// What an answer follows from that rests on nothing.
 pub(crate) fn basis(vector: &[f32]) -> Basis {
-    let support = Arc::new(Support { chunks: Vec::new(), kth_score: 0.0, read_epoch: 0 });
+    let support = Arc::new(Support { chunks: Vec::new(), floor: 0.0, read_epoch: 0 });
     Basis { vector: vector.into(), support, valid_at: 0 }
 }
 
@@ -100,7 +100,7 @@ pub(crate) const QUEUE: QueueLimits = QueueLimits {
 
 /// What generate keeps to.
 pub(crate) fn settings() -> GenerateSettings {
-    GenerateSettings { chunks_wanted: 4, queue: QUEUE, routed: true, escalate: true, number: 0 }
+    GenerateSettings { reach: Reach { chunks: 4, margin: 2.0 }, queue: QUEUE, routed: true, escalate: true, number: 0 }
 }
 
 /// A stage in front of a tier, whatever the load.

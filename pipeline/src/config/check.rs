@@ -144,6 +144,19 @@ impl Source<'_> {
         if !(config.audit.step > 0.0 && config.audit.step.is_finite()) {
             return Err(self.wrong("audit.step", &config.audit.step, "must be a number above 0, as log odds"));
         }
+        let (margin, clear) = (config.knowledge.score_margin, config.policy.margin_min);
+        if !(margin > 0.0 && margin <= 2.0) {
+            return Err(self.wrong(
+                "knowledge.score-margin",
+                &margin,
+                "must be above 0, and at most 2, where all cosines lie",
+            ));
+        }
+        if clear > margin {
+            let message =
+                format!("must be at most knowledge.score-margin, {margin}: what is further away is not looked at");
+            return Err(self.wrong("policy.margin-min", &clear, message));
+        }
         for (key, value) in [
             ("routing.plain.relevance-min", config.routing.plain.relevance_min),
             ("routing.plain.margin-min", config.routing.plain.margin_min),

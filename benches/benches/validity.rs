@@ -182,7 +182,7 @@ impl World {
         let key = |number: usize| ChunkKey::of(&tenant, &article(number), hash(number));
         let mut index = ExactIndex::new();
         vectors.iter().enumerate().for_each(|(number, vector)| index.insert(number, vector).expect("fits"));
-        let scope = config.scope_of(&tenant, "extractive");
+        let scope = config.scopes("extractive").of(&tenant);
         let mut world = Self {
             store,
             questions: Vec::with_capacity(entries),

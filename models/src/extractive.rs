@@ -9,7 +9,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use turnflow_state::{Answer, BoundedCache, ContentHash, ScoredChunk, Source, Tier, Usage};
+use turnflow_state::{Answer, BoundedCache, ScoredChunk, Source, Tier, Usage};
 
 use crate::cut::{is_list_item, sentences};
 use crate::engine::EncoderHandle;
@@ -21,8 +21,8 @@ use crate::vector::dot;
 
 /// Sentences looked at for one answer; those of the worst chunks are ignored beyond it.
 pub const SENTENCES_READ_MAX: usize = 256;
-/// What a remembered vector costs besides its numbers, in bytes.
-const MEMO_OVERHEAD_BYTES: usize = 96;
+/// What a remembered sentence costs besides its text and its numbers, in bytes.
+const SENTENCE_OVERHEAD_BYTES: usize = 96;
 
 /// How the extractive tier answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,7 +40,7 @@ pub struct ExtractiveConfig {
     pub ambiguity_margin: f32,
     /// What the tier says when it does not know.
     pub unknown_text: String,
-    /// Memory for sentences' vectors, in bytes.
+    /// Memory for sentences and their vectors, in bytes.
     pub memo_bytes_max: usize,
 }
 
@@ -72,28 +72,39 @@ pub struct Written {
 pub struct Extractive {
     encoder: EncoderHandle,
     config: ExtractiveConfig,
-    /// Vectors of sentences. Holds no text: what is shown always comes from the chunk itself.
+    /// Chunks that were taken apart, by their text.
     memo: Mutex<Memo>,
 }
 
-struct Memo(BoundedCache<ContentHash, Remembered>);
+struct Memo(BoundedCache<Arc<str>, Arc<[Sentence]>>);
 
 impl std::fmt::Debug for Memo {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Memo").field("vectors", &self.0.len()).finish()
+        f.debug_struct("Memo").field("chunks", &self.0.len()).finish()
     }
 }
 
-#[derive(Clone)]
-struct Remembered {
+/// A sentence of a chunk.
+struct Sentence {
+    text: String,
+    role: Role,
     vector: Arc<[f32]>,
+    /// Word pieces.
     tokens: u32,
 }
 
-/// A chunk's text taken apart.
-struct Parts<'a> {
+/// What is read of a chunk.
+struct Part<'a> {
     found: &'a ScoredChunk,
-    sentences: Vec<String>,
+    sentences: Arc<[Sentence]>,
+    /// So many of them.
+    read: usize,
+}
+
+impl Part<'_> {
+    fn sentences(&self) -> &[Sentence] {
+        &self.sentences[..self.read]
+    }
 }
 
 impl Extractive {
@@ -118,63 +129,74 @@ impl Extractive {
         if expected != found {
             return Err(ModelError::Dimension { expected, found });
         }
-        let parts = take_apart(retrieved);
-        let texts = parts.iter().flat_map(|part| part.sentences.iter().map(String::as_str));
-        let remembered = self.remember(&texts.collect::<Vec<_>>())?;
-        let (chunks, input_tokens) = read(&parts, &remembered, question_vector);
+        let parts = self.take_apart(retrieved)?;
+        let chunks = seen_from(question_vector, &parts);
+        let input_tokens =
+            parts.iter().flat_map(Part::sentences).fold(0_u32, |sum, read| sum.saturating_add(read.tokens));
         let ExtractiveConfig { passages_max, similarity_margin, articles_max, ambiguity_margin, .. } = self.config;
         let bounds = Bounds { passages_max, margin: similarity_margin, articles_max, ambiguity: ambiguity_margin };
         let usage = Usage { input_tokens: input_tokens.saturating_add(self.tokens_of(question)), output_tokens: 0 };
         Ok(match choose(&chunks, bounds) {
-            Some(choice) if choice.score >= self.config.confidence_min => self.compose(&parts, &choice, usage),
+            Some(choice) if choice.score >= self.config.confidence_min => Self::compose(&parts, &choice, usage),
             _ => self.unknown(usage),
         })
     }
 
-    /// Vectors and sizes of texts, in order, encoding those that are new.
-    fn remember(&self, texts: &[&str]) -> Result<Vec<Remembered>, ModelError> {
-        let keys: Vec<ContentHash> = texts.iter().map(|text| ContentHash::of("", text)).collect();
-        let mut found: Vec<Option<Remembered>> = {
-            let mut memo = self.memo.lock().unwrap_or_else(PoisonError::into_inner);
-            keys.iter().map(|key| memo.0.get(key).cloned()).collect()
-        };
-        let new: Vec<usize> = (0..texts.len()).filter(|&index| found[index].is_none()).collect();
-        if !new.is_empty() {
-            // Not under the lock: other answers go on meanwhile, at worst encoding the same sentence twice.
-            let vectors = self.encoder.encode_blocking_in(
-                Lane::Ongoing,
-                InputType::Passage,
-                new.iter().map(|&index| texts[index].to_owned()).collect(),
-            );
-            let vectors = vectors
-                .map_err(|error| Arc::try_unwrap(error).unwrap_or_else(|error| ModelError::Shared { source: error }))?;
-            let mut memo = self.memo.lock().unwrap_or_else(PoisonError::into_inner);
-            for (index, vector) in new.into_iter().zip(vectors) {
-                let value = Remembered { tokens: self.tokens_of(texts[index]), vector };
-                memo.0.insert(keys[index], value.clone(), size_of_val(&*value.vector) + MEMO_OVERHEAD_BYTES);
-                found[index] = Some(value);
+    /// As much as may be read of what was retrieved.
+    fn take_apart<'a>(&self, retrieved: &'a [ScoredChunk]) -> Result<Vec<Part<'a>>, ModelError> {
+        let (mut left, mut parts) = (SENTENCES_READ_MAX, Vec::with_capacity(retrieved.len()));
+        for found in retrieved {
+            if left == 0 {
+                break;
             }
+            let sentences = self.sentences_of(&found.chunk.text)?;
+            let read = sentences.len().min(left);
+            left -= read;
+            parts.push(Part { found, sentences, read });
         }
-        Ok(found.into_iter().flatten().collect())
+        Ok(parts)
     }
 
-    fn compose(&self, parts: &[Parts<'_>], choice: &Choice, mut usage: Usage) -> Written {
+    /// The sentences of a text, from memory or encoded now; at most [`SENTENCES_READ_MAX`].
+    fn sentences_of(&self, text: &str) -> Result<Arc<[Sentence]>, ModelError> {
+        let memo = || self.memo.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = memo().0.get(text) {
+            return Ok(known.clone());
+        }
+        let mut texts = sentences(text);
+        texts.truncate(SENTENCES_READ_MAX);
+        // Not under the lock: other answers go on meanwhile, at worst encoding the same chunk twice.
+        let vectors = self.encoder.encode_blocking_in(Lane::Ongoing, InputType::Passage, texts.clone());
+        let vectors = vectors
+            .map_err(|error| Arc::try_unwrap(error).unwrap_or_else(|error| ModelError::Shared { source: error }))?;
+        let sentence = |(text, vector): (String, _)| {
+            let (role, tokens) = (role_of(&text), self.tokens_of(&text));
+            Sentence { text, role, vector, tokens }
+        };
+        let found: Arc<[Sentence]> = texts.into_iter().zip(vectors).map(sentence).collect();
+        let bytes =
+            |sentence: &Sentence| sentence.text.len() + size_of_val(&*sentence.vector) + SENTENCE_OVERHEAD_BYTES;
+        let bytes = text.len() + found.iter().map(bytes).sum::<usize>();
+        memo().0.insert(text.into(), found.clone(), bytes);
+        Ok(found)
+    }
+
+    fn compose(parts: &[Part<'_>], choice: &Choice, mut usage: Usage) -> Written {
         let mut pieces: Vec<String> = Vec::new();
         let mut last = Role::Sentence;
         let mut article = None;
         for passage in &choice.passages {
             let id = &parts[passage.chunk].found.chunk.id.article;
             let mut is_new_article = article.replace(id).is_some_and(|before| before != id);
-            for sentence in &parts[passage.chunk].sentences[passage.sentences.clone()] {
-                let role = role_of(sentence);
+            for Sentence { text, role, tokens, .. } in &parts[passage.chunk].sentences[passage.sentences.clone()] {
                 let separator = match pieces.is_empty() {
                     true => "",
                     false if std::mem::take(&mut is_new_article) => "\n\n",
-                    false => separator(last, role),
+                    false => separator(last, *role),
                 };
-                usage.output_tokens = usage.output_tokens.saturating_add(self.tokens_of(sentence));
-                pieces.push(format!("{separator}{sentence}"));
-                last = role;
+                usage.output_tokens = usage.output_tokens.saturating_add(*tokens);
+                pieces.push(format!("{separator}{text}"));
+                last = *role;
             }
         }
         let mut by_score: Vec<_> = choice.passages.iter().collect();
@@ -212,41 +234,20 @@ impl Extractive {
     }
 }
 
-fn take_apart(retrieved: &[ScoredChunk]) -> Vec<Parts<'_>> {
-    let mut left = SENTENCES_READ_MAX;
-    let parts = retrieved.iter().map_while(|found| {
-        let mut sentences = sentences(&found.chunk.text);
-        sentences.truncate(left);
-        left -= sentences.len();
-        (!sentences.is_empty() || left > 0).then_some(Parts { found, sentences })
-    });
-    parts.collect()
-}
-
-/// Puts similarities to everything that was read, and sums up its word pieces. `remembered` holds each part's sentences.
-fn read(parts: &[Parts<'_>], remembered: &[Remembered], question: &[f32]) -> (Vec<ReadChunk>, u32) {
-    let mut remembered = remembered.iter();
-    let mut tokens = 0_u32;
-    let mut next = || {
-        remembered.next().map_or(0.0, |memory| {
-            tokens = tokens.saturating_add(memory.tokens);
-            dot(question, &memory.vector)
-        })
-    };
+/// What was read, with the similarities of everything to the question.
+fn seen_from(question: &[f32], parts: &[Part<'_>]) -> Vec<ReadChunk> {
     let mut articles = Vec::new();
-    let mut chunks = Vec::with_capacity(parts.len());
-    for part in parts {
+    let seen = parts.iter().map(|part| {
         let id = &part.found.chunk.id;
         let article = articles.iter().position(|known| *known == &id.article).unwrap_or_else(|| {
             articles.push(&id.article);
             articles.len() - 1
         });
-        let sentence = |text: &String| ReadSentence { similarity: next(), role: role_of(text) };
-        let sentences = part.sentences.iter().map(sentence).collect();
-        let chunk_similarity = part.found.score;
-        chunks.push(ReadChunk { article, ordinal: id.ordinal, chunk_similarity, sentences });
-    }
-    (chunks, tokens)
+        let sentence = |read: &Sentence| ReadSentence { similarity: dot(question, &read.vector), role: read.role };
+        let sentences = part.sentences().iter().map(sentence).collect();
+        ReadChunk { article, ordinal: id.ordinal, chunk_similarity: part.found.score, sentences }
+    });
+    seen.collect()
 }
 
 fn role_of(sentence: &str) -> Role {

@@ -1,6 +1,6 @@
 //! The extractive tier with an encoder that sees only how many known words a text has.
 
-use turnflow_state::{ArticleId, Chunk, ChunkId, TenantId};
+use turnflow_state::{ArticleId, Chunk, ChunkId, ContentHash, TenantId};
 
 use super::*;
 use crate::encoder::EncoderConfig;
@@ -97,18 +97,20 @@ fn answers_by_table() {
 }
 
 #[test]
-fn vectors_are_remembered() {
+fn chunks_are_taken_apart_once() {
     let (tier, encoder) = tier(ExtractiveConfig::default());
     let retrieved = [found("a", 0, "known", "Known known. Blah blah.", 0.8)];
     let first = tier.answer("known?", &QUESTION, &retrieved).expect("an answer");
     assert_eq!(encoder.stats().texts, 2, "two sentences");
-    // The same content in another place, written otherwise, is not encoded again but shown as it is written there.
-    let copy = [found("b", 7, "KNOWN", "KNOWN  known.  Blah blah.", 0.8)];
+    // The same text in another place is known; written otherwise it is another text.
+    let copy = [found("b", 7, "KNOWN", "Known known. Blah blah.", 0.8)];
     let second = tier.answer("known?", &QUESTION, &copy).expect("an answer");
-    assert_eq!(encoder.stats().texts, 2);
-    assert_eq!((first.answer.text.as_str(), second.answer.text.as_str()), ("Known known.", "KNOWN  known."));
-    assert_eq!(first.answer.usage, second.answer.usage);
+    assert_eq!((encoder.stats().texts, second.answer.sources.as_slice()), (2, &[source("b", 7)][..]));
+    assert_eq!((&first.answer.text, first.answer.usage), (&second.answer.text, second.answer.usage));
     assert_eq!(first.answer.usage, Usage { input_tokens: 2 + 3 + 3, output_tokens: 3 });
+    let other = [found("b", 7, "known", "KNOWN  known. Blah blah.", 0.8)];
+    let third = tier.answer("known?", &QUESTION, &other).expect("an answer");
+    assert_eq!((encoder.stats().texts, third.answer.text.as_str()), (4, "KNOWN  known."));
 }
 
 #[test]

@@ -66,7 +66,7 @@ pub use generation::{
     KeptPrecision, PromptConfig, Sampling, SamplingFrom,
 };
 pub use hub::{Hub, Installed, InstalledFile, install, installed};
-pub use kernels::{InstructionChoice, Instructions};
+pub use kernels::{InstructionChoice, Instructions, prefetch};
 pub use prefixes::{InputType, PREFIX_BYTES_MAX, Prefixes};
 pub use pull::{Progress, WeightSource};
 pub use queue::{Lane, Rejected};

@@ -459,11 +459,24 @@ impl TierConfig {
     }
 }
 
+/// The settings that divide what is cached, with their values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scopes(Vec<(&'static str, String)>);
+
+impl Scopes {
+    /// The partition of a tenant.
+    #[must_use]
+    pub fn of(&self, tenant: &TenantId) -> ScopeId {
+        let settings: Vec<_> = self.0.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        ScopeId::derive(tenant, &settings)
+    }
+}
+
 impl Config {
-    /// The partition of everything cached for a tenant: every setting that may change an answer is part of it. `tier` is what
+    /// The partitions of everything cached: every setting that may change an answer is part of them. `tier` is what
     /// tiers say of [themselves](crate::Parts::tiers_identity): a model is more than its settings.
     #[must_use]
-    pub fn scope_of(&self, tenant: &TenantId, tier: &str) -> ScopeId {
+    pub fn scopes(&self, tier: &str) -> Scopes {
         let KnowledgeConfig { chunks_retrieved, score_margin, chunk_tokens_max, .. } = self.knowledge;
         let retrieval = format!("{chunks_retrieved} of {chunk_tokens_max} tokens within {score_margin}");
         let answers = match self.tier.kind {
@@ -480,16 +493,15 @@ impl Config {
         if !(query_prefix.is_empty() && passage_prefix.is_empty()) {
             encoder += &format!(" after {query_prefix:?} and {passage_prefix:?}");
         }
-        let settings = [
-            ("language", self.scope.language.as_str()),
-            ("system-prompt", &self.scope.system_prompt),
-            ("encoder", &encoder),
-            ("adapter", &self.encoder.adapter.to_string()),
-            ("retrieval", &retrieval),
-            (answers.0, &answers.1),
-            ("small-talk", &format!("{:?}", self.small_talk)),
-        ];
-        ScopeId::derive(tenant, &settings)
+        Scopes(vec![
+            ("language", self.scope.language.clone()),
+            ("system-prompt", self.scope.system_prompt.clone()),
+            ("encoder", encoder),
+            ("adapter", self.encoder.adapter.to_string()),
+            ("retrieval", retrieval),
+            answers,
+            ("small-talk", format!("{:?}", self.small_talk)),
+        ])
     }
 
     /// Takes over places that were found out at the start, where none are written.

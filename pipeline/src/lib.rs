@@ -33,7 +33,7 @@ pub use auditing::Feedback;
 pub use caches::{CachedAnswer, Caches, Flushed, LISTED_MAX, Listing};
 pub use config::{
     AuditConfig, CacheConfig, CallerLimits, Config, ConfigError, GatewayConfig, GatewayLimits, HttpConfig,
-    KnowledgeConfig, OtherModels, ProcessorConfig, RefreshConfig, RoutingConfig, ScopeConfig, ServerConfig,
+    KnowledgeConfig, OtherModels, ProcessorConfig, RefreshConfig, RoutingConfig, ScopeConfig, Scopes, ServerConfig,
     StorageConfig, SystemMessages, TierConfig, TierKind, TlsConfig, Validity, WorkersConfig,
 };
 pub use conversations::{Conversations, PAGE_CONVERSATIONS_MAX, Summary};

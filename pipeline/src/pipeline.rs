@@ -21,7 +21,7 @@ use turnflow_state::{CacheControl, Committer, Exchange, Store, StoreBatch, Tier,
 use crate::admission::{Streams, TenantPlace, TenantPlaces};
 use crate::bridge::Port;
 use crate::caches::Caches;
-use crate::config::Validity;
+use crate::config::{Scopes, Validity};
 use crate::conversations::{Conversations, Recent};
 use crate::dataflow::{Blueprint, QUEUES};
 use crate::knowledge::Knowledge;
@@ -47,8 +47,7 @@ pub(crate) struct Running {
     pub(crate) reloading: Mutex<()>,
     pub(crate) prices: PriceList,
     pub(crate) parts: Parts,
-    /// What the tiers say of themselves.
-    tiers: String,
+    scopes: Scopes,
     pub(crate) validity: Arc<Shared>,
     /// Which conversations had turns of late.
     pub(crate) recent: Recent,
@@ -187,7 +186,7 @@ impl Pipeline {
             reloading: Mutex::default(),
             prices,
             parts: parts.clone(),
-            tiers: parts.tiers_identity()?,
+            scopes: config.scopes(&parts.tiers_identity()?),
             validity,
             recent: Recent::default(),
             committer: committer_of_workers,
@@ -370,7 +369,7 @@ impl Pipeline {
         self.0.recent.note(&turn.tenant, &turn.conversation);
         let acknowledged = self.0.validity.acknowledged();
         let (number, stream) = self.0.streams.open(places, acknowledged, (tally.clone(), span::of(&turn), on_cost));
-        let scope = self.0.config.scope_of(&turn.tenant, &self.0.tiers);
+        let scope = self.0.scopes.of(&turn.tenant);
         let worker = conversation_owner(&turn) % self.0.ports.len() as u64;
         #[expect(clippy::cast_possible_truncation, reason = "a count of threads")]
         let (index, worker) = (worker as usize, worker as u32);

@@ -144,8 +144,9 @@ fn the_models_own_defaults_are_the_same() {
 
 #[test]
 fn every_setting_that_changes_answers_changes_the_scope() {
-    let tenant = turnflow_state::TenantId::new("shop").unwrap();
-    let scope = |text: &str| Config::from_text(text, "t.toml").unwrap().scope_of(&tenant, "a model");
+    let [shop, other] = ["shop", "other"].map(|tenant| turnflow_state::TenantId::new(tenant).unwrap());
+    let scopes = |text: &str| Config::from_text(text, "t.toml").unwrap().scopes("a model");
+    let scope = |text: &str| scopes(text).of(&shop);
     let defaults = scope("");
     for text in [
         "[scope]\nlanguage = \"de\"",
@@ -162,8 +163,9 @@ fn every_setting_that_changes_answers_changes_the_scope() {
         assert_ne!(scope(text), defaults, "{text}");
     }
     let burn = Config::from_text("[tier]\nkind = \"burn\"\n[tier.burn]\nmodel = \"m\"\n", "t.toml").unwrap();
-    assert_ne!(burn.scope_of(&tenant, "a model"), defaults);
-    assert_ne!(burn.scope_of(&tenant, "a model"), burn.scope_of(&tenant, "another"));
+    assert_ne!(burn.scopes("a model").of(&shop), defaults);
+    assert_ne!(burn.scopes("a model").of(&shop), burn.scopes("another").of(&shop));
+    assert_ne!(scopes("").of(&other), defaults);
     assert_eq!(scope("[workers]\nthreads = 2\n[cache]\nsimilarity-min = 0.9"), defaults);
 }
 

@@ -1,5 +1,6 @@
 //! The inner loop of all matrix products: a few rows times narrow panels of columns, summed in registers.
 
+use super::prefetch::prefetch;
 use super::simd::{Element, LANES, ROWS_MAX, Simd};
 
 /// What a panel has for one input: a vector of weights.
@@ -54,7 +55,7 @@ pub(crate) fn tile<S: Simd, E: Element, const M: usize, const N: usize, const U:
     for chunk in (0..whole).step_by(CHUNK) {
         if let Some(ahead) = ahead_lines.next() {
             for line in ahead.iter().step_by((CACHE_LINE / size_of::<Line<E>>()).max(1)) {
-                simd.prefetch(line);
+                prefetch(line);
             }
         }
         for few in (chunk..chunk + CHUNK).step_by(4) {

@@ -26,7 +26,6 @@
 mod axes;
 pub mod keeper;
 mod operator;
-mod prefetch;
 mod rows;
 pub mod topk;
 

@@ -22,10 +22,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use pulp::{Arch, WithSimd};
+use turnflow_models::prefetch;
 use turnflow_state::{ChunkKey, dot};
 
 use super::axes::{Axes, TILE, TILES, greatest, in_steps};
-use super::prefetch::prefetch;
 
 /// Rows of a block: a tile of them and what the cascade keeps of them stay in the nearest cache.
 pub(super) const BLOCK: usize = 256;

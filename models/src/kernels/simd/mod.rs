@@ -55,8 +55,6 @@ pub(crate) trait Simd: Copy {
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// 2ⁿ, for `v` = n + [`ROUNDER`] with n in -126..=127.
     fn power_of_two(self, v: Self::V) -> Self::V;
-    /// Asks for memory that will be read soon.
-    fn prefetch<T>(self, from: &T);
 
     /// The bits of words that hold two numbers each.
     fn load_words(self, from: &[u32; LANES]) -> Self::V;

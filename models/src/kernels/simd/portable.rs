@@ -90,8 +90,6 @@ impl Simd for Portable {
     fn power_of_two(self, v: Self::V) -> Self::V {
         v.map(|x| f32::from_bits((x.to_bits() << 23).wrapping_add(0x3f80_0000)))
     }
-    #[inline(always)]
-    fn prefetch<T>(self, _from: &T) {}
 
     #[inline(always)]
     fn load_words(self, from: &[u32; LANES]) -> Self::V {

@@ -1,10 +1,10 @@
-//! Asks memory ahead: the only module of the crate with `unsafe` code, one instruction that the standard library does not offer otherwise.
+//! Asks memory ahead: an instruction that the standard library does not offer otherwise.
 
 #![expect(unsafe_code, reason = "the instruction takes a pointer")]
 
 /// Has the cache line where a value begins brought near, while the caller goes on. Where the processor cannot be asked for it, nothing is done.
 #[inline(always)]
-pub(super) fn prefetch<T>(value: &T) {
+pub fn prefetch<T>(value: &T) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

@@ -102,6 +102,11 @@ impl Wake {
         }
     }
 
+    /// Called by a stage that will look for work by itself: until then nothing wakes it.
+    pub fn arm(&self) {
+        self.0.armed.store(true, Ordering::Release);
+    }
+
     /// Called by the stage before it looks for work: whatever arrives later wakes it again.
     pub fn disarm(&self) {
         // A swap, not a store: what the stage reads next must not be read before this is seen.

@@ -1,14 +1,23 @@
 //! The bridge from tokio into a worker: a bounded queue whose first sender after a drain wakes the parked worker.
+//!
+//! While the load is such that turns are refused, nobody wakes the worker any more: it looks every [`GATHERING`] for as long as turns come. A step of
+//! the dataflow costs about as much whether it moves one turn or many, and what refusals do not cost is left for answers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::Scope;
 use timely::dataflow::operators::generic::source;
+use turnflow_operators::load::Load;
 use turnflow_operators::message::Ask;
-use turnflow_operators::shell::{Turns, Wake};
+use turnflow_operators::shell::{Clock, Turns, Wake};
+use turnflow_state::LoadLevel;
+
+/// How long turns gather while others are refused.
+const GATHERING: Duration = Duration::from_micros(500);
 
 /// One worker's entrance.
 #[derive(Clone)]
@@ -53,20 +62,25 @@ impl Port {
     }
 
     /// The stream of what is sent, on the worker that owns this port.
-    pub(crate) fn stream<'scope>(&self, scope: Scope<'scope, ()>) -> Turns<'scope, Box<Ask>> {
+    pub(crate) fn stream<'scope>(&self, scope: Scope<'scope, ()>, load: Load, clock: Clock) -> Turns<'scope, Box<Ask>> {
         let port = self.clone();
         source::<_, CapacityContainerBuilder<Vec<Box<Ask>>>, _, _>(scope, "Bridge", move |capability, info| {
             let wake = Wake::new(scope.worker().sync_activator_for(info.address.to_vec()));
             wake.wake();
             let wake = port.0.wake.get_or_init(|| wake).clone();
+            let again = scope.activator_for(info.address);
             let mut capability = Some(capability);
             move |output| {
                 wake.disarm();
                 // Read before the queue, so that nothing sent before the close is left behind.
                 let closed = port.0.closed.load(Ordering::Acquire);
                 if let Some(capability) = &capability {
-                    let mut session = output.session(capability);
-                    session.give_iterator(port.0.receiver.try_iter());
+                    let mut turns = port.0.receiver.try_iter().peekable();
+                    if turns.peek().is_some() && load.lock().level(clock.now_us()) == LoadLevel::Shedding {
+                        wake.arm();
+                        again.activate_after(GATHERING);
+                    }
+                    output.session(capability).give_iterator(turns);
                 }
                 if closed {
                     capability = None;

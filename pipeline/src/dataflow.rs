@@ -183,7 +183,7 @@ impl Blueprint {
             let conversations = Exchange::new(by_conversation);
             let questions = Exchange::new(by_question);
 
-            let admitted = self.ports[worker_port(index)].stream(scope);
+            let admitted = self.ports[worker_port(index)].stream(scope, self.load.clone(), clock);
             let (recalled, repeated) = stage(admitted, conversations, "recall", clock, |wake| {
                 releases.deliver_to(wake.clone());
                 Recall::new(parts.store.clone(), limits, releases.clone())
@@ -208,7 +208,7 @@ impl Blueprint {
             .ok_err(|step| step);
 
             // Their vectors are known, and they take no hit.
-            let background = self.background[worker_port(index)].stream(scope);
+            let background = self.background[worker_port(index)].stream(scope, self.load.clone(), clock);
             let (retrieved, unretrieved) =
                 stage(scope.concatenate([embedded, background]), Local, "retrieve", clock, |wake| {
                     Retrieve::new(retriever, parts.policy.clarity(), wake)

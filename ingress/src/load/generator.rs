@@ -23,6 +23,10 @@ const OPENINGS_AT_ONCE: usize = 32;
 /// Openings that may be refused, and the pause after each.
 const OPENINGS_REFUSED_MAX: usize = 10_000;
 const REFUSED_PAUSE: Duration = Duration::from_millis(20);
+/// Shortest sleep: what is due within it is sent together, late by no more than this, because waking up costs more than sending.
+const SLEEP_MIN: Duration = Duration::from_micros(250);
+/// Between two looks at what has ended.
+const REST: Duration = Duration::from_millis(10);
 /// Longest sleep, after which the thread looks whether anybody still listens.
 const SLEEP_MAX: Duration = Duration::from_millis(100);
 
@@ -56,9 +60,9 @@ impl Generator {
         let runtime = Handle::current();
         let sending = tokio::task::spawn_blocking(move || self.send_all(arrivals, length, &sender, &runtime));
         let mut samples = Vec::new();
-        // None when the thread and all turns have let go of their ends.
-        while let Some(sample) = ended.recv().await {
-            samples.push(sample);
+        // None come when the thread and all turns have let go of their ends. Looking at each as it comes would cost as much as sending it.
+        while ended.recv_many(&mut samples, OUTSTANDING_MAX).await > 0 {
+            tokio::time::sleep(REST).await;
         }
         let (generator, unsent) = sending.await.context("the generator panicked")??;
         Ok((generator, Driven { samples, unsent }))
@@ -185,6 +189,6 @@ fn sleep_until(due: Instant, is_over: impl Fn() -> bool) {
         if left.is_zero() || is_over() {
             return;
         }
-        thread::sleep(left.min(SLEEP_MAX));
+        thread::sleep(left.clamp(SLEEP_MIN, SLEEP_MAX));
     }
 }

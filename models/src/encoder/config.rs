@@ -41,7 +41,7 @@ pub struct EncoderConfig {
 impl Default for EncoderConfig {
     fn default() -> Self {
         // Larger batches answer somewhat more texts a second, but who comes waits for the one under way.
-        let (queue_max, batch_texts_max) = (16, 16);
+        let (queue_max, batch_texts_max) = (16, 8);
         let batch_tokens_max = BatchBudget::DEFAULT.tokens_max;
         let (adapter, EncoderOptions { precision, threads, .. }) = Default::default();
         let (query_prefix, passage_prefix) = Default::default();

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use turnflow_state::normalise;
+use turnflow_state::normalise_question;
 
 use crate::lines::{BadLine, Lines, parse_line};
 
@@ -157,7 +157,7 @@ impl Examples {
     }
 
     fn place(&mut self, text: &str) -> usize {
-        *self.places.entry(normalise(text)).or_insert_with(|| {
+        *self.places.entry(normalise_question(text)).or_insert_with(|| {
             self.texts.push(text.to_owned());
             self.labels.push(None);
             self.texts.len() - 1

@@ -257,7 +257,7 @@ pub fn conversation_owner(turn: &Turn) -> u64 {
 pub struct Basis {
     /// The question that was retrieved for.
     pub vector: Arc<[f32]>,
-    /// What was retrieved.
+    /// What was read, and what would be read as well.
     pub support: Arc<Support>,
     /// An epoch of the knowledge base at which the answer held.
     pub valid_at: u64,

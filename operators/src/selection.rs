@@ -14,7 +14,7 @@ pub struct Selection {
     pub tenant: TenantId,
     /// This one alone.
     pub entry: Option<EntryId>,
-    /// Those that rest on this article: one of its chunks was retrieved for them.
+    /// Those that rest on this article: one of its chunks was read for them.
     pub article: Option<ArticleId>,
     /// Those whose question has these words in it, in normal form.
     pub text: Option<Arc<str>>,

@@ -140,12 +140,13 @@ impl Reach {
         }
     }
 
-    /// The score that a chunk has to exceed to be read as well, where these are read: below every cosine when there is room for any.
+    /// The score that a chunk has to exceed to be read as well, where these are read: below every cosine when there is room for any. Of two
+    /// chunks with one score either may be the one that is found.
     #[must_use]
     pub fn floor(self, read: &[ScoredChunk]) -> f32 {
         let Some((best, last)) = read.first().zip(read.last()) else { return f32::NEG_INFINITY };
         let lowest = best.score - self.margin;
-        if read.len() < self.chunks { lowest } else { last.score.max(lowest) }
+        if read.len() < self.chunks { lowest } else { last.score.next_down().max(lowest) }
     }
 }
 

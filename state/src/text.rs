@@ -5,20 +5,20 @@ use unicode_normalization::UnicodeNormalization;
 /// What ends a sentence or a part of one.
 const STOPS: [char; 7] = ['.', '!', '?', ',', ';', ':', '…'];
 
-/// What people say before they ask, longer phrases before those that they begin with.
-const OPENINGS: [&str; 12] = [
-    "hi there",
-    "hi",
-    "hello there",
-    "hello",
-    "hey there",
-    "hey",
-    "greetings",
-    "good day",
-    "good morning",
-    "good afternoon",
-    "good evening",
-    "please",
+/// What people say before they ask, longer phrases before those that they begin with, and whether they leave out the stop behind it.
+const OPENINGS: [(&str, bool); 12] = [
+    ("hi there", true),
+    ("hi", true),
+    ("hello there", true),
+    ("hello", true),
+    ("hey there", true),
+    ("hey", true),
+    ("please", true),
+    ("greetings", false),
+    ("good day", false),
+    ("good morning", false),
+    ("good afternoon", false),
+    ("good evening", false),
 ];
 /// What people say when they have asked, longer phrases before those that they end in.
 const CLOSINGS: [&str; 11] = [
@@ -34,7 +34,9 @@ const CLOSINGS: [&str; 11] = [
     "thank you so much",
     "thank you very much",
 ];
-/// Words that a question has at least, without what is polite. Fewer are an exchange of their own: "no" is not "no thanks".
+/// After these a closing is what is talked about.
+const NAMING: [&str; 10] = ["a", "and", "or", "say", "saying", "says", "the", "with", "word", "words"];
+/// Words that a question has at least, without what is polite. Fewer are an exchange of its own: "no" is not "no thanks".
 const QUESTION_WORDS_MIN: usize = 4;
 
 /// Normal form of a text: NFC, lower case, white space collapsed, and no punctuation at the end.
@@ -52,22 +54,24 @@ pub fn normalise(text: &str) -> String {
     kept.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// What a text asks: the text without greetings in front and courtesies behind, where enough is left. It knows English ones.
+/// What a text asks, for those who look at its meaning: the text without greetings in front and courtesies behind, where enough is
+/// left. It knows English ones.
 #[must_use]
 pub fn question_of(text: &str) -> &str {
     let mut asked = text.trim();
-    let before = |asked| OPENINGS.iter().find_map(|opening| after_opening(asked, opening));
-    let behind = |asked| CLOSINGS.iter().find_map(|closing| before_closing(asked, closing));
+    let before = |asked| OPENINGS.iter().find_map(|&(opening, may_lack_stop)| after(opening, may_lack_stop, asked));
+    let behind = |asked| CLOSINGS.iter().find_map(|closing| before_closing(closing, asked));
     while let Some(less) = before(asked).or_else(|| behind(asked)) {
         asked = less;
     }
-    if asked.split_whitespace().nth(QUESTION_WORDS_MIN - 1).is_some() { asked } else { text }
+    let words = asked.split_whitespace().filter(|word| word.contains(char::is_alphanumeric));
+    if words.count() < QUESTION_WORDS_MIN { text } else { asked }
 }
 
-/// What comes after some words, where a text begins with them.
-fn after_opening<'a>(text: &'a str, words: &str) -> Option<&'a str> {
+/// What comes after an opening. Without a stop between them, what follows is no name: "Hello Kitty" is somebody else.
+fn after<'a>(opening: &str, may_lack_stop: bool, text: &'a str) -> Option<&'a str> {
     let mut rest = text;
-    for word in words.split(' ') {
+    for word in opening.split(' ') {
         let begins = rest.trim_start();
         let (first, others) = begins.split_at(begins.find(|c: char| !c.is_alphanumeric()).unwrap_or(begins.len()));
         if !first.eq_ignore_ascii_case(word) {
@@ -75,14 +79,23 @@ fn after_opening<'a>(text: &'a str, words: &str) -> Option<&'a str> {
         }
         rest = others;
     }
-    let asked = rest.trim_start_matches(STOPS).trim_start();
-    (asked.len() < rest.len() && !asked.is_empty()).then_some(asked)
+    let unstopped = rest.trim_start_matches(STOPS);
+    let asked = unstopped.trim_start();
+    let is_apart = asked.len() < unstopped.len() && !asked.is_empty();
+    let may_follow = unstopped.len() < rest.len() || (may_lack_stop && !is_capitalised(asked));
+    (is_apart && may_follow).then_some(asked)
 }
 
-/// What comes before some words, where a text ends in them.
-fn before_closing<'a>(text: &'a str, words: &str) -> Option<&'a str> {
+/// Whether a text begins like a name: with a capital letter, and goes on with a small one.
+fn is_capitalised(text: &str) -> bool {
+    let mut letters = text.chars();
+    letters.next().is_some_and(char::is_uppercase) && letters.next().is_some_and(char::is_lowercase)
+}
+
+/// What comes before a closing.
+fn before_closing<'a>(closing: &str, text: &'a str) -> Option<&'a str> {
     let mut rest = text.trim_end_matches(STOPS);
-    for word in words.rsplit(' ') {
+    for word in closing.rsplit(' ') {
         let ends = rest.trim_end();
         let before = ends.trim_end_matches(char::is_alphanumeric);
         if !ends[before.len()..].eq_ignore_ascii_case(word) {
@@ -91,15 +104,15 @@ fn before_closing<'a>(text: &'a str, words: &str) -> Option<&'a str> {
         rest = before;
     }
     let asked = rest.trim_end();
-    let is_apart = asked.len() < rest.len() || asked.ends_with(STOPS);
+    let last = asked.rsplit(char::is_whitespace).next().unwrap_or_default();
+    let is_apart = asked.len() < rest.len() && !NAMING.iter().any(|naming| last.eq_ignore_ascii_case(naming));
     (is_apart && !asked.is_empty()).then(|| asked.trim_end_matches([',', ';', ':']))
 }
 
-/// Normal form of a question: that of [what it asks](question_of) without the punctuation behind its words, which people set or leave out as
-/// they like.
+/// Normal form of a question: that of its text without the punctuation behind its words, which people set or leave out as they like.
 #[must_use]
 pub fn normalise_question(text: &str) -> String {
-    let text = normalise(question_of(text));
+    let text = normalise(text);
     let words: Vec<&str> =
         text.split(' ').map(|word| word.trim_end_matches(STOPS)).filter(|word| !word.is_empty()).collect();
     if words.is_empty() { text } else { words.join(" ") }
@@ -118,6 +131,9 @@ mod tests {
     fn what_a_text_asks() {
         let check = |text: &str, expected: &str| assert_eq!(question_of(text), expected, "{text:?}");
         check("Hello, where is my order?", "where is my order?");
+        check("hi where is my order", "where is my order");
+        check("Hi! I need my invoice", "I need my invoice");
+        check("hey there I need my invoice", "I need my invoice");
         check("Hi there! Good morning... please where is my order, please. Thank you very much!", "where is my order");
         check("Where is my order? thanks", "Where is my order?");
         check("hey .5 litres cost $1.50 pls", ".5 litres cost $1.50");
@@ -125,10 +141,17 @@ mod tests {
         for whole in [
             "Hello!",
             "no, thanks",
+            "no . . . thanks",
             "hi cancel my order",
             "please help me",
             "history of all my orders",
+            "Hello Kitty mugs: what are they?",
+            "Greetings cards: how much are they?",
+            "Good morning tea: do you sell it?",
+            "hello.example.com is that your address?",
+            "Hi,.5 litres of tea cost how much?",
             "please-note pens come in which colours",
+            "Do you have cards that say thank you?",
             "is it the same as in many-thanks",
             "where do I find the card that says thankyou",
             "",
@@ -143,7 +166,7 @@ mod tests {
         let check = |text: &str, expected: &str| is_normal_form(normalise_question, text, expected);
         check("Thanks!  Bye.", "thanks bye");
         check("thanks, bye", "thanks bye");
-        check("Hello... where is order #42, please?", "where is order #42");
+        check("Hello... where is order #42, please?", "hello where is order #42 please");
         check("1.5 or .5 litres, for $3.20; a@b.example?", "1.5 or .5 litres for $3.20 a@b.example");
         check("10:30?", "10:30");
         check("well ... - no", "well - no");

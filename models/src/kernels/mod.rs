@@ -5,7 +5,7 @@
 //! fit each other panic.
 //!
 //! This is the only module of the crate with `unsafe` code: in `simd/` the processor's instructions, in `pool.rs` a function
-//! that other threads call, in `shared.rs` a slice that they write to, and in `tile.rs` reads without a check.
+//! that other threads call, in `shared.rs` a slice that they write to, in `tile.rs` reads without a check, and in `prefetch.rs` one instruction.
 
 #![expect(unsafe_code, reason = "vector instructions, and slices that threads share; each use says why it is sound")]
 

@@ -1,7 +1,5 @@
 //! Asks memory ahead: an instruction that the standard library does not offer otherwise.
 
-#![expect(unsafe_code, reason = "the instruction takes a pointer")]
-
 /// Has the cache line where a value begins brought near, while the caller goes on. Where the processor cannot be asked for it, nothing is done.
 #[inline(always)]
 pub fn prefetch<T>(value: &T) {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
-use turnflow_state::normalise_question;
+use turnflow_state::{normalise, question_of};
 
 /// Words that carry no subject of their own.
 const PLAIN: &[&str] = &[
@@ -63,7 +63,8 @@ impl Rarity {
         let all = (texts.len().max(2) as f32).ln();
         let mut counts = HashMap::<u32, u32>::new();
         for text in texts {
-            let mut words: Vec<u32> = words_of(&normalise_question(text)).map(|word| hash(word.as_bytes())).collect();
+            let mut words: Vec<u32> =
+                words_of(&normalise(question_of(text))).map(|word| hash(word.as_bytes())).collect();
             words.sort_unstable();
             words.dedup();
             words.into_iter().for_each(|word| *counts.entry(word).or_default() += 1);
@@ -120,7 +121,7 @@ pub(super) const WORD_FEATURE_NAMES: [&str; WORD_FEATURES] = [
 
 impl Words {
     pub(super) fn of(text: &str, rarity: &Rarity) -> Self {
-        let text = normalise_question(text);
+        let text = normalise(question_of(text));
         let words: Vec<&str> = words_of(&text).collect();
         let spoken: Vec<u32> = words.iter().map(|word| hash(word.as_bytes())).collect();
         let subjects = words.iter().filter(|word| !PLAIN.contains(word)).map(|word| hash(word.as_bytes()));

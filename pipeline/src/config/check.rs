@@ -153,8 +153,9 @@ impl Source<'_> {
             ));
         }
         if clear > margin {
-            let message =
-                format!("must be at most knowledge.score-margin, {margin}: what is further away is not looked at");
+            let message = format!(
+                "must be at most knowledge.score-margin, {margin}: edits of what is further away concern no answer"
+            );
             return Err(self.wrong("policy.margin-min", &clear, message));
         }
         for (key, value) in [

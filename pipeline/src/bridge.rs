@@ -17,7 +17,7 @@ use turnflow_operators::shell::{Clock, Turns, Wake};
 use turnflow_state::LoadLevel;
 
 /// How long turns gather while others are refused.
-const GATHERING: Duration = Duration::from_micros(500);
+const GATHERING: Duration = Duration::from_millis(1);
 
 /// One worker's entrance.
 #[derive(Clone)]

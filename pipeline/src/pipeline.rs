@@ -165,7 +165,8 @@ impl Pipeline {
             } else {
                 timely::CommunicationConfig::Process(threads)
             },
-            worker: WorkerConfig::default(),
+            // What a worker waits for comes from threads that want its core meanwhile.
+            worker: WorkerConfig::default().idle_spin(Duration::ZERO),
         };
         let workers = timely::execute(timely, move |worker| {
             let _guard = AbortOnPanic;

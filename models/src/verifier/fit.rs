@@ -9,11 +9,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use turnflow_state::{normalise_question, question_of};
-
 use super::calibration::Judged;
 use super::head::{self, HIDDEN, Head, INPUTS, PROJECTED};
-use super::text::{Rarity, Words};
+use super::text::{Rarity, Words, asked};
 use super::{Calibration, Evidence, FittedWith, Profile, Purposes, Verifier};
 use crate::axes::{AXES, principal_axes};
 use crate::contrast::{ContrastOptions, train_map};
@@ -155,7 +153,7 @@ pub fn fit(
     progress: &mut dyn FnMut(FitStage, usize, f32),
 ) -> Result<(Verifier, FitReport), ModelError> {
     let used = |at: &usize| !is_held_out(&questions[*at].label, options.held_out_labels);
-    let calibrates = |at: &usize| part_of(&normalise_question(question_of(&questions[*at].text))) < CALIBRATION_SHARE;
+    let calibrates = |at: &usize| part_of(&asked(&questions[*at].text)) < CALIBRATION_SHARE;
     let (calibration, training): (Vec<usize>, Vec<usize>) = (0..questions.len()).filter(used).partition(calibrates);
     let dimension = questions.first().map_or(0, |question| question.vector.len());
 

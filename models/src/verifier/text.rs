@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
-use turnflow_state::{normalise, question_of};
+use turnflow_state::{normalise_question, question_of};
 
 /// Words that carry no subject of their own.
 const PLAIN: &[&str] = &[
@@ -53,6 +53,11 @@ const OPPOSITES: &[(&str, &str)] = &[
     ("subscribe", "unsubscribe"),
 ];
 
+/// What a text asks, in normal form: what a verifier reads of it, and what tells whether it calibrates.
+pub(super) fn asked(text: &str) -> String {
+    normalise_question(question_of(text))
+}
+
 /// How rare words are, from 0 for those that every question has to 1 for those that none has.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Rarity(HashMap<u32, f32>);
@@ -63,8 +68,7 @@ impl Rarity {
         let all = (texts.len().max(2) as f32).ln();
         let mut counts = HashMap::<u32, u32>::new();
         for text in texts {
-            let mut words: Vec<u32> =
-                words_of(&normalise(question_of(text))).map(|word| hash(word.as_bytes())).collect();
+            let mut words: Vec<u32> = words_of(&asked(text)).map(|word| hash(word.as_bytes())).collect();
             words.sort_unstable();
             words.dedup();
             words.into_iter().for_each(|word| *counts.entry(word).or_default() += 1);
@@ -121,7 +125,7 @@ pub(super) const WORD_FEATURE_NAMES: [&str; WORD_FEATURES] = [
 
 impl Words {
     pub(super) fn of(text: &str, rarity: &Rarity) -> Self {
-        let text = normalise(question_of(text));
+        let text = asked(text);
         let words: Vec<&str> = words_of(&text).collect();
         let spoken: Vec<u32> = words.iter().map(|word| hash(word.as_bytes())).collect();
         let subjects = words.iter().filter(|word| !PLAIN.contains(word)).map(|word| hash(word.as_bytes()));
